@@ -1,0 +1,654 @@
+"""The language model in one file: Llama 2 / 3 / 3.1 / 3.2, SmolLM2, TinyLlama and Qwen2.5.
+
+    1. Config                what a Hugging Face config.json says, checked
+    2. Llama and Critic      RMSNorm, RoPE, grouped-query attention, SwiGLU; a token head or a value head
+    3. generate              KV cache, ragged prompts, slots that are refilled as sequences finish
+    4. Folders               safetensors in and out, each rank reading only its own rows
+    5. Chat prompts          Llama 3 headers or ChatML, by the tokenizer's own special tokens
+    6. Many processes        one mesh, plain FSDP; a single process is a mesh of one
+
+Shapes: B sequences, T tokens, D hidden size, V vocabulary, H query heads, K key/value heads, d = head size.
+References: Llama (2302.13971), RoPE (2104.09864), GQA (2305.13245), SwiGLU (2002.05202), RMSNorm (1910.07467);
+the numbers follow transformers' modeling_llama.py and modeling_qwen2.py, against which tests/test_model.py checks them.
+"""
+import functools
+import json
+import math
+import os
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
+
+LOGIT_CHUNK = 1024  # tokens whose [chunk, V] logits exist at once: 0.5 GB in float32 for Llama 3's 128k vocabulary
+
+
+# ---------------------------------------------------------------------------------------------------- 1. Config
+
+@dataclass(frozen=True)
+class Config:
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_factor: float = 1.0  # Llama 3.1's rope scaling; a factor of 1 is plain RoPE
+    rope_low_freq_factor: float = 1.0
+    rope_high_freq_factor: float = 4.0
+    rope_original_max: int = 8192
+    tie_word_embeddings: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    raw: dict = field(default_factory=dict, compare=False, repr=False)  # config.json as read, written back by save
+
+    @classmethod
+    def from_pretrained(cls, folder):
+        """Read folder/config.json. Raises FileNotFoundError, or ValueError naming file, key, value and what was expected."""
+        path = Path(folder) / "config.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; expected a Hugging Face model folder")
+        try:
+            return cls.from_dict(json.loads(path.read_text()), path)
+        except json.JSONDecodeError as e:
+            raise ValueError(f"{path}: not valid JSON: {e}") from None
+
+    @classmethod
+    def from_dict(cls, raw, path="config"):
+        def get(key, kind, default=None, source=raw):
+            value = source.get(key) if source.get(key) is not None else default
+            ok = isinstance(value, kind) and not (kind is not bool and isinstance(value, bool))
+            if not ok or (kind is not bool and not 0 < value < 2**31):
+                raise ValueError(f"{path}: {key} is {value!r}, expected a {'boolean' if kind is bool else 'positive number'}")
+            return value
+
+        if not isinstance(raw, dict):
+            raise ValueError(f"{path}: expected a JSON object, found {type(raw).__name__}")
+        kind = raw.get("model_type")
+        if kind not in ("llama", "qwen2"):
+            raise ValueError(f"{path}: model_type is {kind!r}, expected 'llama' or 'qwen2'")
+        for key, allowed in (("hidden_act", "silu"), ("mlp_bias", False), ("use_sliding_window", False)):
+            if raw.get(key, allowed) != allowed:
+                raise ValueError(f"{path}: {key} is {raw[key]!r}, only {allowed!r} is supported")
+        # transformers 4 writes rope_theta and rope_scaling, transformers 5 one dictionary rope_parameters
+        rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+        if not isinstance(rope, dict):
+            raise ValueError(f"{path}: rope_scaling is {rope!r}, expected a JSON object or null")
+        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        if rope_type not in ("default", "llama3"):
+            raise ValueError(f"{path}: rope_scaling's rope_type is {rope_type!r}, expected 'default' or 'llama3'")
+        theta = get("rope_theta", (int, float), raw.get("rope_theta", 10000.0), rope)
+        scaled = {}
+        if rope_type == "llama3":
+            scaled = {ours: get(theirs, (int, float), None, rope) for ours, theirs in (
+                ("rope_factor", "factor"), ("rope_low_freq_factor", "low_freq_factor"),
+                ("rope_high_freq_factor", "high_freq_factor"), ("rope_original_max", "original_max_position_embeddings"))}
+        hidden, heads = get("hidden_size", int), get("num_attention_heads", int)
+        bias = get("attention_bias", bool, False)
+        config = cls(
+            vocab_size=get("vocab_size", int), hidden_size=hidden, intermediate_size=get("intermediate_size", int),
+            num_hidden_layers=get("num_hidden_layers", int), num_attention_heads=heads,
+            num_key_value_heads=get("num_key_value_heads", int, heads), head_dim=get("head_dim", int, max(hidden // heads, 1)),
+            max_position_embeddings=get("max_position_embeddings", int, 2048),
+            rms_norm_eps=get("rms_norm_eps", float, 1e-6), rope_theta=float(theta), **scaled,
+            tie_word_embeddings=get("tie_word_embeddings", bool, False),
+            qkv_bias=kind == "qwen2" or bias, o_bias=kind == "llama" and bias, raw=raw)
+        if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
+            raise ValueError(f"{path}: num_attention_heads {config.num_attention_heads} must be a multiple of "
+                             f"num_key_value_heads {config.num_key_value_heads}, and head_dim {config.head_dim} even")
+        return config
+
+
+@functools.lru_cache(maxsize=16)
+def rope_frequencies(config, device):
+    """Rotation per position of each pair of channels, radians, float32 [d/2]; low ones slowed down as Llama 3.1 does."""
+    freq = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim)
+    if config.rope_factor == 1.0:
+        return freq
+    # Wavelengths beyond original_max / low_freq_factor are stretched by the factor, those under
+    # original_max / high_freq_factor kept, those between interpolated (transformers' _compute_llama3_parameters).
+    turns = config.rope_original_max * freq / (2 * math.pi)
+    smooth = (turns - config.rope_low_freq_factor) / (config.rope_high_freq_factor - config.rope_low_freq_factor)
+    smooth = smooth.clamp(0, 1)
+    return (1 - smooth) * freq / config.rope_factor + smooth * freq
+
+
+# ---------------------------------------------------------------------------------------------------- 2. Llama and Critic
+
+class RMSNorm(nn.Module):
+    def __init__(self, size, eps):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
+
+    def forward(self, x):  # in float32 whatever the compute type: the mean of squares overflows half precision
+        y = x.float()
+        return self.weight * (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+def rotate(x, cos, sin):
+    """Apply RoPE to x [B, heads, T, d]; channel i is paired with i + d/2 (Hugging Face's layout), cos and sin are [B, 1, T, d/2]."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+class Attention(nn.Module):
+    def __init__(self, c, layer):
+        super().__init__()
+        self.head_dim, self.layer = c.head_dim, layer
+        self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=c.qkv_bias)
+        self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.qkv_bias)
+        self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.qkv_bias)
+        self.o_proj = nn.Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=c.o_bias)
+
+    def forward(self, x, cos, sin, cache=None, rows=None, positions=None):
+        B, T, _ = x.shape
+        q, k, v = (p(x).view(B, T, -1, self.head_dim).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)  # [B, H, T, d], [B, K, T, d]
+        mask = None
+        if cache is not None:
+            cache.write(self.layer, rows, positions, k, v)
+            if T == 1:  # decoding: look at everything cached; a prefill starts its rows, so it sees only itself
+                k, v, mask = cache.read(self.layer, B, positions)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, c, layer):
+        super().__init__()
+        self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.self_attn = Attention(c, layer)
+        self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.mlp = MLP(c)
+
+    def forward(self, x, cos, sin, cache=None, rows=None, positions=None):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, rows, positions)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Trunk(nn.Module):
+    """Tokens [B, T] to normalised hidden states [B, T, D]. Sequences are padded on the right: causal attention never sees pads."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.config, self.recompute = c, False  # recompute: activation checkpointing of each block
+        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.layers = nn.ModuleList(Block(c, i) for i in range(c.num_hidden_layers))
+        self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+
+    def forward(self, tokens, cache=None, rows=None, positions=None):
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        x = self.embed_tokens(tokens)
+        angle = positions[:, None, :, None] * rope_frequencies(self.config, tokens.device)  # [B or 1, 1, T, d/2]
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        for block in self.layers:
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, cos, sin, use_reentrant=False)
+            else:
+                x = block(x, cos, sin, cache, rows, positions)
+        return self.norm(x)
+
+
+class Llama(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.model = config, Trunk(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def head(self, h):  # [..., D] -> float32 logits [..., V]
+        weight = self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+        return F.linear(h, weight).float()
+
+    def forward(self, tokens):
+        """LongTensor [B, T] -> float32 logits [B, T, V]; logits[:, t] are for token t + 1."""
+        return self.head(self.model(tokens))
+
+    def next_logits(self, tokens, last, cache, rows, positions):
+        """Logits [B, V] after each sequence's position `last` [B], with tokens [B, T] put into the cache at rows x positions."""
+        h = self.model(tokens, cache, rows, positions)
+        return self.head(h[torch.arange(len(h), device=h.device), last])
+
+    def logprobs(self, tokens, mask, temperature=1.0):
+        """Log-probability and entropy (nats) of every token under `mask` [B, T]; both [B, T], zero elsewhere.
+
+        Token t is scored by the hidden state at t - 1, so mask[:, 0] must be False. Logits are float32, divided by the
+        temperature that the sampler used, and exist for LOGIT_CHUNK tokens at a time, in the backward pass too.
+        """
+        mask = mask[:, 1:]
+        h, targets = self.model(tokens)[:, :-1][mask], tokens[:, 1:][mask]  # [N, D], [N]
+        parts = [checkpoint(self._score, h_, t_, temperature, use_reentrant=False) if torch.is_grad_enabled()
+                 else self._score(h_, t_, temperature) for h_, t_ in zip(h.split(LOGIT_CHUNK), targets.split(LOGIT_CHUNK))]
+        where = F.pad(mask, (1, 0))
+        return tuple(torch.zeros(tokens.shape, device=h.device).masked_scatter(where, torch.cat(p)) for p in zip(*parts))
+
+    def _score(self, h, targets, temperature):  # [N, D], [N] -> [N], [N]
+        logits = self.head(h) / temperature
+        total = logits.logsumexp(-1)
+        with torch.no_grad():  # entropy is logged, not trained
+            entropy = total - (torch.softmax(logits, -1) * logits).sum(-1)
+        return logits.gather(-1, targets[:, None])[:, 0] - total, entropy
+
+    @classmethod
+    def from_pretrained(cls, folder, dtype=torch.bfloat16, device="cpu"):
+        """Load a Hugging Face folder. Raises FileNotFoundError or ValueError (key, expected, found) before reading a weight."""
+        return load_model(cls, folder, dtype, device)
+
+    def save_pretrained(self, folder, dtype=None):
+        """Write config.json and safetensors that transformers and vLLM load unchanged; dtype: of the file, default as held."""
+        folder = Path(folder)
+        save_tensors(((n, p) for n, p in self.named_parameters()), folder, dtype)
+        if rank() == 0:
+            name = str(dtype or next(self.parameters()).dtype).removeprefix("torch.")
+            raw = {k: v for k, v in self.config.raw.items() if k != "dtype"} | {"torch_dtype": name}
+            write_text(folder / "config.json", json.dumps(raw, indent=2) + "\n")
+
+
+class Critic(nn.Module):
+    """The policy's trunk under a scalar head without bias (standard deviation 1 / (D + 1), as in the official code)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.model = config, Trunk(config)
+        self.value_head = nn.Linear(config.hidden_size, 1, bias=False)
+
+    def forward(self, tokens, mask):
+        """Value of the state before each token under `mask` [B, T]: float32 [B, T], zero elsewhere. Aligned with logprobs."""
+        values = self.value_head(self.model(tokens).float())[..., 0]  # the head computes in float32: returns need its digits
+        return F.pad(values[:, :-1], (1, 0)) * mask
+
+
+def init_weights(model, seed):
+    """Random start for --from-scratch: normal of standard deviation 0.02, output projections scaled down by depth (GPT-2)."""
+    g = torch.Generator().manual_seed(seed)
+    for name, p in model.named_parameters():
+        if name.endswith("norm.weight"):
+            nn.init.ones_(p)
+        elif name.endswith("bias"):
+            nn.init.zeros_(p)
+        else:
+            depth = name.endswith(("o_proj.weight", "down_proj.weight"))
+            nn.init.normal_(p, 0.0, 0.02 / (math.sqrt(2 * model.config.num_hidden_layers) if depth else 1.0), generator=g)
+
+
+# ---------------------------------------------------------------------------------------------------- 3. generate
+
+class KVCache:
+    """Keys and values [layers, slots, K, S, d]; allocated once, rows belong to whichever sequence sits in the slot."""
+
+    def __init__(self, config, slots, length, dtype, device):
+        shape = (config.num_hidden_layers, slots, config.num_key_value_heads, length, config.head_dim)
+        self.k, self.v = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        self.length = 1  # the longest sequence so far among the rows to be read; set by the decode loop
+
+    def write(self, layer, rows, positions, k, v):  # rows [B], positions [B, T], k and v [B, K, T, d]
+        self.k[layer][rows[:, None], :, positions] = k.transpose(1, 2)
+        self.v[layer][rows[:, None], :, positions] = v.transpose(1, 2)
+
+    def read(self, layer, n, positions):  # the first n rows, each up to its own position
+        mask = torch.arange(self.length, device=positions.device) <= positions[:, :, None]  # [n, 1, length]
+        return self.k[layer, :n, :, : self.length], self.v[layer, :n, :, : self.length], mask[:, None]
+
+    def move(self, source, target):
+        self.k[:, target], self.v[:, target] = self.k[:, source], self.v[:, source]
+
+
+def uniforms(seed, stream, n):
+    """n numbers in [0, 1) that depend on (seed, stream) alone."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
+    mixed = (mixed ^ (mixed >> 31)) * 0xD6E8FEB86659FD93 % 2**64
+    return torch.rand(n, generator=torch.Generator().manual_seed(mixed >> 1))
+
+
+def sample(logits, temperature, u):
+    """One token a row from float32 logits [n, V]: the arg max at temperature 0, else where the cumulative sum passes u [n]."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    cdf = torch.softmax(logits / temperature, -1).cumsum(-1)
+    # u is scaled by the last sum, which rounding leaves near 1; right=True never lands on a token of probability 0
+    return torch.searchsorted(cdf, (u[:, None] * cdf[:, -1:]), right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+
+
+@torch.inference_mode()
+def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0, streams=None, slots=64,
+             return_logprobs=False, progress=None):
+    """Continue each prompt until an EOS id or max_new_tokens.
+
+    prompts: token lists of any lengths >= 1. Returns the new tokens as lists in the same order, EOS kept; with
+    return_logprobs also the log-probability of each, as float lists, at the sampling temperature. Temperature 0 is greedy.
+    Every sequence draws from its own stream of numbers, (seed, streams[i]), default i: a response does not depend on what
+    else is in the batch, on `slots` (sequences decoded at once) or on the number of processes.
+    A finished sequence leaves at once: its slot is taken by the last active one, and free slots are refilled from the queue.
+    """
+    if temperature < 0 or max_new_tokens < 1 or slots < 1:
+        raise ValueError(f"generate: temperature {temperature}, max_new_tokens {max_new_tokens} or slots {slots} out of range")
+    if any(len(p) == 0 for p in prompts):
+        raise ValueError(f"generate: prompt {next(i for i, p in enumerate(prompts) if not p)} is empty")
+    out, logprobs = [[] for _ in prompts], [[] for _ in prompts]
+    if not prompts:
+        return (out, logprobs) if return_logprobs else out
+    weight = model.model.embed_tokens.weight
+    device, eos = weight.device, set(eos_ids)
+    slots = min(slots, len(prompts))
+    cache = KVCache(model.config, slots, max(map(len, prompts)) + max_new_tokens, weight.dtype, device)
+    streams = range(len(prompts)) if streams is None else streams
+    noise = [uniforms(seed, s, max_new_tokens) for s in streams] if temperature else None
+    waiting, active = deque(range(len(prompts))), []  # active[row] = index of the prompt that sits in this row of the cache
+
+    def choose(logits, rows):  # the next token of each given row
+        u = torch.stack([noise[active[r]][len(out[active[r]])] for r in rows]).to(device) if temperature else None
+        tokens = sample(logits, temperature, u)
+        if return_logprobs:
+            scores = torch.log_softmax(logits / (temperature or 1.0), -1).gather(-1, tokens[:, None])[:, 0].tolist()
+            for r, s in zip(rows, scores):
+                logprobs[active[r]].append(s)
+        for r, t in zip(rows, tokens.tolist()):
+            out[active[r]].append(t)
+
+    def drop_finished():
+        for row in reversed(range(len(active))):
+            tokens = out[active[row]]
+            if tokens[-1] in eos or len(tokens) == max_new_tokens:
+                last = active.pop()
+                if row < len(active):
+                    cache.move(len(active), row)
+                    active[row] = last
+                if progress:
+                    progress.update()
+
+    while waiting or active:
+        free = slots - len(active)
+        if waiting and (not active or free >= max(1, slots // 8)):  # several prompts share one prefill
+            new = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+            rows = torch.arange(len(active), len(active) + len(new), device=device)
+            active += new
+            lengths = torch.tensor([len(prompts[i]) for i in new], device=device)
+            tokens = nn.utils.rnn.pad_sequence([torch.tensor(prompts[i]) for i in new], batch_first=True).to(device)
+            positions = torch.arange(tokens.shape[1], device=device)[None].expand(len(new), -1)
+            # pads write keys past a prompt's end; decoding overwrites each before its position is first looked at
+            choose(model.next_logits(tokens, lengths - 1, cache, rows, positions), rows.tolist())
+            drop_finished()
+        if active:
+            n = len(active)
+            ends = [len(prompts[i]) + len(out[i]) for i in active]
+            cache.length = max(ends)
+            tokens = torch.tensor([[out[i][-1]] for i in active], device=device)
+            positions = torch.tensor(ends, device=device)[:, None] - 1
+            rows = torch.arange(n, device=device)
+            choose(model.next_logits(tokens, torch.zeros_like(rows), cache, rows, positions), range(n))
+            drop_finished()
+    return (out, logprobs) if return_logprobs else out
+
+
+# ---------------------------------------------------------------------------------------------------- 4. Folders
+
+def weight_files(folder):
+    """{tensor name: file} of a folder's model.safetensors or model.safetensors.index.json; no path leaves the folder."""
+    folder = Path(folder)
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.is_file():
+        try:
+            names = json.loads(index.read_text())["weight_map"]
+            files = {name: folder / file for name, file in names.items()}
+        except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as e:
+            raise ValueError(f"{index}: expected a JSON object with a weight_map of names to files ({type(e).__name__}: {e})") from None
+        for name, file in names.items():
+            if Path(file).name != file or file in ("", ".", ".."):
+                raise ValueError(f"{index}: weight_map sends {name} to {file!r}, expected a file name without a folder")
+            if not files[name].is_file():
+                raise FileNotFoundError(f"{files[name]}: no such file, but {index.name} names it for {name}")
+        return files
+    if not single.is_file():
+        raise FileNotFoundError(f"{folder}: neither model.safetensors nor model.safetensors.index.json there "
+                                "(for a random start give --from-scratch)")
+    with open_weights(single) as f:
+        return {name: single for name in f.keys()}
+
+
+def open_weights(file):
+    try:
+        return safe_open(file, framework="pt")
+    except SafetensorError as e:
+        raise ValueError(f"{file}: not a readable safetensors file: {e}") from None
+
+
+def my_rows(p):
+    """The rows of a sharded parameter that this rank holds, as a slice; all rows of a plain tensor."""
+    if isinstance(p, DTensor):
+        for axis, placement in enumerate(p.placements):
+            if placement.is_shard():  # FSDP shards dimension 0 the way torch.chunk does
+                size = -(-p.shape[0] // p.device_mesh.size(axis))
+                start = p.device_mesh.get_local_rank(axis) * size
+                return slice(min(start, p.shape[0]), min(start + size, p.shape[0]))
+    return slice(0, p.shape[0])
+
+
+def local(p):
+    return p.to_local() if isinstance(p, DTensor) else p
+
+
+def full(p):
+    """The whole tensor on every rank; a collective call where p is sharded."""
+    return p.detach().full_tensor() if isinstance(p, DTensor) else p.detach()
+
+
+@torch.no_grad()
+def load_tensors(targets, folder, ignore=()):
+    """Fill the tensors {name: tensor} from a folder's safetensors; sharded ones read only their own rows.
+
+    All names and shapes are compared before the first weight is read. `ignore`: endings of names that may be there unused.
+    """
+    files = weight_files(folder)
+    missing = [n for n in targets if n not in files]
+    extra = [n for n in files if n not in targets and not n.endswith(tuple(ignore))]
+    for what, names in (("lacks tensor", missing), ("has the unexpected tensor", extra)):
+        if names:
+            raise ValueError(f"{folder}: {what} {names[0]}" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+                             + "; the weights do not fit config.json")
+    by_file = {}
+    for name in targets:
+        by_file.setdefault(files[name], []).append(name)
+    for read in (False, True):
+        for file, names in by_file.items():
+            with open_weights(file) as f:
+                for name in names:
+                    try:
+                        source, target = f.get_slice(name), targets[name]
+                        shape = source.get_shape()
+                        if list(shape) != list(target.shape):
+                            raise ValueError(f"{file}: {name} has shape {list(shape)}, expected {list(target.shape)}")
+                        rows = my_rows(target)
+                        if read and rows.start < rows.stop:
+                            local(target).copy_(source[rows])
+                    except SafetensorError as e:
+                        raise ValueError(f"{file}: {name}: {e}") from None
+
+
+def load_model(cls, folder, dtype=torch.bfloat16, device="cpu", mesh=None, compute_dtype=None, init_seed=None):
+    """A Llama or Critic from a Hugging Face folder, sharded over `mesh` where one is given.
+
+    A Critic takes the policy's trunk, and its head from `init_seed`. A Llama with `init_seed` starts at random.
+    """
+    config = Config.from_pretrained(folder)
+    scratch = cls is Llama and init_seed is not None
+    with torch.device("cpu" if scratch else "meta"):
+        model = cls(config).to(dtype)
+    if scratch:
+        init_weights(model, init_seed)
+    if mesh is not None:
+        shard(model, mesh, compute_dtype or dtype)
+    if scratch:
+        return model.to(device)
+    model.to_empty(device=device)
+    targets = {n: p for n, p in model.named_parameters() if not n.startswith("value_head")}
+    ignore = ["rotary_emb.inv_freq"] + (["lm_head.weight"] if config.tie_word_embeddings or cls is Critic else [])
+    load_tensors(targets, folder, ignore)
+    if cls is Critic:
+        weight = torch.empty(1, config.hidden_size).normal_(
+            0.0, 1 / (config.hidden_size + 1), generator=torch.Generator().manual_seed(init_seed or 0))
+        with torch.no_grad():
+            local(model.value_head.weight).copy_(weight[my_rows(model.value_head.weight)])
+    return model
+
+
+@torch.no_grad()
+def save_tensors(named, folder, dtype=None, max_bytes=5 * 10**9):
+    """Write (name, tensor) pairs as safetensors, in several files with an index beyond max_bytes. Called by every rank;
+    sharded tensors are gathered one by one, rank 0 writes, each file aside and then renamed."""
+    folder, files, batch, size = Path(folder), [], {}, 0
+
+    def flush():
+        nonlocal batch, size
+        if rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            part = folder / f".part-{len(files)}"
+            save_file(batch, part, metadata={"format": "pt"})
+            files.append((part, list(batch), size))
+        batch, size = {}, 0
+
+    for name, p in named:
+        tensor = full(p)
+        if rank() == 0:
+            tensor = tensor.to("cpu", dtype or tensor.dtype).contiguous()
+            if batch and size + tensor.nbytes > max_bytes:
+                flush()
+            batch[name], size = tensor, size + tensor.nbytes
+    flush()
+    if rank() == 0:
+        for i, (part, _, _) in enumerate(files):
+            os.replace(part, folder / (shard_name(i, len(files))))
+        index = folder / "model.safetensors.index.json"
+        if len(files) > 1:
+            write_text(index, json.dumps({
+                "metadata": {"total_size": sum(s for _, _, s in files)},
+                "weight_map": {n: shard_name(i, len(files)) for i, (_, names, _) in enumerate(files) for n in names}}, indent=2) + "\n")
+        else:
+            index.unlink(missing_ok=True)
+
+
+def shard_name(i, n):
+    return "model.safetensors" if n == 1 else f"model-{i + 1:05d}-of-{n:05d}.safetensors"
+
+
+def write_text(path, text):
+    """Write aside and rename, so that no reader and no crash ever sees half a file."""
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text(text)
+    os.replace(aside, path)
+
+
+# ---------------------------------------------------------------------------------------------------- 5. Chat prompts
+
+def chat_style(tokenizer):
+    """(start of turn, end of role, end of turn) as text, by the special tokens that the tokenizer has."""
+    has = lambda *names: all(tokenizer.token_to_id(n) is not None for n in names)
+    if has("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"):
+        return "llama3"
+    if has("<|im_start|>", "<|im_end|>"):
+        return "chatml"
+    raise ValueError("tokenizer.json: neither Llama 3's <|start_header_id|>, <|end_header_id|>, <|eot_id|>, <|begin_of_text|> "
+                     "nor ChatML's <|im_start|>, <|im_end|> among its tokens; expected a chat model's tokenizer")
+
+
+def chat_prompt(tokenizer, problem):
+    """Token ids of one user turn `Problem: {problem}` and the opening of the assistant's turn; no system message.
+
+    Only the template's own special tokens become special: text such as <|eot_id|> inside a problem stays text.
+    """
+    text = lambda s: tokenizer.encode(s, add_special_tokens=False).ids
+    special = tokenizer.token_to_id
+    if chat_style(tokenizer) == "llama3":
+        turn = lambda role: [special("<|start_header_id|>"), *text(role), special("<|end_header_id|>")]
+        return [special("<|begin_of_text|>"), *turn("user"), *text(f"\n\nProblem: {problem}"), special("<|eot_id|>"),
+                *turn("assistant"), *text("\n\n")]
+    return [special("<|im_start|>"), *text(f"user\nProblem: {problem}"), special("<|im_end|>"), *text("\n"),
+            special("<|im_start|>"), *text("assistant\n")]
+
+
+def end_of_turn(tokenizer):
+    return tokenizer.token_to_id("<|eot_id|>" if chat_style(tokenizer) == "llama3" else "<|im_end|>")
+
+
+def eos_ids(folder, tokenizer):
+    """Ids that end a response: the chat template's end of turn, and what generation_config.json or config.json name."""
+    ids = {end_of_turn(tokenizer)}
+    for file in ("generation_config.json", "config.json"):
+        path = Path(folder) / file
+        if path.is_file():
+            value = json.loads(path.read_text()).get("eos_token_id")
+            ids |= {i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)}
+    return sorted(ids)
+
+
+# ---------------------------------------------------------------------------------------------------- 6. Many processes
+
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size():
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def start_processes():
+    """Join torchrun's processes, or be a group of one. Returns (device, mesh): NCCL on GPUs, gloo on CPU.
+
+    With several nodes the mesh is two-dimensional, and FSDP replicates over nodes and shards inside each (HSDP).
+    """
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        if "RANK" in os.environ:
+            dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
+        else:
+            dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    nodes = max(1, world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", world_size())))
+    shape, names = ((nodes, world_size() // nodes), ("replicate", "shard")) if nodes > 1 else ((world_size(),), ("shard",))
+    return device, init_device_mesh(device.type, shape, mesh_dim_names=names)
+
+
+def shard(model, mesh, compute_dtype):
+    """FSDP: float32 (or given) master weights, each block and the root a unit, compute in compute_dtype, reduce in float32."""
+    precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    for block in model.model.layers:
+        fully_shard(block, mesh=mesh, mp_policy=precision)
+    if isinstance(model, Critic):
+        fully_shard(model.value_head, mesh=mesh)  # stays in float32
+    else:
+        register_fsdp_forward_method(model, "logprobs")
+    fully_shard(model, mesh=mesh, mp_policy=precision)
+
+
+@torch.no_grad()
+def copy_weights(source, target):
+    """Refresh an unsharded copy, one parameter at a time, so that only one whole tensor more is in memory."""
+    for (name, p), (_, q) in zip(source.named_parameters(), target.named_parameters(), strict=True):
+        q.copy_(full(p))

@@ -1,0 +1,276 @@
+"""model.py against transformers, against slow loops, and against itself under changes that must not matter."""
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+import model as M
+from conftest import TINY, tiny_llama
+
+LLAMA31 = TINY | dict(rope_theta=500000.0, rope_scaling=dict(
+    rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64))
+QWEN = TINY | dict(model_type="qwen2", rms_norm_eps=1e-6, tie_word_embeddings=True)
+
+
+def write_folder(folder, config, seed=0):
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    net = M.Llama(M.Config.from_pretrained(folder))
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in net.named_parameters():  # biases and norms, too, away from their neutral values
+            p.copy_(torch.randn(p.shape, generator=g) * (0.3 if p.dim() > 1 else 0.1) + (1.0 if "norm" in name else 0.0))
+    net.save_pretrained(folder)
+    return net.eval()
+
+
+def transformers():
+    return pytest.importorskip("transformers", reason="transformers is not installed")
+
+
+@pytest.mark.parametrize("config", [TINY, LLAMA31, QWEN, TINY | dict(attention_bias=True)], ids=["llama", "llama3.1", "qwen2.5", "bias"])
+def test_logits_equal_transformers(tmp_path, config):
+    hf = transformers()
+    ours = write_folder(tmp_path, config)
+    theirs = hf.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager").eval()
+    tokens = torch.randint(0, 97, (3, 130), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert (ours(tokens) - theirs(tokens).logits).abs().max() < 1e-4
+
+
+def test_a_folder_of_transformers_loads_and_ours_loads_there(tmp_path):
+    hf = transformers()
+    torch.manual_seed(0)
+    theirs = hf.LlamaForCausalLM(hf.LlamaConfig(**{k: v for k, v in LLAMA31.items() if k != "model_type"})).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = M.Llama.from_pretrained(tmp_path / "theirs", dtype=torch.float32)
+    ours.save_pretrained(tmp_path / "ours")
+    again = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32)
+    tokens = torch.arange(90)[None]
+    with torch.no_grad():
+        assert (ours(tokens) - theirs(tokens).logits).abs().max() < 1e-4
+        assert torch.equal(again(tokens).logits, theirs(tokens).logits)
+
+
+@pytest.mark.smollm2
+def test_smollm2_logits_equal_transformers(smollm2):
+    hf = transformers()
+    ours = M.Llama.from_pretrained(smollm2, dtype=torch.float32).eval()
+    theirs = hf.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    from tokenizers import Tokenizer
+    ids = M.chat_prompt(Tokenizer.from_file(str(smollm2 / "tokenizer.json")), "What is 12 * 7? Explain each step.")
+    tokens = torch.tensor([ids * 4])
+    with torch.no_grad():
+        assert (ours(tokens) - theirs(tokens).logits).abs().max() < 1e-4
+        expected = theirs.generate(torch.tensor([ids]), max_new_tokens=24, do_sample=False)[0, len(ids):].tolist()
+    got = M.generate(ours, [ids], 24, temperature=0, eos_ids=(2,))[0]
+    assert got == expected[:len(got)] and (len(got) == 24 or got[-1] == 2)
+
+
+def test_one_file_and_sharded_index_are_the_same_model(tmp_path):
+    net = write_folder(tmp_path / "one", TINY)
+    M.save_tensors(net.named_parameters(), tmp_path / "many", max_bytes=20_000)
+    (tmp_path / "many" / "config.json").write_text((tmp_path / "one" / "config.json").read_text())
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 3
+    many = M.Llama.from_pretrained(tmp_path / "many", dtype=torch.float32)
+    for (n, p), q in zip(net.named_parameters(), many.parameters()):
+        assert torch.equal(p, q), n
+
+
+# ---- errors name the key, what was expected and what was found
+
+@pytest.mark.parametrize("change, words", [
+    (dict(model_type="mistral"), ["model_type", "mistral", "llama"]),
+    (dict(rope_scaling=dict(rope_type="yarn", factor=4.0)), ["rope_type", "yarn", "llama3"]),
+    (dict(rope_scaling=dict(rope_type="llama3")), ["factor"]),
+    (dict(hidden_act="gelu"), ["hidden_act", "gelu", "silu"]),
+    (dict(hidden_size="32"), ["hidden_size", "'32'", "positive number"]),
+    (dict(num_key_value_heads=3), ["num_key_value_heads", "3"]),
+    (dict(tie_word_embeddings=1), ["tie_word_embeddings", "1", "boolean"]),
+    (dict(mlp_bias=True), ["mlp_bias"]),
+])
+def test_config_errors(tmp_path, change, words):
+    (tmp_path / "config.json").write_text(json.dumps(TINY | change))
+    with pytest.raises(ValueError) as e:
+        M.Config.from_pretrained(tmp_path)
+    assert all(w in str(e.value) for w in [*words, "config.json"])
+
+
+@pytest.mark.parametrize("name, value, words", [
+    ("model.norm.weight", None, ["lacks", "model.norm.weight"]),
+    ("model.extra.weight", torch.zeros(2), ["unexpected", "model.extra.weight"]),
+    ("lm_head.weight", torch.zeros(96, 32), ["lm_head.weight", "[96, 32]", "[97, 32]"]),
+])
+def test_weight_errors(tmp_path, name, value, words):
+    write_folder(tmp_path, TINY)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors.pop(name, None)
+    if value is not None:
+        tensors[name] = value
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError) as e:
+        M.Llama.from_pretrained(tmp_path)
+    assert all(w in str(e.value) for w in words)
+
+
+def test_hostile_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match="config.json"):
+        M.Llama.from_pretrained(tmp_path / "nowhere")
+    write_folder(tmp_path / "m", TINY)
+    (tmp_path / "m" / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    with pytest.raises(FileNotFoundError, match="from-scratch"):
+        M.Llama.from_pretrained(tmp_path / "m")
+    index = tmp_path / "m" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": "../outside.safetensors"}}))
+    with pytest.raises(ValueError, match="without a folder"):
+        M.Llama.from_pretrained(tmp_path / "m")
+    index.unlink()
+    (tmp_path / "m" / "model.safetensors").write_bytes((tmp_path / "outside.safetensors").read_bytes()[:1000])
+    with pytest.raises(ValueError, match="not a readable safetensors"):
+        M.Llama.from_pretrained(tmp_path / "m")
+
+
+# ---- log-probs
+
+def test_checklist_2_chunked_logprobs_equal_unchunked(monkeypatch):
+    net = tiny_llama()
+    tokens = torch.randint(0, 97, (4, 21), generator=torch.Generator().manual_seed(2))
+    mask = torch.zeros(4, 21, dtype=torch.bool)
+    mask[:, 5:17] = True
+    dense = torch.log_softmax(net(tokens) / 0.7, -1)
+    expected = dense[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
+    grads = []
+    for chunk in (1, 7, 1024):
+        monkeypatch.setattr(M, "LOGIT_CHUNK", chunk)
+        logprob, entropy = net.logprobs(tokens, mask, 0.7)
+        assert (logprob[:, 1:] - expected)[mask[:, 1:]].abs().max() < 1e-5 and not logprob[~mask].any()
+        assert (entropy[:, 1:] + (dense.exp() * dense).sum(-1)[:, :-1])[mask[:, 1:]].abs().max() < 1e-5
+        net.zero_grad()
+        logprob.sum().backward()
+        grads.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    net.zero_grad()
+    expected[mask[:, 1:]].sum().backward()
+    dense_grad = torch.cat([p.grad.flatten() for p in net.parameters()])
+    for g in grads:
+        assert (g - dense_grad).abs().max() <= 1e-6 * max(1.0, dense_grad.abs().max())
+
+
+def test_checklist_2_logits_are_float32_before_the_softmax():
+    net = tiny_llama().to(torch.bfloat16)
+    tokens = torch.arange(12)[None]
+    mask = torch.arange(12)[None] >= 3
+    assert net(tokens).dtype == torch.float32
+    logprob, _ = net.logprobs(tokens, mask)
+    reference = torch.log_softmax(net(tokens).double(), -1)[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
+    assert (logprob[:, 1:] - reference)[mask[:, 1:]].abs().max() < 1e-5  # a bfloat16 softmax is off by 1e-2
+
+
+def test_checklist_2_no_logits_of_the_whole_batch(monkeypatch):
+    net, seen = tiny_llama(), []
+    monkeypatch.setattr(M, "LOGIT_CHUNK", 8)
+    head = net.head
+    monkeypatch.setattr(net, "head", lambda h: seen.append(h.shape) or head(h))
+    net.logprobs(torch.zeros(4, 20, dtype=torch.long), torch.arange(20)[None].expand(4, -1) > 4)[0].sum().backward()
+    assert max(s[0] for s in seen) == 8 and sum(s[0] for s in seen) == 2 * 4 * 15  # once forward, once recomputed
+
+
+def test_checklist_5_token_t_is_scored_by_the_state_before_it():
+    """Changing token t changes nothing that t's own value or the score of earlier tokens depends on."""
+    torch.manual_seed(0)
+    critic = M.Critic(M.Config.from_dict(TINY))
+    net, tokens = tiny_llama(), torch.arange(20)[None]
+    mask = torch.ones(1, 20, dtype=torch.bool)
+    mask[:, 0] = False
+    changed = tokens.clone()
+    changed[0, 10] = 77
+    v, w = critic(tokens, mask), critic(changed, mask)
+    assert torch.equal(v[:, :11], w[:, :11]) and not torch.equal(v[:, 11], w[:, 11])
+    hidden = critic.model(tokens)
+    assert torch.allclose(v[0, 7], hidden[0, 6] @ critic.value_head.weight[0])
+    (p, ep), (q, eq) = net.logprobs(tokens, mask), net.logprobs(changed, mask)
+    assert torch.equal(p[:, :10], q[:, :10]) and p[0, 10] != q[0, 10] and torch.equal(ep[:, :11], eq[:, :11])
+
+
+def test_right_padding_does_not_change_a_score():
+    net, tokens = tiny_llama(), torch.randint(0, 97, (1, 9), generator=torch.Generator().manual_seed(3))
+    mask = torch.arange(9)[None] >= 4
+    alone = net.logprobs(tokens, mask)[0]
+    padded = net.logprobs(F.pad(tokens, (0, 6), value=5), F.pad(mask, (0, 6)))[0]
+    assert (alone - padded[:, :9]).abs().max() < 1e-6
+
+
+# ---- generate
+
+PROMPTS = [[5], list(range(40)), [9, 8, 7], list(range(3, 20)), [1, 1, 1, 1, 1], [90, 3]]
+
+
+def naive_greedy(net, prompt, n, eos):
+    out = []
+    with torch.no_grad():
+        while len(out) < n and not (out and out[-1] in eos):
+            out.append(int(net(torch.tensor([prompt + out]))[0, -1].argmax()))
+    return out
+
+
+@pytest.mark.parametrize("slots", [1, 2, 6])
+@pytest.mark.parametrize("config", [TINY, LLAMA31, QWEN], ids=["llama", "llama3.1", "qwen2.5"])
+def test_checklist_17_greedy_cached_decode_equals_the_full_forward(config, slots):
+    net = tiny_llama(**config)
+    eos = {int(net(torch.tensor([[9, 8, 7]]))[0, -1].argmax())}  # one prompt ends at once, others go on
+    expected = [naive_greedy(net, p, 20, eos) for p in PROMPTS]
+    assert len({len(e) for e in expected}) > 1
+    assert M.generate(net, PROMPTS, 20, temperature=0, eos_ids=eos, slots=slots) == expected
+
+
+def test_checklist_17_cached_logits_equal_the_full_forward():
+    net = tiny_llama(scale=3.0)
+    tokens, logprobs = M.generate(net, PROMPTS, 16, temperature=0.7, seed=4, slots=3, return_logprobs=True)
+    for prompt, response, scores in zip(PROMPTS, tokens, logprobs):
+        with torch.no_grad():
+            dense = torch.log_softmax(net(torch.tensor([prompt + response]))[0] / 0.7, -1)
+        expected = torch.tensor([dense[len(prompt) - 1 + i, t] for i, t in enumerate(response)])
+        assert (torch.tensor(scores) - expected).abs().max() < 1e-5
+
+
+def test_a_response_depends_on_its_seed_and_stream_alone():
+    net = tiny_llama(scale=3.0)
+    run = lambda prompts=PROMPTS, **kw: M.generate(net, prompts, 12, seed=kw.pop("seed", 1), **kw)
+    all_at_once = run()
+    assert run() == all_at_once == run(slots=2)
+    assert run(seed=2) != all_at_once
+    assert run(prompts=PROMPTS[3:], streams=[3, 4, 5]) == all_at_once[3:]
+    same = run(prompts=[[5]] * 6)
+    assert len({tuple(s) for s in same}) > 3  # several samples of one prompt differ
+
+
+def test_samples_follow_the_softmax():
+    logits = torch.tensor([[2.0, 0.0, -1.0, float("-inf"), 1.0]])
+    n = 20000
+    tokens = M.sample(logits.expand(n, -1), 0.7, M.uniforms(0, 0, n))
+    counts, p = torch.bincount(tokens, minlength=5).double(), torch.softmax(logits[0].double() / 0.7, -1)
+    assert counts[3] == 0
+    assert all(abs(counts[i] - n * p[i]) < 5 * math.sqrt(n * p[i] * (1 - p[i])) for i in (0, 1, 2, 4))
+    assert M.sample(logits, 1.0, torch.tensor([0.99999994])).item() == 4 and M.sample(logits, 0, None).item() == 0
+
+
+def test_a_finished_sequence_costs_no_compute(monkeypatch):
+    net = tiny_llama()
+    eos = {int(net(torch.tensor([[9, 8, 7]]))[0, -1].argmax())}
+    lengths = [len(naive_greedy(net, p, 20, eos)) for p in PROMPTS]
+    rows, step = [], net.next_logits
+    monkeypatch.setattr(net, "next_logits", lambda tokens, *a: rows.append(tokens.shape) or step(tokens, *a))
+    M.generate(net, PROMPTS, 20, temperature=0, eos_ids=eos, slots=6)
+    assert sum(s[0] for s in rows) == sum(lengths)  # one row of work for each token kept
+
+
+def test_generate_refuses_nonsense():
+    net = tiny_llama()
+    assert M.generate(net, [], 5) == []
+    for bad in (dict(temperature=-1.0), dict(max_new_tokens=0), dict(slots=0)):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            M.generate(net, [[1]], **(dict(max_new_tokens=3) | bad))
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        M.generate(net, [[1], []], 3)
