@@ -1,0 +1,554 @@
+"""PPO for a language model with a critic, in one scroll.
+
+    1. Settings              every value of the recipe, with the paper's defaults for an 8B model
+    2. The mathematics       KL estimates, GAE, whitening, the clipped losses: pure functions of [B, T] tensors
+    3. Dealing work          micro-batches under a token budget, the same on every rank
+    4. Trainer               rollout -> experience -> update, checkpoints
+
+Conventions: a sequence is prompt + response, padded on the right. Everything "a token" is a [B, T] tensor aligned with the
+token it speaks of: logprob[:, t] is log p(token t | tokens < t), value[:, t] the value of the state in which token t was
+chosen. mask[:, t] is True where token t is an action, that is a sampled token, the EOS among them; prompts and pads are False.
+
+Weights are sharded over ranks; a rollout's ids and per-token numbers are small, so every rank holds all of them. Advantages,
+whitening and minibatches are then the same for any number of ranks by construction.
+
+References: PPO (1707.06347), GAE (1506.02438), RLHF's per-token KL (1909.08593), k1 and k3 (joschu.net/blog/kl-approx.html),
+"The N implementation details of RLHF with PPO", RLSP (2502.06773; its official code departs from it where marked).
+"""
+import hashlib
+import json
+import math
+import shutil
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+import model as M
+import rewards
+
+
+# ---------------------------------------------------------------------------------------------------- 1. Settings
+
+def flag(default, help, low=None, high=None, choices=None, kind=None):
+    """A dataclass field that rlsp.py turns into a command-line flag; low and high are inclusive."""
+    return field(default=default, metadata=dict(help=help, low=low, high=high, choices=choices, kind=kind or type(default)))
+
+
+@dataclass
+class PPOConfig:
+    # Rollout. The paper: 512 prompts, one sample each, temperature 0.7, top-p 1.
+    steps: int = flag(200, "PPO steps; each is one rollout and its updates", 1)
+    rollout_batch: int = flag(512, "prompts a step, over all ranks", 1)
+    samples: int = flag(1, "responses a prompt", 1)
+    max_prompt: int = flag(2048, "longest prompt allowed, tokens", 1)
+    max_response: int = flag(4096, "longest response, tokens; longer ones are truncated", 1)
+    temperature: float = flag(0.7, "sampling temperature; log-probs are scored at the same one", 1e-3)
+    slots: int = flag(64, "sequences decoded at once on each rank", 1)
+    # Reward, Eq. 1
+    exploration: str = flag("length", "exploration reward R_ex", choices=("none", "length", "steps"))
+    alpha: float = flag(0.8, "weight of correctness in Eq. 1 (ignored by exploration none)", 0, 1)
+    alpha_end: float = flag(None, "alpha at the last step, reached linearly; default: alpha stays", 0, 1, kind=float)
+    length_scale: float = flag(1000.0, "C of the length reward -C/|o|, tokens", 1e-9)
+    length_floor: float = flag(4.0, "the length reward never falls below minus this", 0)
+    steps_scale: float = flag(10.0, "S of the steps reward min(1, steps/S)", 1e-9)
+    reward: str = flag("", "FILE.py:FUNCTION(response, problem) -> float that replaces Eq. 1")
+    reward_clip: float = flag(10.0, "rewards are clipped to plus or minus this", 0)
+    kl_coef: float = flag(0.05, "beta, the weight of the per-token KL penalty", 0)
+    kl_target: float = flag(0.0, "if positive, beta adapts towards this KL a response, in nats", 0)
+    # Advantage
+    advantage: str = flag("gae", "gae (with a critic), or group (group mean as the baseline, no critic)", choices=("gae", "group"))
+    gamma: float = flag(1.0, "discount", 0, 1)
+    lam: float = flag(0.95, "lambda of GAE", 0, 1)
+    # Update
+    train_batch: int = flag(128, "responses a minibatch, over all ranks", 1)
+    epochs: int = flag(1, "passes over a rollout", 1)
+    micro_tokens: int = flag(16384, "tokens, pads included, in one forward and backward pass on each rank", 1)
+    lr: float = flag(2e-7, "learning rate of the policy", 0)
+    critic_lr: float = flag(2e-6, "learning rate of the critic", 0)
+    warmup: float = flag(0.03, "share of all updates over which the learning rates rise", 0, 1)
+    lr_end: float = flag(0.1, "learning rates fall along a cosine to this share", 0, 1)
+    clip: float = flag(0.2, "clip range of the probability ratio", 0)
+    value_clip: float = flag(0.2, "clip range of the value around the old value", 0)
+    grad_clip: float = flag(1.0, "largest gradient norm", 0)
+    freeze_steps: int = flag(4, "first steps that train the critic alone (ignored by advantage group)", 0)
+    dtype: str = flag("bfloat16", "compute type; master weights are float32", choices=("bfloat16", "float32"))
+    recompute: bool = flag(True, "activation checkpointing: less memory, a third more compute")
+    # Run
+    seed: int = flag(0, "seed of everything random", 0)
+    save_every: int = flag(20, "steps between checkpoints; 0: only at the end", 0)
+    keep: int = flag(2, "checkpoints kept", 1)
+    log_rollouts: int = flag(16, "responses a step written to rollouts.jsonl", 0)
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message names the quantity and the step."""
+
+
+# ---------------------------------------------------------------------------------------------------- 2. The mathematics
+
+def kl_estimates(logprob, ref_logprob):
+    """Per-token estimates (k1, k3) of KL(policy || reference) from samples of the policy, nats. k1 is unbiased and may be
+    negative, k3 is unbiased, too, never negative and less noisy. k1 goes into the reward, both are logged."""
+    log_ratio = ref_logprob - logprob
+    return -log_ratio, torch.expm1(log_ratio) - log_ratio
+
+
+def token_rewards(scores, k1, mask, kl_coef):
+    """r_t = R * 1[t is the last action] - beta * k1_t. scores [B]; k1, mask [B, T] -> [B, T], without gradient."""
+    rewards_ = -kl_coef * k1.detach() * mask
+    last = mask.shape[1] - 1 - mask.int().flip(1).argmax(1)  # the EOS, or the last token of a truncated response
+    rewards_[torch.arange(len(scores)), last] += scores
+    return rewards_
+
+
+def gae(rewards, values, mask, gamma, lam):
+    """Generalized advantage estimation (1506.02438, eq. 16). All [B, T]; positions outside the mask are skipped.
+
+    delta_t = r_t + gamma V_{t+1} - V_t,  A_t = delta_t + gamma lambda A_{t+1}; after the last action V and A are 0.
+    Returns (advantages, returns = advantages + values), raw and zero outside the mask.
+    """
+    advantages = torch.zeros_like(rewards)
+    next_value, next_advantage = torch.zeros_like(rewards[:, 0]), torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        m = mask[:, t]
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        next_advantage = torch.where(m, delta + gamma * lam * next_advantage, next_advantage)
+        next_value = torch.where(m, values[:, t], next_value)
+        advantages[:, t] = next_advantage
+    return advantages * mask, (advantages + values) * mask
+
+
+def group_advantages(rewards, scores, mask, samples, gamma):
+    """The alternative without a critic: reward to go minus the mean score of the `samples` responses to the same prompt.
+
+    rewards, mask [B, T]; scores [B], responses to one prompt next to each other -> [B, T]. (GRPO without its division by
+    the group's standard deviation, which whitening over the rollout replaces.)
+    """
+    baseline = scores.view(-1, samples).mean(1).repeat_interleave(samples)
+    to_go, _ = gae(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)
+    return (to_go - baseline[:, None]) * mask
+
+
+def masked_mean(x, mask):
+    return (x * mask).sum() / mask.sum()
+
+
+def whiten(x, mask):
+    """Masked mean 0 and (population) variance 1; zero outside the mask."""
+    x = (x - masked_mean(x, mask)) * mask
+    return x * torch.rsqrt(masked_mean(x * x, mask) + 1e-8)
+
+
+def policy_loss(logprob, old_logprob, advantage, mask, clip=0.2, count=None):
+    """Sum over the mask of max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)), divided by count (default: the mask's tokens).
+
+    All [B, T]. With count = the tokens of the whole optimizer step, the micro-batches' losses add up to the step's loss.
+    """
+    ratio = torch.exp(logprob - old_logprob)
+    loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
+    return (loss * mask).sum() / (mask.sum() if count is None else count)
+
+
+def value_loss(value, old_value, ret, mask, clip=0.2, count=None):
+    """Half the sum of max((V - G)^2, (V_clipped - G)^2), V_clipped within clip of the old value; divided as in policy_loss."""
+    clipped = old_value + (value - old_value).clamp(-clip, clip)
+    loss = torch.maximum((value - ret) ** 2, (clipped - ret) ** 2)
+    return 0.5 * (loss * mask).sum() / (mask.sum() if count is None else count)
+
+
+def explained_variance(value, ret, mask):
+    """1 - Var[G - V] / Var[G]: 1 is a perfect critic, 0 no better than a constant; 0 where the returns do not vary."""
+    variance = lambda x: masked_mean((x - masked_mean(x, mask)) ** 2, mask)
+    total = variance(ret)
+    return float(1 - variance(ret - value) / total) if total > 0 else 0.0
+
+
+def lr_factor(update, total, warmup, end):
+    """Linear rise over the first `warmup` share of `total` updates, then a cosine from 1 to `end`. update counts from 0."""
+    rise = math.ceil(warmup * total)
+    if update < rise:
+        return (update + 1) / rise
+    progress = (update - rise) / max(1, total - 1 - rise)
+    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+# ---------------------------------------------------------------------------------------------------- 3. Dealing work
+
+def generator(seed, *purpose):
+    """One generator for each purpose and place, a function of (seed, purpose) alone: resuming needs no random state."""
+    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def epoch_order(n, seed, epoch):
+    return torch.randperm(n, generator=generator(seed, "epoch", epoch)).tolist()
+
+
+def problems_of_step(n, step, batch, seed):
+    """Indices of the `batch` problems of a step: the data in a new order each epoch, a batch may cross an epoch's end."""
+    first = step * batch
+    return [epoch_order(n, seed, e)[i] for e, i in (divmod(first + k, n) for k in range(batch))]
+
+
+def micro_batches(indices, lengths, budget, ranks):
+    """Split samples into micro-steps: a list of lists of one share (a list of indices) for each rank.
+
+    Longest first, rows x longest <= budget tokens a rank (one row at least), so neighbours have like lengths and little is
+    padding. Every rank takes part in every micro-step, as FSDP's collectives ask; a share may be empty.
+    """
+    order, steps = sorted(indices, key=lambda i: (-lengths[i], i)), []
+    while order:
+        rows = max(1, budget // lengths[order[0]]) * ranks
+        run, order = order[:rows], order[rows:]
+        steps.append([run[r::ranks] for r in range(ranks)])
+    return steps
+
+
+def pad(rows, dtype):  # lists of numbers -> [B, T], zeros on the right
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(r, dtype=dtype) for r in rows], batch_first=True)
+
+
+def all_reduce(x):
+    """Sum over ranks, in place."""
+    if M.world_size() > 1:
+        on_device = x.to("cuda") if torch.cuda.is_available() else x
+        dist.all_reduce(on_device)
+        x.copy_(on_device)
+    return x
+
+
+@dataclass
+class Sample:
+    """One response with what was thought of it."""
+    problem: dict
+    prompt: list  # token ids
+    response: list  # token ids, EOS included
+    sampler_logprob: list  # nats, as the sampler saw them
+    text: str
+    truncated: bool
+    parts: rewards.RewardParts
+
+
+# ---------------------------------------------------------------------------------------------------- 4. Trainer
+
+class Trainer:
+    """Policy, critic, reference and sampler of one run. problems: dicts with `problem` and `answer`; run: the run's folder."""
+
+    def __init__(self, config, folder, problems, tokenizer, run, device, mesh, reward_function=None):
+        self.config, self.folder, self.problems, self.tokenizer, self.run = config, folder, problems, tokenizer, Path(run)
+        self.device, self.reward_function = device, reward_function
+        self.dtype = getattr(torch, config.dtype)
+        self.prompts = [M.chat_prompt(tokenizer, p["problem"]) for p in problems]
+        self.eos = M.eos_ids(folder, tokenizer)
+        self.step, self.updates, self.kl_coef = 0, {"policy": 0, "critic": 0}, config.kl_coef
+
+        load = lambda cls, dtype, **kw: M.load_model(cls, folder, dtype, device, mesh, self.dtype, **kw)
+        self.policy = load(M.Llama, torch.float32)
+        self.reference = load(M.Llama, self.dtype).requires_grad_(False)
+        self.sampler = M.Llama.from_pretrained(folder, self.dtype, device).requires_grad_(False)  # whole, on every rank
+        self.trained = {"policy": (self.policy, config.lr)}
+        if config.advantage == "gae":
+            self.critic = load(M.Critic, torch.float32, init_seed=config.seed)
+            self.trained["critic"] = (self.critic, config.critic_lr)
+        for net, _ in self.trained.values():
+            net.model.recompute = config.recompute
+        # no dropout anywhere; eps 1e-5 as in the PPO implementations that reproduce (37 details, no. 3)
+        self.optimizers = {name: torch.optim.Adam(net.parameters(), lr=lr, betas=(0.9, 0.95), eps=1e-5)
+                           for name, (net, lr) in self.trained.items()}
+
+    # -- rollout
+
+    def alpha(self):
+        c = self.config
+        end = c.alpha if c.alpha_end is None else c.alpha_end
+        return c.alpha + (end - c.alpha) * self.step / max(1, c.steps - 1)
+
+    def reward(self, problem, text, truncated):
+        c = self.config
+        count = lambda s: len(self.tokenizer.encode(s, add_special_tokens=False).ids)
+        parts = rewards.score(text, problem["answer"], exploration=c.exploration, alpha=self.alpha(), length_scale=c.length_scale,
+                              length_floor=c.length_floor, steps_scale=c.steps_scale, truncated=truncated, count_tokens=count)
+        if self.reward_function:
+            parts = replace(parts, total=float(self.reward_function(text, problem)))
+        if not math.isfinite(parts.total):
+            raise TrainingError(f"step {self.step + 1}: the reward of a response to {problem['problem'][:60]!r} is {parts.total}")
+        return replace(parts, total=max(-c.reward_clip, min(c.reward_clip, parts.total)))
+
+    def rollout(self):
+        """Sample responses and reward them: the same list of Samples on every rank, those of one prompt next to each other."""
+        c, ranks = self.config, M.world_size()
+        chosen = problems_of_step(len(self.problems), self.step, c.rollout_batch, c.seed)
+        chosen = [i for i in chosen for _ in range(c.samples)]
+        mine = range(M.rank(), len(chosen), ranks)
+        with tqdm(total=len(mine), desc=f"step {self.step + 1} rollout", leave=False, disable=M.rank() != 0) as bar:
+            responses, logprobs = M.generate(
+                self.sampler, [self.prompts[chosen[i]] for i in mine], c.max_response, c.temperature, self.eos,
+                seed=c.seed, streams=[self.step * len(chosen) + i for i in mine], slots=c.slots, return_logprobs=True, progress=bar)
+        samples = []
+        for i, response, logprob in zip(mine, responses, logprobs):
+            problem, truncated = self.problems[chosen[i]], response[-1] not in self.eos
+            text = self.tokenizer.decode(response, skip_special_tokens=True)
+            samples.append(Sample(problem, self.prompts[chosen[i]], response, logprob, text, truncated,
+                                  self.reward(problem, text, truncated)))
+        if ranks == 1:
+            return samples
+        gathered = [None] * ranks  # objects of our own processes, not of strangers
+        dist.all_gather_object(gathered, samples)
+        return [gathered[i % ranks][i // ranks] for i in range(len(chosen))]
+
+    # -- experience
+
+    def share(self, batch, indices):
+        """This rank's rows of a batch on its device, cut to their longest; one fully masked row where it has none."""
+        rows = torch.tensor(indices or [0])
+        T = max(1, int(batch["length"][rows].max())) if indices else 2
+        part = {k: v[rows, :T].to(self.device) for k, v in batch.items() if k != "length"}
+        if not indices:
+            part["mask"] = torch.zeros_like(part["mask"])
+        return part
+
+    @torch.no_grad()
+    def experience(self, samples):
+        """Score samples with policy, reference and critic, and turn rewards into advantages.
+
+        Returns {tokens, mask, old_logprob, ref_logprob, entropy, value, reward, advantage, return: [N, T], length: [N]} on the
+        CPU. The mask comes from lengths, never from ids: a pad may well have the id of the EOS.
+        """
+        c = self.config
+        batch = {"tokens": pad([s.prompt + s.response for s in samples], torch.long),
+                 "mask": pad([[False] * len(s.prompt) + [True] * len(s.response) for s in samples], torch.bool),
+                 "sampler_logprob": pad([[0.0] * len(s.prompt) + s.sampler_logprob for s in samples], torch.float32)}
+        batch["length"] = torch.tensor([len(s.prompt) + len(s.response) for s in samples])
+        scores = {k: torch.zeros(batch["tokens"].shape) for k in ("old_logprob", "entropy", "ref_logprob", "value")}
+        plan = micro_batches(range(len(samples)), batch["length"].tolist(), c.micro_tokens, M.world_size())
+        for shares in tqdm(plan, desc=f"step {self.step + 1} scoring", leave=False, disable=M.rank() != 0):
+            mine = shares[M.rank()]
+            part = self.share(batch, mine)
+            result = dict(zip(("old_logprob", "entropy"), self.policy.logprobs(part["tokens"], part["mask"], c.temperature)))
+            result["ref_logprob"], _ = self.reference.logprobs(part["tokens"], part["mask"], c.temperature)
+            if "critic" in self.trained:
+                result["value"] = self.critic(part["tokens"], part["mask"])
+            for name, x in result.items():
+                if mine:
+                    scores[name][mine, : x.shape[1]] = x.cpu()
+        for name, x in scores.items():
+            batch[name] = all_reduce(x)  # each rank filled its own rows
+            self.check(name, x, batch)
+        k1, _ = kl_estimates(batch["old_logprob"], batch["ref_logprob"])
+        score = torch.tensor([s.parts.total for s in samples])
+        batch["reward"] = token_rewards(score, k1, batch["mask"], self.kl_coef)
+        advantage, batch["return"] = gae(batch["reward"], batch["value"], batch["mask"], c.gamma, c.lam)
+        if c.advantage == "group":
+            advantage = group_advantages(batch["reward"], score, batch["mask"], c.samples, c.gamma)
+        batch["raw_advantage"], batch["advantage"] = advantage, whiten(advantage, batch["mask"])
+        return batch
+
+    def check(self, name, x, batch):
+        """Stop, with the batch on disk, where a number is not finite. Every rank sees the same numbers and stops alike."""
+        if not torch.isfinite(torch.as_tensor(x)).all():
+            file = self.run / f"nonfinite-step-{self.step + 1}.safetensors"
+            if M.rank() == 0:
+                save_file({k: v.contiguous() for k, v in batch.items()}, file)
+            raise TrainingError(f"step {self.step + 1}: {name} is not finite; the batch is in {file}")
+
+    # -- update
+
+    def update(self, batch):
+        """Epochs x minibatches x micro-batches of clipped PPO. Returns the metrics, means over the updates of the step."""
+        c = self.config
+        n, history = len(batch["length"]), []
+        minibatches = math.ceil(n / c.train_batch)
+        for epoch in range(c.epochs):
+            order = torch.randperm(n, generator=generator(c.seed, "minibatch", self.step, epoch))
+            for i, rows in enumerate(order.split(c.train_batch)):
+                first = epoch == i == 0
+                history.append(self.minibatch(batch, rows.tolist(), first, minibatches * c.epochs))
+        return {k: sum(m[k] for m in history if k in m) / sum(k in m for m in history) for k in dict.fromkeys(sum(map(list, history), []))}
+
+    def minibatch(self, batch, rows, first, updates_a_step):
+        c, ranks = self.config, M.world_size()
+        frozen = "critic" in self.trained and self.step < c.freeze_steps
+        count = float(batch["mask"][rows].sum())  # actions of the whole optimizer step: every loss divides by it
+        names = ("policy_loss", "approx_kl", "clip_frac", "ratio", "ratio_error", "value_loss")
+        sums = torch.zeros(len(names))
+        for shares in micro_batches(rows, batch["length"].tolist(), c.micro_tokens, ranks):
+            p, s = self.share(batch, shares[M.rank()]), dict.fromkeys(names, 0.0)
+            mask = p["mask"]
+            # each loss is multiplied by the number of ranks because FSDP averages gradients over them
+            if not frozen:
+                logprob, _ = self.policy.logprobs(p["tokens"], mask, c.temperature)
+                loss = policy_loss(logprob, p["old_logprob"], p["advantage"], mask, c.clip, count)
+                (loss * ranks).backward()
+                with torch.no_grad():
+                    log_ratio = (logprob - p["old_logprob"])[mask]
+                    ratio = log_ratio.exp()
+                    s |= dict(policy_loss=loss, approx_kl=(ratio - 1 - log_ratio).sum() / count, ratio=ratio.sum() / count,
+                              clip_frac=((ratio - 1).abs() > c.clip).sum() / count, ratio_error=(ratio - 1).abs().sum() / count)
+            if "critic" in self.trained:
+                value = self.critic(p["tokens"], mask)
+                loss = value_loss(value, p["value"], p["return"], mask, c.value_clip, count)
+                (loss * ranks).backward()
+                s["value_loss"] = loss
+            sums += torch.stack([torch.as_tensor(s[k]).detach().float().cpu() for k in names])
+        metrics = dict(zip(names, all_reduce(sums).tolist()))
+        if frozen:
+            metrics = {"value_loss": metrics["value_loss"]}
+        elif "critic" not in self.trained:
+            del metrics["value_loss"]
+        if not frozen:
+            # the old log-probs are this very model's: a ratio away from 1 before any update is a bug. Other batch shapes
+            # round otherwise, bfloat16 by percents.
+            error = metrics.pop("ratio_error")
+            if first:
+                metrics |= dict(first_ratio=metrics["ratio"], first_ratio_error=error)
+                if not error < (1e-3 if self.dtype == torch.float32 else 0.1):
+                    raise TrainingError(f"step {self.step + 1}: the ratio on the first minibatch is off 1 by {error:.2g} on average")
+        for name, (net, lr) in self.trained.items():
+            if name == "policy" and frozen:
+                continue
+            norm = float(M.full(torch.nn.utils.clip_grad_norm_(net.parameters(), c.grad_clip)))
+            metrics[f"{name}_grad_norm"] = norm
+            for what in (f"{name}_loss" if name == "policy" else "value_loss", f"{name}_grad_norm"):
+                self.check(what, metrics[what], batch)
+            # the policy's schedule starts when it thaws
+            total = (c.steps - (c.freeze_steps if name == "policy" and "critic" in self.trained else 0)) * updates_a_step
+            metrics[f"{name}_lr"] = lr * lr_factor(self.updates[name], total, c.warmup, c.lr_end)
+            optimizer = self.optimizers[name]
+            optimizer.param_groups[0]["lr"] = metrics[f"{name}_lr"]
+            optimizer.step()
+            optimizer.zero_grad()
+            self.updates[name] += 1
+        return metrics
+
+    # -- one step
+
+    def train_step(self):
+        """Rollout, experience, update, refreshed sampler. Returns (metrics, samples, batch)."""
+        started = time.perf_counter()
+        samples = self.rollout()
+        rolled = time.perf_counter()
+        batch = self.experience(samples)
+        scored = time.perf_counter()
+        metrics = self.describe(samples, batch) | self.update(batch)
+        M.copy_weights(self.policy, self.sampler)
+        done = time.perf_counter()
+        if self.config.kl_target:  # adaptive controller of 1909.08593, with its horizon of 10,000 responses
+            error = max(-0.2, min(0.2, metrics["kl_response"] / self.config.kl_target - 1))
+            self.kl_coef *= 1 + error * len(samples) / 10_000
+        self.step += 1
+        actions, tokens = int(batch["mask"].sum()), int(batch["length"].sum())
+        timing = dict(seconds=done - started, rollout_seconds=rolled - started, scoring_seconds=scored - rolled,
+                      update_seconds=done - scored, rollout_tokens_per_s=actions / (rolled - started),
+                      update_tokens_per_s=tokens * self.config.epochs / (done - scored))
+        return {"step": self.step, **metrics, "timing": timing}, samples, batch
+
+    def describe(self, samples, batch):
+        """Metrics of a rollout; everything a token is a mean over actions, everything else a mean over responses."""
+        mask = batch["mask"]
+        mean = lambda values: sum(values) / len(samples)
+        lengths = [len(s.response) for s in samples]
+        k1, k3 = kl_estimates(batch["old_logprob"], batch["ref_logprob"])
+        per_token = dict(k1=k1, k3=k3, entropy=batch["entropy"], value=batch["value"], advantage=batch["raw_advantage"],
+                         sampler_logprob_diff=(batch["sampler_logprob"] - batch["old_logprob"]).abs())
+        counts = [rewards.behaviours(s.text) for s in samples]
+        metrics = dict(
+            reward=mean([s.parts.total for s in samples]), outcome=mean([s.parts.outcome for s in samples]),
+            exploration=mean([s.parts.exploration for s in samples]), floored=mean([s.parts.floored for s in samples]),
+            alpha=samples[0].parts.alpha, accuracy=mean([s.parts.correct for s in samples]),
+            answered=mean([s.parts.answer is not None for s in samples]), reasoning_length=mean([s.parts.length for s in samples]),
+            reasoning_steps=mean([s.parts.steps for s in samples]), response_length=mean(lengths), response_length_max=max(lengths),
+            truncated=mean([s.truncated for s in samples]), repetition=mean([rewards.repetition(s.text) for s in samples]),
+            **{k: mean([c[k] > 0 for c in counts]) for k in counts[0]},  # share of responses that show the behaviour
+            **{k: float(masked_mean(v, mask)) for k, v in per_token.items()},
+            kl_response=float((k1 * mask).sum() / len(samples)), kl_coef=self.kl_coef)
+        if "critic" in self.trained:
+            metrics["explained_variance"] = explained_variance(batch["value"], batch["return"], mask)
+        else:
+            del metrics["value"]
+        return metrics
+
+    def train(self):
+        """Run to the last step, writing metrics.jsonl, rollouts.jsonl, checkpoints/ and at the end model/."""
+        c, last = self.config, self.config.steps
+        bar = tqdm(total=last, initial=self.step, desc="ppo", disable=M.rank() != 0)
+        while self.step < last:
+            metrics, samples, _ = self.train_step()
+            if M.rank() == 0:
+                append_jsonl(self.run / "metrics.jsonl", [metrics])
+                append_jsonl(self.run / "rollouts.jsonl", [
+                    {"step": self.step, "problem": s.problem["problem"], "gold": s.problem["answer"], "response": s.text,
+                     "tokens": len(s.response), "truncated": s.truncated, "reward": asdict(s.parts)} for s in samples[: c.log_rollouts]])
+            bar.update()
+            bar.set_postfix({k: f"{metrics[k]:.3f}" for k in ("reward", "accuracy", "k1", "explained_variance") if k in metrics}
+                            | {"length": f"{metrics['response_length']:.0f}"})
+            if self.step == last or (c.save_every and self.step % c.save_every == 0):
+                self.save()
+        bar.close()
+        self.policy.save_pretrained(self.run / "model", self.dtype)
+        if M.rank() == 0:
+            copy_tokenizer(self.folder, self.run / "model")
+
+    # -- checkpoints
+
+    def save(self):
+        """Everything a resumed run needs, in checkpoints/step-N, written aside and renamed. Generators need no saving: they
+        are functions of the seed and the step. Tensors are whole, so any number of ranks can resume."""
+        folder = self.run / "checkpoints" / f"step-{self.step:06d}"
+        aside = folder.with_name(f".{folder.name}.part")
+        if M.rank() == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+        for name, (net, _) in self.trained.items():
+            M.save_tensors(self.tensors(name), aside / name)
+        if M.rank() == 0:
+            state = dict(step=self.step, updates=self.updates, kl_coef=self.kl_coef)
+            M.write_text(aside / "state.json", json.dumps(state) + "\n")
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.rename(folder)
+            for old in sorted(folder.parent.glob("step-*"))[: -self.config.keep]:
+                shutil.rmtree(old)
+        if M.world_size() > 1:
+            dist.barrier()
+
+    def tensors(self, name):
+        """(name, tensor) of a trained net: its weights, and Adam's two moments once it has been updated."""
+        net, _ = self.trained[name]
+        for key, p in net.named_parameters():
+            yield key, p
+            if self.updates[name]:
+                state = self.optimizers[name].state[p]
+                if not state:  # the layout Adam itself would make at its first step
+                    state |= dict(step=torch.tensor(float(self.updates[name])), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+                yield f"{key}.exp_avg", state["exp_avg"]
+                yield f"{key}.exp_avg_sq", state["exp_avg_sq"]
+
+    def resume(self):
+        """Load the newest checkpoint and cut the logs back to its step. Raises FileNotFoundError where there is none."""
+        found = sorted((self.run / "checkpoints").glob("step-*"))
+        if not found:
+            raise FileNotFoundError(f"{self.run / 'checkpoints'}: no checkpoint to resume from")
+        state = json.loads((found[-1] / "state.json").read_text())
+        self.step, self.updates, self.kl_coef = state["step"], state["updates"], state["kl_coef"]
+        for name in self.trained:
+            M.load_tensors(dict(self.tensors(name)), found[-1] / name)
+        M.copy_weights(self.policy, self.sampler)
+        if M.rank() == 0:
+            for file in (self.run / "metrics.jsonl", self.run / "rollouts.jsonl"):
+                if file.exists():
+                    lines = [line for line in file.read_text().splitlines(True) if json.loads(line)["step"] <= self.step]
+                    M.write_text(file, "".join(lines))
+
+
+def append_jsonl(path, rows):
+    with open(path, "a") as f:
+        f.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def copy_tokenizer(source, target):
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json"):
+        if (Path(source) / name).is_file():
+            shutil.copyfile(Path(source) / name, Path(target) / name)

@@ -1,0 +1,474 @@
+"""RLSP on the command line: one subcommand a stage.
+
+    python rlsp.py sft    --model FOLDER --data FILE.jsonl --run runs/sft     supervised fine-tuning on demonstrations
+    python rlsp.py ppo    --model FOLDER --data FILE.jsonl --run runs/ppo     PPO with verifier and exploration reward
+    python rlsp.py eval   --model FOLDER ... --data FILE.jsonl --run runs/ev  accuracy, pass@k, maj@k, lengths
+    python rlsp.py sample --model FOLDER --problem TEXT                       look at some responses
+
+The same commands run on several processes: torchrun --nproc_per_node 8 rlsp.py ppo ...
+Bad input gets one line on standard error and exit status 2 before anything is computed or written; training that
+cannot go on (a number that is not finite, say) one line and exit status 1.
+"""
+import argparse
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+import model as M
+import ppo
+import rewards
+
+ROOT = Path(__file__).resolve().parent
+
+
+# ---------------------------------------------------------------------------------------------------- input
+
+@contextlib.contextmanager
+def checked_input():
+    """What goes wrong in here is the caller's input: one line, exit status 2."""
+    try:
+        yield
+    except (ValueError, OSError) as e:
+        sys.exit(usage_error(e))
+
+
+def usage_error(e):
+    print(f"rlsp.py: error: {e}", file=sys.stderr)
+    return 2
+
+
+def load_tokenizer(folder):
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a Hugging Face model folder with its tokenizer")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as e:  # the library raises Exception itself
+        raise ValueError(f"{path}: not a tokenizer: {e}") from None
+    tokenizer.encode_special_tokens = True  # <|eot_id|> in somebody's text is text; templates place the real ones by id
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    M.chat_style(tokenizer)
+    size = M.Config.from_pretrained(folder).vocab_size
+    if tokenizer.get_vocab_size() > size:
+        raise ValueError(f"{path}: {tokenizer.get_vocab_size()} tokens, but config.json's vocab_size is {size}")
+    return tokenizer
+
+
+def load_problems(path, need=("problem", "answer"), limit=None):
+    """Rows of a jsonl file, each with the texts `need` (solution may also be a list of [text, trained] pairs)."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected problems as jsonl")
+    rows = []
+    with open(path, encoding="utf-8") as f:
+        try:
+            for number, line in enumerate(f, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except (json.JSONDecodeError, RecursionError) as e:
+                    raise ValueError(f"{path}:{number}: not valid JSON: {e}") from None
+                if not isinstance(row, dict):
+                    raise ValueError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
+                for key in need:
+                    value = row.get(key)
+                    pieces = key == "solution" and isinstance(value, list) and value and all(
+                        isinstance(p, list) and [type(x) for x in p] == [str, bool] for p in value)
+                    if not pieces and not (isinstance(value, str) and value.strip()):
+                        found = "nothing" if value is None else repr(value)[:60]
+                        raise ValueError(f"{path}:{number}: {key} is {found}, expected text")
+                rows.append(row | {"line": number})
+        except UnicodeDecodeError as e:
+            raise ValueError(f"{path}: not UTF-8 text: {e}") from None
+    if not rows:
+        raise ValueError(f"{path}: holds no problem")
+    return rows[:limit]
+
+
+def check_prompts(path, rows, tokenizer, longest):
+    for row in rows:
+        n = len(M.chat_prompt(tokenizer, row["problem"]))
+        if n > longest:
+            raise ValueError(f"{path}:{row['line']}: the prompt has {n} tokens, expected at most {longest} (--max-prompt)")
+
+
+def check_length(folder, tokens):
+    allowed = M.Config.from_pretrained(folder).max_position_embeddings
+    if tokens > allowed:
+        raise ValueError(f"{folder}/config.json: max_position_embeddings is {allowed}, but prompt and response may take {tokens} tokens")
+
+
+def load_function(spec):
+    """FILE.py:FUNCTION -> the function. The file is the user's own code."""
+    file, _, name = spec.rpartition(":")
+    if not file or not Path(file).is_file():
+        raise FileNotFoundError(f"--reward {spec}: expected an existing FILE.py:FUNCTION")
+    module_spec = importlib.util.spec_from_file_location("reward_function", file)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not callable(getattr(module, name, None)):
+        raise ValueError(f"--reward {spec}: {file} has no function {name!r}")
+    return getattr(module, name)
+
+
+def new_run(folder, args):
+    """Make the run's folder with config.json: every flag, versions, git commit. Rank 0 alone does it."""
+    folder = Path(folder)
+    if M.rank() == 0:
+        folder.mkdir(parents=True)
+        git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+        versions = {"python": platform.python_version(), "torch": torch.__version__, "git": git.stdout.strip() or None,
+                    "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {M.world_size()} process(es)"
+                    + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "")}
+        M.write_text(folder / "config.json", json.dumps({"flags": vars(args), "versions": versions}, indent=2, default=str) + "\n")
+    return folder
+
+
+def must_be_new(folder):
+    if os.environ.get("RANK", "0") == "0" and Path(folder).exists():
+        raise FileExistsError(f"{folder}: exists already; nothing was overwritten, give another --run")
+
+
+# ---------------------------------------------------------------------------------------------------- sft
+
+def sft_example(tokenizer, row):
+    """Prompt + demonstration + end of turn, as (ids, mask of the trained ones)."""
+    ids = M.chat_prompt(tokenizer, row["problem"])
+    mask = [False] * len(ids)
+    pieces = row["solution"] if isinstance(row["solution"], list) else [[row["solution"], True]]
+    for text, trained in pieces:
+        new = tokenizer.encode(text, add_special_tokens=False).ids
+        ids, mask = ids + new, mask + [trained] * len(new)
+    return ids + [M.end_of_turn(tokenizer)], mask + [True]
+
+
+def sft(args):
+    """Maximum likelihood of the demonstrations' tokens. The loss is a mean over the trained tokens of the whole optimizer
+    step: a mean a sequence or a micro-batch would give the tokens of long demonstrations less weight."""
+    with checked_input():
+        must_be_new(args.run)
+        tokenizer = load_tokenizer(args.model)
+        if not args.from_scratch:
+            M.weight_files(args.model)
+        rows = load_problems(args.data, ("problem", "solution"))
+        examples = [sft_example(tokenizer, row) for row in rows]
+        for row, (ids, _) in zip(rows, examples):
+            if len(ids) > args.max_tokens:
+                raise ValueError(f"{args.data}:{row['line']}: {len(ids)} tokens, expected at most {args.max_tokens} (--max-tokens)")
+        check_length(args.model, max(len(ids) for ids, _ in examples))
+    device, mesh = M.start_processes()
+    with checked_input():
+        policy = M.load_model(M.Llama, args.model, torch.float32, device, mesh, getattr(torch, args.dtype),
+                              init_seed=args.seed if args.from_scratch else None)
+    policy.model.recompute = args.recompute
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
+    run, ranks = new_run(args.run, args), M.world_size()
+    steps_an_epoch = math.ceil(len(examples) / args.batch)
+    total = args.epochs * steps_an_epoch
+    bar = tqdm(total=total, desc="sft", disable=M.rank() != 0)
+    for step in range(total):
+        started = time.perf_counter()
+        order = ppo.epoch_order(len(examples), args.seed, step // steps_an_epoch)
+        at = step % steps_an_epoch * args.batch
+        chosen = [examples[i] for i in order[at : at + args.batch]]
+        lengths = [len(ids) for ids, _ in chosen]
+        count, loss_sum = sum(sum(mask) for _, mask in chosen), torch.zeros(1)
+        for shares in ppo.micro_batches(range(len(chosen)), lengths, args.micro_tokens, ranks):
+            mine = [chosen[i] for i in shares[M.rank()]] or [(chosen[0][0][:2], [False, False])]
+            tokens = ppo.pad([ids for ids, _ in mine], torch.long).to(device)
+            mask = ppo.pad([m for _, m in mine], torch.bool).to(device)
+            loss = -policy.logprobs(tokens, mask)[0].sum() / count
+            (loss * ranks).backward()
+            loss_sum += loss.detach().cpu()
+        loss = float(ppo.all_reduce(loss_sum))
+        norm = float(M.full(torch.nn.utils.clip_grad_norm_(policy.parameters(), args.grad_clip)))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise ppo.TrainingError(f"sft step {step + 1}: loss {loss} and gradient norm {norm} are not both finite")
+        lr = args.lr * ppo.lr_factor(step, total, args.warmup, args.lr_end)
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad()
+        if M.rank() == 0:
+            ppo.append_jsonl(run / "metrics.jsonl", [{"step": step + 1, "loss": loss, "grad_norm": norm, "lr": lr, "tokens": count,
+                             "timing": {"tokens_per_s": sum(lengths) / (time.perf_counter() - started)}}])
+        bar.update()
+        bar.set_postfix(loss=f"{loss:.4f}", grad_norm=f"{norm:.2f}")
+    bar.close()
+    policy.save_pretrained(run / "model", getattr(torch, args.dtype))
+    if M.rank() == 0:
+        ppo.copy_tokenizer(args.model, run / "model")
+        print(f"wrote {run / 'model'}")
+
+
+# ---------------------------------------------------------------------------------------------------- ppo
+
+def run_ppo(args):
+    with checked_input():
+        if args.resume:
+            if not Path(args.run).is_dir():
+                raise FileNotFoundError(f"{args.run}: no such run to resume")
+        else:
+            must_be_new(args.run)
+        config = ppo.PPOConfig(**{f.name: getattr(args, f.name) for f in dataclasses.fields(ppo.PPOConfig)})
+        if config.advantage == "group" and config.samples < 2:
+            raise ValueError("--advantage group: --samples is 1, expected at least 2 (the group's mean is the baseline)")
+        if config.advantage == "gae" and config.freeze_steps >= config.steps:
+            raise ValueError(f"--freeze-steps is {config.freeze_steps}, expected fewer than --steps {config.steps}")
+        tokenizer = load_tokenizer(args.model)
+        M.weight_files(args.model)
+        problems = load_problems(args.data)
+        check_prompts(args.data, problems, tokenizer, config.max_prompt)
+        check_length(args.model, max(len(M.chat_prompt(tokenizer, p["problem"])) for p in problems) + config.max_response)
+        function = load_function(args.reward) if args.reward else None
+    device, mesh = M.start_processes()
+    with checked_input():
+        trainer = ppo.Trainer(config, args.model, problems, tokenizer, args.run, device, mesh, function)
+        if args.resume:
+            trainer.resume()
+        else:
+            new_run(args.run, args)
+    trainer.train()
+    if M.rank() == 0:
+        print(f"wrote {Path(args.run) / 'model'}")
+
+
+# ---------------------------------------------------------------------------------------------------- eval
+
+def pass_at_k(n, c, k):
+    """Probability that at least one of k samples is right, estimated without bias from c right ones of n (2107.03374)."""
+    return 1.0 if n - c < k else 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def majority(answers):
+    """The answer that most samples agree on, mathematically equal ones counted together; ties go to the earlier one."""
+    groups = []  # [representative, votes]
+    for a in answers:
+        if a is not None:
+            match = next((g for g in groups if g[0] == a or rewards.answers_equal(a, g[0])), None)
+            if match:
+                match[1] += 1
+            else:
+                groups.append([a, 1])
+    return max(groups, key=lambda g: g[1])[0] if groups else None
+
+
+def summarize(rows, n):
+    """Scores of evaluated problems (rows with correct, answers, tokens, each a list of n samples)."""
+    mean = lambda values: sum(values) / len(values)
+    accuracy = [mean(r["correct"]) for r in rows]
+    out = {"problems": len(rows), "accuracy": mean(accuracy),
+           "standard_error": math.sqrt(sum((a - mean(accuracy)) ** 2 for a in accuracy) / max(1, len(rows) - 1) / len(rows)),
+           "tokens": mean([t for r in rows for t in r["tokens"]]), "truncated": mean([t for r in rows for t in r["truncated"]]),
+           "answered": mean([a is not None for r in rows for a in r["answers"]])}
+    for k in (2**i for i in range(1, n.bit_length()) if 2**i <= n):
+        out[f"pass@{k}"] = mean([pass_at_k(n, sum(r["correct"]), k) for r in rows])
+        votes = []  # maj@k over the disjoint groups of k samples
+        for r in rows:
+            for i in range(0, n - k + 1, k):
+                answer = majority(r["answers"][i : i + k])
+                votes.append(answer is not None and rewards.answers_equal(answer, r["answer"]))
+        out[f"maj@{k}"] = mean(votes)
+    return out
+
+
+def evaluate(folder, rows, args, device):
+    """Sample and verify; every rank does its share. Returns one dict a problem, in order, on every rank."""
+    tokenizer = load_tokenizer(folder)
+    net, eos = M.Llama.from_pretrained(folder, getattr(torch, args.dtype), device).eval(), M.eos_ids(folder, tokenizer)
+    n, ranks = args.samples, M.world_size()
+    mine = range(M.rank(), len(rows) * n, ranks)
+    prompts = [M.chat_prompt(tokenizer, r["problem"]) for r in rows]
+    with tqdm(total=len(mine), desc=f"eval {folder}", disable=M.rank() != 0) as bar:
+        responses = M.generate(net, [prompts[i // n] for i in mine], args.max_response, args.temperature, eos, seed=args.seed,
+                               streams=mine, slots=args.slots, progress=bar)
+    results = []
+    for i, response in zip(mine, responses):
+        text = tokenizer.decode(response, skip_special_tokens=True)
+        correct, answer, reason = rewards.explain(text, rows[i // n]["answer"], boxed_only=not args.any_answer)
+        results.append((i, text, correct, answer, reason, len(response), response[-1] not in eos))
+    if ranks > 1:
+        gathered = [None] * ranks  # objects of our own processes
+        dist.all_gather_object(gathered, results)
+        results = sorted(sum(gathered, []))
+    out = []
+    for j, row in enumerate(rows):
+        _, texts, correct, answers, reasons, tokens, truncated = map(list, zip(*results[j * n : (j + 1) * n]))
+        out.append({k: row[k] for k in ("unique_id", "subject", "level", "problem", "answer") if k in row}
+                   | dict(correct=correct, answers=answers, tokens=tokens, truncated=truncated, reasons=reasons, responses=texts))
+    return out
+
+
+def run_eval(args):
+    with checked_input():
+        must_be_new(args.run)
+        rows = load_problems(args.data, limit=args.limit)
+        if args.temperature == 0 and args.samples > 1:
+            raise ValueError(f"--samples is {args.samples}, expected 1 at --temperature 0: greedy samples are all the same")
+        for folder in args.model:
+            tokenizer = load_tokenizer(folder)
+            M.weight_files(folder)
+            check_prompts(args.data, rows, tokenizer, args.max_prompt)
+            check_length(folder, max(len(M.chat_prompt(tokenizer, r["problem"])) for r in rows) + args.max_response)
+    device, _ = M.start_processes()
+    run, table, summaries = new_run(args.run, args), [], {}
+    for i, folder in enumerate(args.model):
+        results = evaluate(folder, rows, args, device)
+        total = summarize(results, args.samples)
+        summaries[folder] = {"all": total}
+        for key in ("subject", "level"):
+            for value in sorted({r[key] for r in results if key in r}, key=str):
+                summaries[folder][f"{key} {value}"] = summarize([r for r in results if r.get(key) == value], args.samples)
+        if M.rank() == 0:
+            ppo.append_jsonl(run / f"outputs-{i + 1}.jsonl", results)
+    if M.rank() == 0:
+        M.write_text(run / "summary.json", json.dumps(summaries, indent=2) + "\n")
+        print_table(summaries)
+        print(f"{len(rows)} problems of {args.data}, {args.samples} sample(s) at temperature {args.temperature}, "
+              f"at most {args.max_response} tokens; outputs in {run}")
+
+
+def print_table(summaries):
+    """One row a model and group; accuracy with its standard error in percent, response length in tokens."""
+    keys = list(next(iter(summaries.values()))["all"])[6:]  # pass@k and maj@k, where sampled
+    width = max(len(str(f)) for f in summaries)
+    print(f"{'model':{width}}  {'group':24}  problems  accuracy %      tokens  truncated %" + "".join(f"{k:>9}" for k in keys))
+    for folder, groups in summaries.items():
+        for group, s in groups.items():
+            print(f"{folder if group == 'all' else '':{width}}  {group[:24]:24}  {s['problems']:8d}  {100 * s['accuracy']:5.1f} ± "
+                  f"{100 * s['standard_error']:4.1f}  {s['tokens']:10.1f}  {100 * s['truncated']:11.1f}"
+                  + "".join(f"{100 * s[k]:9.1f}" for k in keys))
+
+
+# ---------------------------------------------------------------------------------------------------- sample
+
+def run_sample(args):
+    """Print responses with what the verifier and Eq. 1 say of them."""
+    with checked_input():
+        if args.problem is None and args.data is None:
+            raise ValueError("sample: give --problem TEXT or --data FILE.jsonl")
+        rows = [{"problem": args.problem, "answer": args.answer}] if args.problem else load_problems(args.data, limit=args.limit)
+        tokenizer = load_tokenizer(args.model)
+        net, eos = M.Llama.from_pretrained(args.model, getattr(torch, args.dtype)).eval(), M.eos_ids(args.model, tokenizer)
+        check_length(args.model, max(len(M.chat_prompt(tokenizer, r["problem"])) for r in rows) + args.max_response)
+    prompts = [M.chat_prompt(tokenizer, r["problem"]) for r in rows for _ in range(args.samples)]
+    for i, response in enumerate(M.generate(net, prompts, args.max_response, args.temperature, eos, seed=args.seed)):
+        row, text = rows[i // args.samples], tokenizer.decode(response, skip_special_tokens=True)
+        print(f"--- {row['problem']}\n{text}\n... {len(response)} tokens{'' if response[-1] in eos else ', truncated'}; "
+              + ", ".join(f"{k} {v}" for k, v in rewards.behaviours(text).items()))
+        if row["answer"] is not None:
+            correct, answer, reason = rewards.explain(text, row["answer"])
+            print(f"... {'right' if correct else 'wrong'}: answer {answer!r} against {row['answer']!r} ({reason})")
+
+
+# ---------------------------------------------------------------------------------------------------- flags
+
+def number(kind, low=None, high=None):
+    """An argparse type: a finite number of the kind within [low, high]."""
+    def parse(text):
+        value = kind(text)
+        if (low is not None and value < low) or (high is not None and value > high) or not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text} is out of range, expected {'' if low is None else f'at least {low}'}"
+                                             f"{' and ' if None not in (low, high) else ''}{'' if high is None else f'at most {high}'}")
+        return value
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def parser():
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = top.add_subparsers(dest="command", required=True)
+
+    def command(name, function, help):
+        p = commands.add_parser(name, help=help, description=help, formatter_class=formatter)
+        p.set_defaults(function=function)
+        return p
+
+    def common(p, run, dtype="bfloat16"):
+        p.add_argument("--seed", type=int, default=0, help="seed of everything random")
+        p.add_argument("--dtype", choices=("bfloat16", "float32"), default=dtype, help="compute type")
+        if run:
+            p.add_argument("--run", default=run, help="folder to write; must not exist")
+
+    def decoding(p, temperature, response):
+        p.add_argument("--temperature", type=number(float, 0), default=temperature, help="0 is greedy")
+        p.add_argument("--samples", type=number(int, 1), default=1, help="responses a problem")
+        p.add_argument("--max-response", type=number(int, 1), default=response, help="longest response, tokens")
+        p.add_argument("--limit", type=number(int, 1), default=None, help="only the first problems of the file")
+
+    p = command("sft", sft, "supervised fine-tuning on demonstrations of the reasoning process")
+    p.add_argument("--model", required=True, help="Hugging Face model folder")
+    p.add_argument("--data", required=True, help="jsonl with problem and solution")
+    p.add_argument("--from-scratch", action="store_true", help="start from random weights instead of the folder's")
+    p.add_argument("--epochs", type=number(int, 1), default=2, help="passes over the data")
+    p.add_argument("--batch", type=number(int, 1), default=64, help="demonstrations an optimizer step, over all ranks")
+    p.add_argument("--lr", type=number(float, 0), default=1e-5, help="learning rate")
+    p.add_argument("--warmup", type=number(float, 0, 1), default=0.03, help="share of the steps over which the rate rises")
+    p.add_argument("--lr-end", type=number(float, 0, 1), default=0.1, help="the rate falls along a cosine to this share")
+    p.add_argument("--grad-clip", type=number(float, 0), default=1.0, help="largest gradient norm")
+    p.add_argument("--max-tokens", type=number(int, 1), default=8192, help="longest prompt and demonstration allowed, tokens")
+    p.add_argument("--micro-tokens", type=number(int, 1), default=16384, help="tokens, pads included, in one pass on each rank")
+    p.add_argument("--recompute", action=argparse.BooleanOptionalAction, default=True, help="activation checkpointing")
+    common(p, "runs/sft")
+
+    p = command("ppo", run_ppo, "PPO with outcome verifier and exploration reward; defaults are the paper's for an 8B model")
+    p.add_argument("--model", required=True, help="Hugging Face model folder: policy, critic and reference start from it")
+    p.add_argument("--data", required=True, help="jsonl with problem and answer")
+    p.add_argument("--run", default="runs/ppo", help="folder to write; must not exist")
+    p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of --run, with the same flags")
+    for f in dataclasses.fields(ppo.PPOConfig):
+        m, name = f.metadata, "--" + f.name.replace("_", "-")
+        if m["kind"] is bool:
+            p.add_argument(name, action=argparse.BooleanOptionalAction, default=f.default, help=m["help"])
+        else:
+            kind = number(m["kind"], m["low"], m["high"]) if m["kind"] in (int, float) else str
+            p.add_argument(name, type=kind, choices=m["choices"], default=f.default, help=m["help"])
+
+    p = command("eval", run_eval, "accuracy of one or more models on a problem file")
+    p.add_argument("--model", required=True, nargs="+", help="Hugging Face model folders; the table has a row for each")
+    p.add_argument("--data", required=True, help="jsonl with problem and answer")
+    p.add_argument("--any-answer", action="store_true", help="without a box, take 'the answer is', #### or the last number")
+    p.add_argument("--max-prompt", type=number(int, 1), default=2048, help="longest prompt allowed, tokens")
+    p.add_argument("--slots", type=number(int, 1), default=64, help="sequences decoded at once on each rank")
+    decoding(p, 0.7, 8192)
+    common(p, "runs/eval")
+
+    p = command("sample", run_sample, "print responses to a problem")
+    p.add_argument("--model", required=True, help="Hugging Face model folder")
+    p.add_argument("--problem", help="text of a problem")
+    p.add_argument("--answer", help="its answer, if the verifier shall judge")
+    p.add_argument("--data", help="jsonl with problem and answer, instead of --problem")
+    decoding(p, 0.7, 1024)
+    common(p, None)
+    return top
+
+
+def main():
+    args = parser().parse_args()
+    function = args.__dict__.pop("function")
+    try:
+        function(args)
+    except ppo.TrainingError as e:
+        sys.exit(f"rlsp.py: {e}")
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

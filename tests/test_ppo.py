@@ -1,0 +1,394 @@
+"""ppo.py, line by line of the checklist for PPO on language models: each named test has its own slow, obvious oracle."""
+import json
+import math
+import random
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+import model as M
+import ppo
+import rewards
+from conftest import ROOT
+
+TINY = ROOT / "data" / "tiny" / "model"
+
+
+def ragged(seed, B=5, T=14):
+    """Random [B, T] values and a mask of one run of actions a row, as prompts and pads leave it."""
+    g = torch.Generator().manual_seed(seed)
+    mask = torch.zeros(B, T, dtype=torch.bool)
+    for b in range(B):
+        start = int(torch.randint(1, 6, (), generator=g))
+        mask[b, start : start + int(torch.randint(1, T - start + 1, (), generator=g))] = True
+    return mask, lambda: torch.randn(B, T, generator=g)
+
+
+# ---- pure functions
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("gamma, lam", [(1.0, 0.95), (0.9, 0.7), (1.0, 1.0), (0.99, 0.0)])
+def test_checklist_8_gae_equals_its_definition(seed, gamma, lam):
+    mask, draw = ragged(seed)
+    r, v = draw(), draw()
+    advantages, returns = ppo.gae(r, v, mask, gamma, lam)
+    for b in range(len(mask)):
+        at = mask[b].nonzero()[:, 0].tolist()
+        V = [float(v[b, t]) for t in at] + [0.0]
+        delta = [float(r[b, t]) + gamma * V[i + 1] - V[i] for i, t in enumerate(at)]
+        for i, t in enumerate(at):  # O(T^2)
+            a = sum((gamma * lam) ** (j - i) * delta[j] for j in range(i, len(at)))
+            assert advantages[b, t] == pytest.approx(a, abs=1e-5)
+            assert returns[b, t] == pytest.approx(a + V[i], abs=1e-5)
+    assert not advantages[~mask].any() and not returns[~mask].any()
+
+
+def test_checklist_9_whitened_advantages_have_masked_mean_0_and_variance_1():
+    mask, draw = ragged(3)
+    x = draw() * 7 + 3
+    y = ppo.whiten(x, mask)
+    values = y[mask].double()
+    assert abs(values.mean()) < 1e-6 and abs((values**2).mean() - 1) < 1e-5 and not y[~mask].any()
+    x[~mask] = 1e6  # pads must not matter
+    assert torch.equal(ppo.whiten(x, mask), y)
+
+
+def test_checklist_10_k1_and_k3_both_estimate_the_kl():
+    """Exact expectations over a categorical policy: E[k1] = E[k3] = KL(p || q)."""
+    g = torch.Generator().manual_seed(0)
+    p, q = (torch.log_softmax(torch.randn(50, generator=g, dtype=torch.double), -1) for _ in range(2))
+    kl = (p.exp() * (p - q)).sum()
+    k1, k3 = ppo.kl_estimates(p, q)
+    assert (p.exp() * k1).sum() == pytest.approx(float(kl)) == float((p.exp() * k3).sum())
+    assert (k3 >= 0).all() and (k1 < 0).any() and torch.allclose(k1, p - q)
+
+
+def test_checklist_6_and_10_the_score_lands_on_the_last_action_and_the_kl_is_detached():
+    mask, draw = ragged(4)
+    k1, scores = draw().requires_grad_(), torch.randn(5, generator=torch.Generator().manual_seed(1))
+    r = ppo.token_rewards(scores, k1, mask, 0.05)
+    assert not r.requires_grad
+    for b in range(5):
+        last = max(t for t in range(14) if mask[b, t])
+        for t in range(14):
+            expected = (-0.05 * float(k1[b, t].detach()) if mask[b, t] else 0.0) + (float(scores[b]) if t == last else 0.0)
+            assert r[b, t] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_checklist_12_losses_equal_slow_loops(seed):
+    mask, draw = ragged(seed)
+    new, old, adv, value, old_value, ret = (draw() for _ in range(6))
+    p_sum = v_sum = n = 0
+    for b, t in mask.nonzero().tolist():
+        ratio, a = math.exp(new[b, t] - old[b, t]), float(adv[b, t])
+        p_sum += max(-a * ratio, -a * min(max(ratio, 0.8), 1.2))
+        v, ov, g = float(value[b, t]), float(old_value[b, t]), float(ret[b, t])
+        v_sum += max((v - g) ** 2, (min(max(v, ov - 0.2), ov + 0.2) - g) ** 2)
+        n += 1
+    assert float(ppo.policy_loss(new, old, adv, mask, 0.2)) == pytest.approx(p_sum / n, rel=1e-5)
+    assert float(ppo.value_loss(value, old_value, ret, mask, 0.2)) == pytest.approx(0.5 * v_sum / n, rel=1e-5)
+    assert float(ppo.policy_loss(new, old, adv, mask, 0.2, count=100)) == pytest.approx(p_sum / 100, rel=1e-5)
+
+
+def test_policy_gradient_by_finite_differences():
+    mask, draw = ragged(7, 2, 6)
+    new, old, adv = draw().double() * 0.1, draw().double() * 0.1, draw().double()
+    assert torch.autograd.gradcheck(lambda x: ppo.policy_loss(x, old, adv, mask), new.requires_grad_())
+
+
+def test_group_advantage_is_the_reward_to_go_minus_the_group_mean():
+    mask, draw = ragged(2, B=6)
+    scores, k1 = torch.tensor([1.0, 0.0, 0.0, -0.5, 1.0, 1.0]), draw()
+    a = ppo.group_advantages(ppo.token_rewards(scores, k1, mask, 0.05), scores, mask, 3, 1.0)
+    for b, t in mask.nonzero().tolist():
+        mean = scores[b // 3 * 3 : b // 3 * 3 + 3].mean()
+        kl = sum(float(k1[b, u]) for u in range(t, 14) if mask[b, u])
+        assert a[b, t] == pytest.approx(float(scores[b] - mean) - 0.05 * kl, abs=1e-5)
+    assert not a[~mask].any()
+
+
+def test_explained_variance():
+    mask, draw = ragged(5)
+    g = draw()
+    assert ppo.explained_variance(g, g, mask) == pytest.approx(1.0)
+    assert ppo.explained_variance(torch.full_like(g, 4.0), g, mask) == pytest.approx(0.0, abs=1e-5)
+    v = draw()
+    expected = 1 - (g - v)[mask].var(unbiased=False) / g[mask].var(unbiased=False)
+    assert ppo.explained_variance(v, g, mask) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_learning_rate_rises_then_falls_to_a_tenth():
+    factors = [ppo.lr_factor(u, 100, 0.03, 0.1) for u in range(100)]
+    assert factors[:3] == pytest.approx([1 / 3, 2 / 3, 1.0]) and factors[3] == pytest.approx(1.0)
+    assert factors[-1] == pytest.approx(0.1) and all(a >= b for a, b in zip(factors[3:], factors[4:]))
+    assert factors[51] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 48 / 96)))
+    assert ppo.lr_factor(0, 1, 0.0, 0.1) == 1.0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_micro_batches_keep_the_budget_and_every_sample_once(seed):
+    r = random.Random(seed)
+    lengths = [r.randint(1, 50) for _ in range(r.randint(1, 40))]
+    chosen, ranks, budget = r.sample(range(len(lengths)), r.randint(1, len(lengths))), r.choice([1, 2, 4]), r.choice([1, 60, 500])
+    plan = ppo.micro_batches(chosen, lengths, budget, ranks)
+    assert sorted(i for shares in plan for share in shares for i in share) == sorted(chosen)
+    for shares in plan:
+        assert len(shares) == ranks
+        for share in filter(None, shares):
+            assert len(share) == 1 or len(share) * max(lengths[i] for i in share) <= budget
+
+
+def test_checklist_18_shuffles_are_shared_and_streams_are_distinct():
+    steps = [ppo.problems_of_step(10, s, 4, seed=3) for s in range(5)]
+    assert sorted(sum(steps, [])[:10]) == list(range(10)) == sorted(sum(steps, [])[10:20])
+    assert sum(steps, [])[:10] != sum(steps, [])[10:20]
+    torch.manual_seed(0)
+    first = ppo.generator(1, "minibatch", 2).initial_seed()
+    torch.manual_seed(1)
+    assert ppo.generator(1, "minibatch", 2).initial_seed() == first  # no global random state
+    numbers = {tuple(M.uniforms(seed, stream, 4).tolist()) for seed in range(10) for stream in range(200)}
+    assert len(numbers) == 2000
+
+
+# ---- the trainer on a tiny random model
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("tiny")
+    net = M.Llama(M.Config.from_pretrained(TINY))
+    M.init_weights(net, 0)
+    with torch.no_grad():
+        for p in net.parameters():
+            if p.dim() == 2:
+                p.mul_(1.5)
+    net.save_pretrained(out)
+    ppo.copy_tokenizer(TINY, out)
+    return out
+
+
+def problems():
+    return [json.loads(line) for line in (ROOT / "data" / "tiny" / "train.jsonl").read_text().splitlines()[:20]]
+
+
+def trainer(folder, run, function=None, **changes):
+    config = ppo.PPOConfig(**(dict(
+        steps=4, rollout_batch=6, train_batch=3, max_response=12, slots=4, freeze_steps=0, dtype="float32", lr=1e-3,
+        critic_lr=1e-3, temperature=0.7, micro_tokens=200, save_every=2, length_scale=8.0, recompute=False, warmup=0.0) | changes))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    device, mesh = M.start_processes()
+    run.mkdir(exist_ok=True)
+    return ppo.Trainer(config, folder, problems(), tokenizer, run, device, mesh, function)
+
+
+def weights(net):
+    return torch.cat([M.full(p).flatten() for p in net.parameters()]).clone()
+
+
+def test_checklist_1_everything_is_scored_at_the_sampling_temperature(folder, tmp_path):
+    t = trainer(folder, tmp_path, temperature=0.5)
+    samples = t.rollout()
+    batch = t.experience(samples)
+    mask = batch["mask"]
+    assert (batch["sampler_logprob"] - batch["old_logprob"])[mask].abs().max() < 1e-4
+    assert (batch["ref_logprob"] - batch["old_logprob"])[mask].abs().max() < 1e-5  # the reference is the policy's start
+    net = M.Llama.from_pretrained(folder, torch.float32)
+    for i, s in enumerate(samples):  # the oracle: one full forward a sequence
+        with torch.no_grad():
+            dense = torch.log_softmax(net(torch.tensor([s.prompt + s.response]))[0] / 0.5, -1)
+        for j, token in enumerate(s.response):
+            t_ = len(s.prompt) + j
+            assert batch["old_logprob"][i, t_] == pytest.approx(float(dense[t_ - 1, token]), abs=1e-4)
+
+
+def test_checklist_3_and_4_the_eos_is_an_action_and_masks_come_from_lengths(folder, tmp_path):
+    t = trainer(folder, tmp_path)
+    eos = t.eos[0]
+    parts = rewards.score("x", "1")
+    mk = lambda response: ppo.Sample(problems()[0], [5, 6, 7], response, [-1.0] * len(response), "x", False, parts)
+    # token 0 is also the pad; the EOS also stands inside the prompt of the template
+    batch = t.experience([mk([0, 0, 9, eos]), mk([0, eos]), mk([4, 0, 0, 0, 0, 0, eos])])
+    assert batch["mask"].sum(1).tolist() == [4, 2, 7]
+    assert [int(batch["tokens"][i, batch["mask"][i]][-1]) for i in range(3)] == [eos] * 3
+    assert batch["reward"][0, 6] != 0 and batch["advantage"][0, 6] != 0 and not batch["advantage"][0, 7:].any()
+    for key in ("old_logprob", "ref_logprob", "entropy", "value", "reward", "return", "advantage"):
+        assert not batch[key][~batch["mask"]].any(), key
+    metrics = t.describe([mk([0, 0, 9, eos]), mk([0, eos]), mk([4, 0, 0, 0, 0, 0, eos])], batch)
+    slow = [float(batch["entropy"][b, u]) for b in range(3) for u in range(10) if batch["mask"][b, u]]
+    assert metrics["entropy"] == pytest.approx(sum(slow) / 13) and metrics["response_length"] == pytest.approx(13 / 3)
+
+
+def test_checklist_7_truncated_responses_are_counted_and_scored_as_they_stand(folder, tmp_path):
+    t = trainer(folder, tmp_path, max_response=2)
+    metrics, samples, _ = t.train_step()
+    for s in samples:
+        assert s.truncated == (s.response[-1] not in t.eos) and len(s.response) <= 2
+    assert metrics["truncated"] == sum(s.truncated for s in samples) / 6 > 0.5
+    assert all(s.parts.outcome == rewards.NO_ANSWER for s in samples if s.truncated)
+    assert t.reward({"problem": "", "answer": "4"}, "so \\boxed{4} and then", True).correct
+
+
+def test_checklist_11_the_first_ratio_is_1_or_training_stops(folder, tmp_path):
+    t = trainer(folder, tmp_path)
+    metrics, _, batch = t.train_step()
+    assert metrics["first_ratio"] == pytest.approx(1.0, abs=1e-4) and metrics["first_ratio_error"] < 1e-4
+    assert t.train_step()[0]["sampler_logprob_diff"] < 1e-4  # the sampler holds the updated weights
+    batch["old_logprob"] = batch["old_logprob"] * 0.9
+    with pytest.raises(ppo.TrainingError, match="ratio on the first minibatch"):
+        t.update(batch)
+
+
+def test_checklist_11_old_logprobs_come_from_the_training_forward(folder, tmp_path):
+    t = trainer(folder, tmp_path)
+    samples = t.rollout()
+    batch = t.experience(samples)
+    for s in samples:
+        s.sampler_logprob = [x - 1.0 for x in s.sampler_logprob]  # a sampler that is off
+    again = t.experience(samples)
+    assert torch.equal(again["old_logprob"], batch["old_logprob"])
+    assert t.describe(samples, again)["sampler_logprob_diff"] == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_checklist_13_the_micro_batch_size_does_not_change_the_update(folder, tmp_path, recompute):
+    result = []
+    for i, tokens in enumerate((1, 150, 100_000)):
+        t = trainer(folder, tmp_path / str(i), micro_tokens=tokens, recompute=recompute)
+        batch = t.experience(t.rollout())
+        before = weights(t.policy)
+        t.update(batch)
+        result.append((weights(t.policy), weights(t.critic), before))
+    for policy, critic, before in result[1:]:
+        assert (policy - result[0][0]).abs().max() < 2e-5 and (critic - result[0][1]).abs().max() < 2e-5
+    assert (result[0][0] - result[0][2]).abs().max() > 5e-4  # against updates of about the learning rate, 1e-3
+
+
+def test_checklist_14_the_critic_learns_alone_first(folder, tmp_path):
+    t = trainer(folder, tmp_path, freeze_steps=2, critic_lr=5e-4)
+    head = M.full(t.critic.value_head.weight)
+    hidden = M.Config.from_pretrained(folder).hidden_size
+    assert t.critic.value_head.bias is None and float(head.std()) == pytest.approx(1 / (hidden + 1), rel=0.2)
+    assert torch.equal(weights(t.critic.model), weights(t.policy.model))  # a copy of the policy below the head
+    policy, critic = weights(t.policy), weights(t.critic)
+    for _ in range(2):
+        m, _, _ = t.train_step()
+        assert "policy_loss" not in m and math.isfinite(m["value_loss"]) and math.isfinite(m["explained_variance"])
+    assert torch.equal(policy, weights(t.policy)) and not torch.equal(critic, weights(t.critic))
+    m, _, _ = t.train_step()
+    assert not torch.equal(policy, weights(t.policy))
+    # both on their cosines: the policy at its first of 4 updates, the critic at its fifth of 8
+    assert m["policy_lr"] == pytest.approx(1e-3 * sum(ppo.lr_factor(u, 4, 0, 0.1) for u in (0, 1)) / 2)
+    assert m["critic_lr"] == pytest.approx(5e-4 * sum(ppo.lr_factor(u, 8, 0, 0.1) for u in (4, 5)) / 2)
+
+
+def test_checklist_15_no_dropout_adams_eps_and_the_clipped_norm(folder, tmp_path):
+    t = trainer(folder, tmp_path, grad_clip=1e-9)
+    assert not any("ropout" in type(m).__name__ for net in (t.policy, t.critic) for m in net.modules())
+    assert all(g["eps"] == 1e-5 and g["betas"] == (0.9, 0.95) and not g["weight_decay"]
+               for o in t.optimizers.values() for g in o.param_groups)
+    before = weights(t.policy)
+    m, _, _ = t.train_step()
+    assert m["policy_grad_norm"] > 1e-4 and m["critic_grad_norm"] > 1e-4  # logged before clipping
+    assert (weights(t.policy) - before).abs().max() < 1e-6  # a norm of 1e-9 is nothing against Adam's eps
+
+
+def test_checklist_16_float32_master_weights_keep_a_tiny_update(folder, tmp_path):
+    t = trainer(folder, tmp_path, dtype="bfloat16", lr=2e-7)
+    assert all(p.dtype == torch.float32 for net in (t.policy, t.critic) for p in net.parameters())
+    assert {p.dtype for p in t.reference.parameters()} == {torch.bfloat16} == {p.dtype for p in t.sampler.parameters()}
+    norm = dict(t.policy.named_parameters())["model.norm.weight"]
+    before = M.full(norm).clone()
+    assert (before == 1).all()
+    t.train_step()
+    moved = (M.full(norm) - before).abs()
+    assert (moved > 0).float().mean() > 0.9 and moved.max() < 1e-6  # bfloat16 knows nothing between 1 and 1.0078
+
+
+def test_checklist_19_an_error_in_a_reward_never_pays(folder, tmp_path):
+    def broken(response, problem):
+        raise KeyError("no such thing")
+    with pytest.raises(KeyError, match="no such thing"):
+        trainer(folder, tmp_path, broken).rollout()
+    with pytest.raises(ppo.TrainingError, match="step 1: the reward .* is nan"):
+        trainer(folder, tmp_path, lambda response, problem: float("nan")).rollout()
+
+
+def test_a_plain_function_replaces_the_reward_and_rewards_are_clipped(folder, tmp_path):
+    t = trainer(folder, tmp_path, lambda response, problem: 100.0 if problem["subject"] == "linear" else -0.25)
+    for s in t.rollout():
+        assert s.parts.total == (10.0 if s.problem["subject"] == "linear" else -0.25)
+
+
+def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_batch(folder, tmp_path):
+    t = trainer(folder, tmp_path)
+    samples = t.rollout()
+    with torch.no_grad():
+        M.local(t.policy.model.norm.weight)[3] = float("nan")
+    with pytest.raises(ppo.TrainingError, match="step 1: old_logprob is not finite") as e:
+        t.experience(samples)
+    saved = load_file(re.search(r"\S+\.safetensors", str(e.value))[0])
+    assert saved["tokens"].shape[0] == 6 and not torch.isfinite(saved["old_logprob"]).all()
+
+
+def test_alpha_moves_linearly_and_the_kl_coefficient_adapts_on_request(folder, tmp_path):
+    t = trainer(folder, tmp_path, alpha=0.8, alpha_end=1.0, steps=5, kl_target=1e-6, rollout_batch=20)
+    seen = []
+    for t.step in range(5):
+        seen.append(t.alpha())
+    assert seen == pytest.approx([0.8, 0.85, 0.9, 0.95, 1.0])
+    t.step = 0
+    t.train_step()
+    t.train_step()  # by now KL is far from the target in one direction or the other: one bounded step each
+    assert t.kl_coef != 0.05 and abs(t.kl_coef / 0.05 - 1) <= 2 * 0.2 * 20 / 10_000 + 1e-9
+    assert trainer(folder, tmp_path).kl_coef == 0.05
+
+
+def test_group_advantage_trains_without_a_critic(folder, tmp_path):
+    t = trainer(folder, tmp_path, advantage="group", samples=3, rollout_batch=2)
+    metrics, samples, _ = t.train_step()
+    assert not hasattr(t, "critic") and "value_loss" not in metrics and "policy_loss" in metrics
+    assert [s.problem["unique_id"] for s in samples] == [samples[i // 3 * 3].problem["unique_id"] for i in range(6)]
+    t.save()
+
+
+def lines(run):
+    return [{k: v for k, v in json.loads(line).items() if k != "timing"} for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("changes", [{}, dict(freeze_steps=2, epochs=2, kl_target=0.1)], ids=["plain", "frozen-start"])
+def test_checklist_20_a_resumed_run_equals_an_unbroken_one_bit_for_bit(folder, tmp_path, changes):
+    whole = trainer(folder, tmp_path / "whole", **changes)
+    whole.train()
+    broken = trainer(folder, tmp_path / "broken", **changes)
+    save = broken.save
+    def stop_after_step_3():  # killed one step after a checkpoint: its line must not stay
+        save()
+        raise KeyboardInterrupt
+    broken.save = stop_after_step_3
+    with pytest.raises(KeyboardInterrupt):
+        broken.train()
+    with open(tmp_path / "broken" / "metrics.jsonl", "a") as f:
+        f.write(json.dumps({"step": 3, "reward": "of a step that a kill took back"}) + "\n")
+    again = trainer(folder, tmp_path / "broken", **changes)
+    again.resume()
+    assert again.step == 2
+    again.train()
+    assert lines(tmp_path / "whole") == lines(tmp_path / "broken") and len(lines(tmp_path / "whole")) == 4
+    assert torch.equal(weights(whole.policy), weights(again.policy)) and torch.equal(weights(whole.critic), weights(again.critic))
+    a, b = (load_file(tmp_path / r / "model" / "model.safetensors") for r in ("whole", "broken"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert len(list((tmp_path / "whole" / "checkpoints").glob("step-*"))) == 2
+    rollouts = [json.loads(line)["step"] for line in (tmp_path / "broken" / "rollouts.jsonl").read_text().splitlines()]
+    assert rollouts == [s for s in (1, 2, 3, 4) for _ in range(6)]
+
+
+def test_another_seed_gives_another_run(folder, tmp_path):
+    runs = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        t = trainer(folder, tmp_path / name, seed=seed, steps=1)
+        t.train()
+        runs.append(lines(tmp_path / name))
+    assert runs[0] == runs[1] != runs[2]
