@@ -154,7 +154,7 @@ def sft_example(tokenizer, row):
     for text, trained in pieces:
         new = tokenizer.encode(text, add_special_tokens=False).ids
         ids, mask = ids + new, mask + [trained] * len(new)
-    return ids + [M.end_of_turn(tokenizer)], mask + [True]
+    return ids + [M.end_of_turn(tokenizer)], mask + [pieces[-1][1]]
 
 
 def sft(args):

@@ -13,6 +13,7 @@ which is the setting in which the paper's question (does an exploration reward h
 
 Files written to --out:
     facts.jsonl                        runs of arithmetic facts, to pre-train on
+    steps.jsonl                        single lines of searches, to practise on next
     sft.jsonl                          demonstrations of four kinds: direct, partial, search, checked
     train, validation, test .jsonl     problems with answers only; no problem is in two files
     model/                             Hugging Face config and tokenizer of a tiny Llama (no weights)
@@ -117,6 +118,12 @@ def take(cells, sizes, count, share):
     return taken
 
 
+def try_value(problem, v):
+    """One line of a search, as (which value is tried, what comes of it)."""
+    value, steps = problem.evaluate(v)
+    return f"Try {problem.variable} = {v}: ", f"{steps}, {'yes.' if value == problem.c else f'not {problem.c}. Wait.'}\n"
+
+
 def demonstrate(problem, kind, rng):
     """One demonstration. The answer is always right; what differs is how much of the way is shown.
 
@@ -128,9 +135,7 @@ def demonstrate(problem, kind, rng):
     end = f"The answer is \\boxed{{{answer}}}."
 
     def attempt(v):
-        value, steps = problem.evaluate(v)
-        verdict = "yes." if value == problem.c else f"not {problem.c}. Wait."
-        return f"Try {problem.variable} = {v}: {steps}, {verdict}\n"
+        return "".join(try_value(problem, v))
 
     if kind == "direct":
         return end
@@ -176,6 +181,24 @@ def fact_lines(count, rng):
             lines.append({"problem": f"Facts mod {PRIMES[level]}.", "solution": pieces + [[".", False]],
                           "subject": "facts", "level": level})
     rng.shuffle(lines)
+    return lines
+
+
+def step_lines(problems, count, rng):
+    """`count` runs of five tries at values drawn at random, the right one every third time; trained is what comes of a try.
+
+    They practise one line of a search, right copying and comparing included, without a hint of which value to try when.
+    """
+    lines = []
+    for i in range(count):
+        problem = problems[i % len(problems)]
+        pieces = []
+        for _ in range(5):
+            v = rng.choice(problem.solutions() if rng.random() < 1 / 3 else list(problem.candidates()))
+            tried, outcome = try_value(problem, v)
+            pieces += [[tried, False], [outcome, True]]
+        lines.append({"problem": problem.text(), "solution": pieces + [["Enough.", False]],
+                      "subject": "steps", "level": problem.level})
     return lines
 
 
@@ -278,7 +301,7 @@ def print_table(files, tokenizer):
 
     print(f"{'file':<18} {'lines':>6}  {'families':<38} {'levels 1/2/3':<16} {'mean tokens':>11} {'max tokens':>10}")
     for name, rows in files.items():
-        families = ", ".join(f"{f} {n}" for f in FAMILIES + ("facts",) if (n := sum(r["subject"] == f for r in rows)))
+        families = ", ".join(f"{f} {n}" for f in FAMILIES + ("facts", "steps") if (n := sum(r["subject"] == f for r in rows)))
         levels = "/".join(str(sum(r["level"] == level for r in rows)) for level in PRIMES)
         print(f"{name:<18} {len(rows):6d}  {families:<38} {levels:<16} {lengths(rows)}")
     for kind in KINDS:
@@ -293,7 +316,8 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--out", default=os.path.join(here, "tiny"), help="folder to write; files of the same name are replaced")
     add("--seed", type=int, default=0, help="same seed and numbers, same bytes")
-    add("--facts", type=int, default=800, help="lines of facts")
+    add("--facts", type=int, default=500, help="lines of facts")
+    add("--steps", type=int, default=1500, help="lines of single tries")
     add("--sft", type=int, default=3000, help="demonstrations")
     add("--train", type=int, default=1200, help="problems for RL")
     add("--validation", type=int, default=200, help="problems for choosing settings")
@@ -310,8 +334,8 @@ def parse_args(argv=None):
     shares = (args.direct, args.partial, args.search)
     if min(shares) < 0 or sum(shares) > 1 + 1e-9:
         parser.error("--direct, --partial and --search must be >= 0 and add up to at most 1")
-    if min(args.facts, args.sft, args.train, args.validation, args.test) < 1:
-        parser.error("--facts, --sft, --train, --validation and --test must be at least 1")
+    if min(args.facts, args.steps, args.sft, args.train, args.validation, args.test) < 1:
+        parser.error("--facts, --steps, --sft, --train, --validation and --test must be at least 1")
     if args.vocab < 256 + len(SPECIALS):
         parser.error(f"--vocab must be at least {256 + len(SPECIALS)}: every byte and every special token")
     if min(args.hidden, args.layers, args.heads, args.kv_heads) < 1:
@@ -339,6 +363,7 @@ def main(argv=None):
     shares = (args.direct, args.partial, args.search, 1 - args.direct - args.partial - args.search)
     files = {
         "facts.jsonl": fact_lines(args.facts, rng),
+        "steps.jsonl": step_lines(rest, args.steps, rng),
         "sft.jsonl": demonstrations(rest, args.sft, shares, rng),
         "train.jsonl": [row(problem) for problem in train],
         "validation.jsonl": [row(problem) for problem in validation],

@@ -38,7 +38,7 @@ def run(script, *args):
 
 @pytest.fixture(scope="module")
 def rows():
-    return {name: read(TINY / f"{name}.jsonl") for name in (*SPLITS, "facts")}
+    return {name: read(TINY / f"{name}.jsonl") for name in (*SPLITS, "facts", "steps")}
 
 
 @pytest.fixture(scope="module")
@@ -181,12 +181,12 @@ def test_same_seed_same_files(tmp_path):
     for name, seed in (("one", 0), ("two", 0), ("other", 1)):
         result = run("generate.py", "--out", tmp_path / name, "--seed", seed)
         assert result.returncode == 0, result.stderr
-    files = [f"{name}.jsonl" for name in (*SPLITS, "facts")] + [f"model/{name}" for name in MODEL_FILES]
+    files = [f"{name}.jsonl" for name in (*SPLITS, "facts", "steps")] + [f"model/{name}" for name in MODEL_FILES]
     for other in (tmp_path / "two", TINY):
         different = filecmp.cmpfiles(tmp_path / "one", other, files, shallow=False)[1:]
         assert different == ([], []), f"differ or missing in {other}: {different}"
     assert (tmp_path / "other" / "sft.jsonl").read_bytes() != (TINY / "sft.jsonl").read_bytes()
-    assert sum((TINY / name).stat().st_size for name in files) < 2_000_000
+    assert sum((TINY / name).stat().st_size for name in files) < 2_500_000
 
 
 def test_generate_shares_and_bad_arguments(tmp_path):
@@ -224,7 +224,7 @@ def test_tokenizer_specials_and_single_tokens(tokenizer, rows):
     # A number is the same token wherever it stands, or the facts would not carry over to the demonstrations.
     ten = tokenizer.encode("10").ids[0]
     assert tokenizer.encode("Try x = 10: 10 * 10 = 10, not 10. \\boxed{10}").ids.count(ten) == 6
-    for name in (*SPLITS, "facts"):
+    for name in (*SPLITS, "facts", "steps"):
         for row in rows[name][:200]:
             for text in (row["problem"], text_of(row)):
                 assert tokenizer.decode(tokenizer.encode(text).ids) == text

@@ -1,0 +1,218 @@
+"""rlsp.py as its users meet it: the stages end to end, and nonsense in."""
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import model as M
+import ppo
+import rlsp
+from conftest import ROOT
+from test_ppo import folder  # noqa: F401  (the fixture)
+
+TINY = ROOT / "data" / "tiny"
+
+
+def rlsp_py(*words, cwd=None):
+    return subprocess.run([sys.executable, str(ROOT / "rlsp.py"), *map(str, words)], capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Call rlsp.py with words that it must refuse, in this process; returns standard error."""
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["rlsp.py", *map(str, words)])
+        with pytest.raises(SystemExit) as e:
+            rlsp.main()
+        assert e.value.code == 2
+        return capsys.readouterr().err
+    return call
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """SFT from scratch, PPO and evaluation, as train.sh chains them, in the smallest form."""
+    out = tmp_path_factory.mktemp("runs")
+    for name, rows in (("sft", 48), ("train", 12), ("test", 10)):
+        (out / f"{name}.jsonl").write_text("".join((TINY / f"{name}.jsonl").read_text().splitlines(True)[:rows]))
+    steps = [
+        ["sft", "--model", TINY / "model", "--from-scratch", "--data", out / "sft.jsonl", "--run", out / "s", "--lr", "3e-3",
+         "--batch", "16", "--epochs", "2", "--dtype", "float32"],
+        ["ppo", "--model", out / "s/model", "--data", out / "train.jsonl", "--run", out / "p", "--steps", "2", "--rollout-batch", "6",
+         "--train-batch", "3", "--max-response", "16", "--freeze-steps", "1", "--exploration", "steps", "--dtype", "float32"],
+        ["eval", "--model", out / "s/model", out / "p/model", "--data", out / "test.jsonl", "--run", out / "e", "--samples", "4",
+         "--max-response", "16", "--temperature", "1", "--dtype", "float32"]]
+    for words in steps:
+        done = rlsp_py(*words)
+        assert done.returncode == 0, done.stderr[-2000:]
+    return out, done.stdout
+
+
+def test_the_stages_run_and_a_run_is_a_folder(runs):
+    out, table = runs
+    losses = [json.loads(x)["loss"] for x in (out / "s/metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 6 and losses[-1] < losses[0]
+    for run in "sp":
+        assert M.Llama.from_pretrained(out / run / "model").config.hidden_size == 128
+        config = json.loads((out / run / "config.json").read_text())
+        assert config["flags"]["seed"] == 0 and config["versions"]["torch"] == torch.__version__
+    metrics = [json.loads(x) for x in (out / "p/metrics.jsonl").read_text().splitlines()]
+    wanted = """reward outcome exploration accuracy response_length response_length_max truncated k1 k3 entropy value_loss
+                explained_variance critic_grad_norm critic_lr backtracking verification alternatives self_correction repetition
+                sampler_logprob_diff alpha kl_coef""".split()
+    assert all(math.isfinite(m[k]) for m in metrics for k in wanted)
+    assert all(k in metrics[1] for k in "policy_loss approx_kl clip_frac ratio first_ratio policy_grad_norm policy_lr".split())
+    assert metrics[1]["timing"]["rollout_tokens_per_s"] > 0 and metrics[1]["timing"]["update_tokens_per_s"] > 0
+    rollouts = [json.loads(x) for x in (out / "p/rollouts.jsonl").read_text().splitlines()]
+    assert len(rollouts) == 12 and {"total", "outcome", "exploration", "reason"} <= set(rollouts[0]["reward"])
+    assert (out / "p/checkpoints/step-000002/state.json").is_file()
+    summary = json.loads((out / "e/summary.json").read_text())
+    assert set(summary) == {str(out / "s/model"), str(out / "p/model")} and "pass@4" in table and "maj@4" in table
+    outputs = [json.loads(x) for x in (out / "e/outputs-1.jsonl").read_text().splitlines()]
+    assert len(outputs) == 10 and all(len(r["responses"]) == 4 for r in outputs)
+    groups = summary[str(out / "s/model")]
+    assert sum(v["problems"] for k, v in groups.items() if k.startswith("level")) == 10 == groups["all"]["problems"]
+
+
+def test_sample_prints_a_response_and_the_verdict(runs):
+    done = rlsp_py("sample", "--model", runs[0] / "s/model", "--problem", "Find x with 2x + 3 = 5 mod 7.", "--answer", "1",
+                   "--max-response", "8", "--dtype", "float32")
+    assert done.returncode == 0 and "Find x with 2x" in done.stdout and ("right" in done.stdout or "wrong" in done.stdout)
+
+
+def bad(tmp_path, text):
+    (tmp_path / "bad.jsonl").write_text(text)
+    return tmp_path / "bad.jsonl"
+
+
+GOOD = '{"problem": "What is 1 + 1?", "answer": "2"}\n'
+
+
+@pytest.mark.parametrize("text, words", [
+    ("", "holds no problem"), (GOOD + "{", "bad.jsonl:2: not valid JSON"), (GOOD + "[1]\n", "bad.jsonl:2: expected a JSON object, found list"),
+    (GOOD + '{"problem": "x"}\n', "bad.jsonl:2: answer is nothing, expected text"),
+    ('{"problem": "x", "answer": 4}\n', "bad.jsonl:1: answer is 4, expected text"),
+    (GOOD + GOOD.replace("1 + 1", "1 + 1" * 50), "bad.jsonl:2: the prompt has"), ("[" * 100_000, "bad.jsonl:1: not valid JSON")])
+def test_bad_data_gets_one_line_and_status_2(folder, tmp_path, refused, text, words):  # noqa: F811
+    error = refused("ppo", "--model", folder, "--data", bad(tmp_path, text), "--run", tmp_path / "run", "--max-prompt", "60",
+                    "--max-response", "16")
+    assert words in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--model", "nowhere"], "nowhere/tokenizer.json: no such file"), (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
+    (["--clip", "-1"], "--clip: -1 is out of range, expected at least 0"), (["--alpha", "1.5"], "--alpha: 1.5 is out of range"),
+    (["--lr", "nan"], "--lr: nan is out of range"), (["--exploration", "wild"], "--exploration: invalid choice"),
+    (["--steps", "x"], "--steps: invalid int value"), (["--advantage", "group"], "--samples is 1, expected at least 2"),
+    (["--max-response", "2000"], "max_position_embeddings is 1024"), (["--reward", "nowhere.py:f"], "nowhere.py:f: expected an existing"),
+    (["--freeze-steps", "9", "--steps", "5"], "--freeze-steps is 9, expected fewer than --steps 5"), (["--resume"], "no such run"),
+    (["--model", str(TINY / "model")], "--from-scratch")])
+def test_bad_flags_get_a_clear_line_and_status_2(folder, tmp_path, refused, words, message):  # noqa: F811
+    data = bad(tmp_path, GOOD)
+    base = {"--model": folder, "--data": data, "--run": tmp_path / "run", "--max-response": "16"}
+    given = dict(zip(words[::2], words[1::2]))
+    error = refused("ppo", *[x for k, v in (base | given).items() for x in (k, v)], *(["--resume"] if words == ["--resume"] else []))
+    assert message in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_run_is_never_touched(folder, tmp_path):  # noqa: F811
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "precious").write_text("x")
+    for command in ("sft", "ppo", "eval"):
+        done = rlsp_py(command, "--model", folder, "--data", bad(tmp_path, GOOD), "--run", run)
+        assert done.returncode == 2 and "exists already" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert [p.name for p in run.iterdir()] == ["precious"]
+
+
+def test_every_flag_has_help_and_a_default():
+    parser = rlsp.parser()
+    for name, command in parser._subparsers._group_actions[0].choices.items():
+        for action in command._actions:
+            assert action.help, (name, action.dest)
+        assert "--seed" in command.format_help()
+    ppo_flags = {a.dest for a in parser._subparsers._group_actions[0].choices["ppo"]._actions}
+    assert {f for f in ppo.PPOConfig.__dataclass_fields__} <= ppo_flags
+
+
+def test_checklist_19_a_broken_reward_function_ends_the_run_with_its_error(folder, tmp_path):  # noqa: F811
+    (tmp_path / "mine.py").write_text("def f(response, problem):\n    raise RuntimeError('judge is down')\n")
+    done = rlsp_py("ppo", "--model", folder, "--data", bad(tmp_path, GOOD), "--run", tmp_path / "run", "--max-response", "8", "--steps", "1",
+                   "--rollout-batch", "2", "--freeze-steps", "0", "--dtype", "float32", "--reward", f"{tmp_path}/mine.py:f")
+    assert done.returncode == 1 and "judge is down" in done.stderr
+
+
+def test_pass_at_k_is_unbiased():
+    """Against all subsets of size k of n samples, c of them right."""
+    from itertools import combinations
+    for n in range(1, 7):
+        for c in range(n + 1):
+            for k in range(1, n + 1):
+                subsets = list(combinations([True] * c + [False] * (n - c), k))
+                assert rlsp.pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+def test_majority_counts_equal_answers_together_and_none_never_wins():
+    assert rlsp.majority(["1/2", "3", r"\frac{1}{2}", "4"]) == "1/2"
+    assert rlsp.majority(["3", "4"]) == "3" and rlsp.majority([None, None, "4"]) == "4" and rlsp.majority([None]) is None
+
+
+def test_summary_by_hand():
+    row = lambda correct, answers: dict(correct=correct, answers=answers, tokens=[10, 20], truncated=[False, True], answer="4")
+    s = rlsp.summarize([row([True, False], ["4", "5"]), row([True, True], ["4", "4.0"]), row([False, False], [None, "6"])], 2)
+    assert s["accuracy"] == pytest.approx(0.5) and s["pass@2"] == pytest.approx(2 / 3) and s["maj@2"] == pytest.approx(2 / 3)
+    assert s["standard_error"] == pytest.approx(0.5 / math.sqrt(3)) and s["tokens"] == 15 and s["answered"] == pytest.approx(5 / 6)
+
+
+def test_sft_trains_responses_and_the_end_of_turn_only():
+    tokenizer = rlsp.load_tokenizer(TINY / "model")
+    ids, mask = rlsp.sft_example(tokenizer, {"problem": "a", "solution": "b 7."})
+    trained = [i for i, m in zip(ids, mask) if m]
+    assert tokenizer.decode(trained, skip_special_tokens=False) == "b 7.<|eot_id|>" and not any(mask[: -len(trained)])
+    ids, mask = rlsp.sft_example(tokenizer, {"problem": "a", "solution": [["2 + 3 = ", False], ["5", True], [".", False]]})
+    assert tokenizer.decode([i for i, m in zip(ids, mask) if m]) == "5"
+
+
+# ---- chat prompts
+
+def test_llama3_prompt_token_by_token():
+    tokenizer = rlsp.load_tokenizer(TINY / "model")
+    text = tokenizer.decode(M.chat_prompt(tokenizer, "What?"), skip_special_tokens=False)
+    assert text == ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nProblem: What?<|eot_id|>"
+                    "<|start_header_id|>assistant<|end_header_id|>\n\n")
+    assert M.end_of_turn(tokenizer) in M.eos_ids(TINY / "model", tokenizer)
+
+
+def test_special_tokens_in_a_problem_stay_text():
+    tokenizer = rlsp.load_tokenizer(TINY / "model")
+    eot = tokenizer.token_to_id("<|eot_id|>")
+    ids = M.chat_prompt(tokenizer, "x<|eot_id|><|start_header_id|>assistant")
+    assert ids.count(eot) == 1 and "x<|eot_id|><|start" in tokenizer.decode(ids, skip_special_tokens=False)
+
+
+@pytest.mark.smollm2
+def test_chatml_prompt_is_the_models_own_template_without_a_system_message(smollm2):
+    tokenizer = rlsp.load_tokenizer(smollm2)
+    ids = M.chat_prompt(tokenizer, "What is 2 + 2?")
+    text = "<|im_start|>user\nProblem: What is 2 + 2?<|im_end|>\n<|im_start|>assistant\n"
+    from tokenizers import Tokenizer
+    assert ids == Tokenizer.from_file(str(smollm2 / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    assert M.eos_ids(smollm2, tokenizer) == [2]
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(folder, tmp_path):  # noqa: F811
+    import shutil
+    shutil.copytree(folder, tmp_path / "m")
+    spec = json.loads((tmp_path / "m/tokenizer.json").read_text())
+    spec["added_tokens"] = [t for t in spec["added_tokens"] if t["content"] != "<|eot_id|>"]
+    (tmp_path / "m/tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(ValueError, match="neither Llama 3's"):
+        rlsp.load_tokenizer(tmp_path / "m")
+    (tmp_path / "m/tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="not a tokenizer"):
+        rlsp.load_tokenizer(tmp_path / "m")

