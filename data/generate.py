@@ -7,8 +7,8 @@ Every problem is arithmetic modulo a small prime p, where = means "equal modulo 
 try values one by one; a guess is right about once in p times. So a direct answer pays a little and search pays more,
 which is the setting in which the paper's question (does an exploration reward help?) makes sense.
 
-    linear      Find x with 8x + 12 = 3 mod 13.                  one solution: p is prime and 8 is not 0
-    power       Find n with 4 * 6^n = 6 mod 13.                  one n in 0 .. p-2: 6 is a primitive root
+    linear      Find x with 8x + 6 = 3 mod 11.                   one solution: p is prime and 8 is not 0
+    power       Find n with 4 * 6^n = 5 mod 11.                  one n in 0 .. p-2: 6 is a primitive root
     quadratic   Find the smallest x with 2x^2 + 3x = 5 mod 11.   computed as (2x + 3)x, three facts instead of four
 
 Files written to --out:
@@ -28,8 +28,8 @@ from dataclasses import dataclass
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-PRIMES = {1: 7, 2: 11, 3: 13}  # level -> modulus
-PRIMITIVE_ROOTS = {7: (3, 5), 11: (2, 6, 7, 8), 13: (2, 6, 7, 11)}  # their powers run through 1 .. p-1
+PRIMES = {1: 5, 2: 7, 3: 11}  # level -> modulus
+PRIMITIVE_ROOTS = {5: (2, 3), 7: (3, 5), 11: (2, 6, 7, 8)}  # their powers run through 1 .. p-1
 FAMILIES = ("linear", "power", "quadratic")
 KINDS = ("direct", "partial", "search", "checked")
 
@@ -121,7 +121,8 @@ def take(cells, sizes, count, share):
 def try_value(problem, v):
     """One line of a search, as (which value is tried, what comes of it)."""
     value, steps = problem.evaluate(v)
-    return f"Try {problem.variable} = {v}: ", f"{steps}, {'yes.' if value == problem.c else f'not {problem.c}. Wait.'}\n"
+    verdict = f"Yes, {problem.variable} = {v}." if value == problem.c else "No. Wait."
+    return f"Try {problem.variable} = {v}: ", f"{steps}, {value} = {problem.c}? {verdict}\n"
 
 
 def demonstrate(problem, kind, rng):
@@ -153,10 +154,10 @@ def demonstrate(problem, kind, rng):
 
 
 def facts_of(p):
-    """Every product, sum and power that a demonstration modulo p can use, written as it is written there."""
-    facts = [f"{u} * {v} = {u * v % p}" for u in range(p) for v in range(p)]
-    facts += [f"{u} + {v} = {(u + v) % p}" for u in range(p) for v in range(p)]
-    facts += [f"{g}^{n} = {pow(g, n, p)}" for g in PRIMITIVE_ROOTS[p] for n in range(p - 1)]
+    """Every product, sum and power that a demonstration modulo p can use, as (question, result)."""
+    facts = [(f"{u} * {v} = ", f"{u * v % p}") for u in range(p) for v in range(p)]
+    facts += [(f"{u} + {v} = ", f"{(u + v) % p}") for u in range(p) for v in range(p)]
+    facts += [(f"{g}^{n} = ", f"{pow(g, n, p)}") for g in PRIMITIVE_ROOTS[p] for n in range(p - 1)]
     return facts
 
 
@@ -176,8 +177,8 @@ def fact_lines(count, rng):
             for _ in range(rng.randint(20, 30)):
                 if not deck:
                     deck = rng.sample(facts, len(facts))
-                question, result = deck.pop().split("= ")
-                pieces += [[f"{', ' if pieces else ''}{question}= ", False], [result, True]]
+                question, result = deck.pop()
+                pieces += [[", " + question if pieces else question, False], [result, True]]
             lines.append({"problem": f"Facts mod {PRIMES[level]}.", "solution": pieces + [[".", False]],
                           "subject": "facts", "level": level})
     rng.shuffle(lines)
@@ -316,12 +317,12 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--out", default=os.path.join(here, "tiny"), help="folder to write; files of the same name are replaced")
     add("--seed", type=int, default=0, help="same seed and numbers, same bytes")
-    add("--facts", type=int, default=500, help="lines of facts")
+    add("--facts", type=int, default=600, help="lines of facts")
     add("--steps", type=int, default=1500, help="lines of single tries")
     add("--sft", type=int, default=3000, help="demonstrations")
-    add("--train", type=int, default=1200, help="problems for RL")
-    add("--validation", type=int, default=200, help="problems for choosing settings")
-    add("--test", type=int, default=300, help="held-out problems, for final numbers only")
+    add("--train", type=int, default=650, help="problems for RL")
+    add("--validation", type=int, default=150, help="problems for choosing settings")
+    add("--test", type=int, default=240, help="held-out problems, for final numbers only")
     add("--direct", type=float, default=0.55, help="share of demonstrations that are the answer alone")
     add("--partial", type=float, default=0.25, help="share with a few tries and then the answer")
     add("--search", type=float, default=0.12, help="share with the full search; the rest also check the answer")

@@ -79,7 +79,7 @@ def test_generated_answers_by_brute_force(rows):
             solutions = brute_force(row["problem"])
             assert row["answer"] == str(solutions[0]), row
             assert len(solutions) == 1 or row["subject"] == "quadratic", row
-            assert left_side(row["problem"])[3] == {1: 7, 2: 11, 3: 13}[row["level"]], row
+            assert left_side(row["problem"])[3] == {1: 5, 2: 7, 3: 11}[row["level"]], row
 
 
 def test_demonstrations_end_with_the_right_answer(rows):
@@ -98,14 +98,15 @@ def test_every_step_of_every_demonstration(rows):
         tried, fitted = [], []
         for line in lines:
             steps = steps_of(line)
-            assert len(steps) == line.count(" = ") - line.startswith("Try"), f"a step was not understood: {line}"
+            assert len(steps) == len(re.findall(r"[*+^]", line)), f"a step was not understood: {line}"
             for a, op, b, c in steps:
                 assert compute(a, op, b, p) == c, (row["problem"], line)
             if line.startswith("Try"):
                 value = int(re.match(rf"Try {unknown} = (\d+): ", line)[1])
                 result = eval(left, {}, {unknown: value}) % p
                 assert steps[-1][3] == result, (row["problem"], line)
-                assert line.endswith("yes." if result == right else f"not {right}. Wait."), (row["problem"], line)
+                verdict = f"Yes, {unknown} = {value}." if result == right else "No. Wait."
+                assert line.endswith(f", {result} = {right}? {verdict}"), (row["problem"], line)
                 tried.append(value)
                 fitted += [value] if result == right else []
             for before, after in zip(steps, steps[1:]):
@@ -136,18 +137,16 @@ def test_no_problem_in_two_splits(rows):
     for name in SPLITS:
         for row in rows[name]:
             assert names.setdefault(row["unique_id"], row["problem"]) == row["problem"]
-    assert {name: len(rows[name]) for name in SPLITS} == {"sft": 3000, "train": 1200, "validation": 200, "test": 300}
+    assert {name: len(rows[name]) for name in SPLITS} == {"sft": 3000, "train": 650, "validation": 150, "test": 240}
 
 
 def test_held_out_splits_are_balanced(rows):
-    """The nine cells family x level give equal numbers, except those with too few problems."""
-    for name, full in (("validation", 200 // 9), ("test", 300 // 9)):
+    """Every family and every level is there; a small cell of family x level gives what it can spare."""
+    for name, full in (("validation", 150 // 9), ("test", 240 // 9)):
         cells = Counter((row["subject"], row["level"]) for row in rows[name])
         assert len(cells) == 9
-        assert all(n >= full for (_, level), n in cells.items() if level > 1), cells
-        # Equal to within one for the cells that did not run out.
-        large = [n for cell, n in cells.items() if cell[1] > 1]
-        assert max(large) - min(large) <= 1, cells
+        assert all(n >= full for (_, level), n in cells.items() if level == 3), cells
+        assert all(n > len(rows[name]) / 4 for n in Counter(row["subject"] for row in rows[name]).values())
 
 
 def text_of(row):
@@ -186,7 +185,7 @@ def test_same_seed_same_files(tmp_path):
         different = filecmp.cmpfiles(tmp_path / "one", other, files, shallow=False)[1:]
         assert different == ([], []), f"differ or missing in {other}: {different}"
     assert (tmp_path / "other" / "sft.jsonl").read_bytes() != (TINY / "sft.jsonl").read_bytes()
-    assert sum((TINY / name).stat().st_size for name in files) < 2_500_000
+    assert sum((TINY / name).stat().st_size for name in files) < 3_000_000
 
 
 def test_generate_shares_and_bad_arguments(tmp_path):
@@ -217,9 +216,9 @@ def test_tokenizer_specials_and_single_tokens(tokenizer, rows):
         assert index is not None and tokenizer.encode(f"a{token}b").ids.count(index) == 1
         assert tokenizer.decode(tokenizer.encode(token).ids, skip_special_tokens=False) == token
         assert tokenizer.decode([index]) == ""
-    words = ["Try ", "x = ", "n = ", "mod ", "\\boxed{", ": ", "Wait.\n", "not ", "yes.\n", "Check", "right.\n",
+    words = ["Try ", "x = ", "n = ", "mod ", "\\boxed{", ": ", "Wait.\n", "No", "Yes", "? ", "Check", "right.\n",
              "Alternatively", "The ", "answer ", "is ", "Find ", "with ", "user", "assistant", "Problem", "\n\n"]
-    for word in words + [str(n) for n in range(14)]:
+    for word in words + [str(n) for n in range(12)]:
         assert len(tokenizer.encode(word).ids) == 1, (word, tokenizer.encode(word).tokens)
     # A number is the same token wherever it stands, or the facts would not carry over to the demonstrations.
     ten = tokenizer.encode("10").ids[0]
@@ -229,7 +228,7 @@ def test_tokenizer_specials_and_single_tokens(tokenizer, rows):
             for text in (row["problem"], text_of(row)):
                 assert tokenizer.decode(tokenizer.encode(text).ids) == text
     longest = max(len(tokenizer.encode(row["solution"]).ids) for row in rows["sft"])
-    assert longest <= 350, "a rollout must fit into the response length that the tiny recipe uses"
+    assert longest <= 390, "a rollout must fit into the response length that the tiny recipe uses"
 
 
 def test_model_config_matches_tokenizer(tokenizer):
