@@ -149,15 +149,17 @@ def demonstrate(problem, kind, rng):
         text = attempt(rng.choice(wrong)) + "Alternatively, go in order.\n"
     text += "".join(attempt(v) for v in problem.candidates() if v <= answer)
     if kind == "checked":
-        text += f"Check: {problem.evaluate(answer)[1]}, right.\n"
+        text += f"Check: {try_value(problem, answer)[1]}"
     return text + end
 
 
 def facts_of(p):
-    """Every product, sum and power that a demonstration modulo p can use, as (question, result)."""
+    """Every product, sum, power and comparison that a demonstration modulo p can use, as (question, result)."""
     facts = [(f"{u} * {v} = ", f"{u * v % p}") for u in range(p) for v in range(p)]
     facts += [(f"{u} + {v} = ", f"{(u + v) % p}") for u in range(p) for v in range(p)]
     facts += [(f"{g}^{n} = ", f"{pow(g, n, p)}") for g in PRIMITIVE_ROOTS[p] for n in range(p - 1)]
+    facts += [(f"{u} = {v}? ", "No") for u in range(p) for v in range(p) if u != v]
+    facts += [(f"{u} = {u}? ", "Yes") for u in range(p)] * (p // 2)  # rarer in a search, but here half as often as No
     return facts
 
 

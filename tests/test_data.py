@@ -101,6 +101,8 @@ def test_every_step_of_every_demonstration(rows):
             assert len(steps) == len(re.findall(r"[*+^]", line)), f"a step was not understood: {line}"
             for a, op, b, c in steps:
                 assert compute(a, op, b, p) == c, (row["problem"], line)
+            if line.startswith("Check"):
+                assert line.endswith(f", {right} = {right}? Yes, {unknown} = {row['answer']}."), (row["problem"], line)
             if line.startswith("Try"):
                 value = int(re.match(rf"Try {unknown} = (\d+): ", line)[1])
                 result = eval(left, {}, {unknown: value}) % p
@@ -163,15 +165,18 @@ def test_facts_are_right_and_cover_every_demonstration(rows):
         solution = text_of(row)
         facts = solution.rstrip(".").split(", ")
         assert 20 <= len(facts) <= 40 and "boxed" not in solution
-        assert [text for text, trained in row["solution"] if trained] == [fact.split(" = ")[1] for fact in facts]
+        assert [text for text, trained in row["solution"] if trained] == [re.split(r" = |\? ", fact)[-1] for fact in facts]
         for fact in facts:
+            if compared := re.fullmatch(r"(\d+) = (\d+)\? (Yes|No)", fact):
+                assert (compared[1] == compared[2]) == (compared[3] == "Yes")
+                continue
             a, op, b, c = steps_of(fact)[0]
             assert fact == (f"{a}^{b} = {c}" if op == "^" else f"{a} {op} {b} = {c}")
             assert compute(a, op, b, p) == c, (p, fact)
         known.setdefault(p, Counter()).update(facts)
     for row in rows["sft"]:
         p = left_side(row["problem"])[3]
-        for fact in re.findall(r"\d+ [*+] \d+ = \d+|\d+\^\d+ = \d+", row["solution"]):
+        for fact in re.findall(r"\d+ [*+] \d+ = \d+|\d+\^\d+ = \d+|\d+ = \d+\? (?:Yes|No)", row["solution"]):
             assert known[p][fact] >= 10, f"{fact} mod {p} comes {known[p][fact]} times in facts.jsonl"
 
 
@@ -216,7 +221,7 @@ def test_tokenizer_specials_and_single_tokens(tokenizer, rows):
         assert index is not None and tokenizer.encode(f"a{token}b").ids.count(index) == 1
         assert tokenizer.decode(tokenizer.encode(token).ids, skip_special_tokens=False) == token
         assert tokenizer.decode([index]) == ""
-    words = ["Try ", "x = ", "n = ", "mod ", "\\boxed{", ": ", "Wait.\n", "No", "Yes", "? ", "Check", "right.\n",
+    words = ["Try ", "x = ", "n = ", "mod ", "\\boxed{", ": ", "Wait.\n", "No", "Yes", "? ", "Check", 
              "Alternatively", "The ", "answer ", "is ", "Find ", "with ", "user", "assistant", "Problem", "\n\n"]
     for word in words + [str(n) for n in range(12)]:
         assert len(tokenizer.encode(word).ids) == 1, (word, tokenizer.encode(word).tokens)
