@@ -46,7 +46,7 @@ tiny() {
         --lr 1e-3 --batch 32 --epochs 3 --micro-tokens 2500
     echo "== PPO: outcome verifier and exploration reward"
     python rlsp.py ppo --model "$RUN/sft/model" --data $tiny/train.jsonl --run "$RUN/ppo" $small \
-        --steps 60 --rollout-batch 96 --train-batch 24 --max-response 400 --slots 96 --micro-tokens 2500 --save-every 0 --temperature 1 \
+        --steps 40 --rollout-batch 96 --train-batch 24 --max-response 400 --slots 96 --micro-tokens 2500 --save-every 0 --temperature 1 \
         --exploration length --length-scale 8 --length-floor 0.5 --kl-coef 0.02 --lr 3e-4 --critic-lr 1e-3 --freeze-steps 2 "$@"
     echo "== Held-out problems, before and after PPO"
     python rlsp.py eval --model "$RUN/sft/model" "$RUN/ppo/model" --data $tiny/test.jsonl --run "$RUN/eval" --dtype float32 \

@@ -75,7 +75,7 @@ def convert_gsm8k(record, name):
     reasoning = re.sub(r"<<[^<>]*>>", "", reasoning).strip()  # <<48/2=24>>: marks for a calculator, not for a reader
     return {"problem": text_field(record, "question"), "answer": answer,
             "solution": f"{reasoning}\nThe answer is \\boxed{{{answer}}}.".lstrip(),
-            "subject": "gsm8k", "level": 1, "unique_id": f"gsm8k/{name}"}
+            "subject": "gsm8k", "unique_id": f"gsm8k/{name}"}
 
 
 def convert_aime(record, name):
