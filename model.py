@@ -62,10 +62,7 @@ class Config:
         path = Path(folder) / "config.json"
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; expected a Hugging Face model folder")
-        try:
-            return cls.from_dict(json.loads(path.read_text()), path)
-        except json.JSONDecodeError as e:
-            raise ValueError(f"{path}: not valid JSON: {e}") from None
+        return cls.from_dict(read_json(path), path)
 
     @classmethod
     def from_dict(cls, raw, path="config"):
@@ -76,8 +73,6 @@ class Config:
                 raise ValueError(f"{path}: {key} is {value!r}, expected a {'boolean' if kind is bool else 'positive number'}")
             return value
 
-        if not isinstance(raw, dict):
-            raise ValueError(f"{path}: expected a JSON object, found {type(raw).__name__}")
         kind = raw.get("model_type")
         if kind not in ("llama", "qwen2"):
             raise ValueError(f"{path}: model_type is {kind!r}, expected 'llama' or 'qwen2'")
@@ -416,22 +411,31 @@ def weight_files(folder):
     folder = Path(folder)
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.is_file():
-        try:
-            names = json.loads(index.read_text())["weight_map"]
-            files = {name: folder / file for name, file in names.items()}
-        except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as e:
-            raise ValueError(f"{index}: expected a JSON object with a weight_map of names to files ({type(e).__name__}: {e})") from None
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict):
+            raise ValueError(f"{index}: weight_map is {type(names).__name__}, expected an object of tensor names to file names")
         for name, file in names.items():
-            if Path(file).name != file or file in ("", ".", ".."):
+            if not isinstance(file, str) or Path(file).name != file or file in ("", "..") or "\\" in file:
                 raise ValueError(f"{index}: weight_map sends {name} to {file!r}, expected a file name without a folder")
-            if not files[name].is_file():
-                raise FileNotFoundError(f"{files[name]}: no such file, but {index.name} names it for {name}")
-        return files
+            if not (folder / file).is_file():
+                raise FileNotFoundError(f"{folder / file}: no such file, but {index.name} names it for {name}")
+        return {name: folder / file for name, file in names.items()}
     if not single.is_file():
         raise FileNotFoundError(f"{folder}: neither model.safetensors nor model.safetensors.index.json there "
                                 "(for a random start give --from-scratch)")
     with open_weights(single) as f:
         return {name: single for name in f.keys()}
+
+
+def read_json(path):
+    """A JSON object from a file, or a ValueError that names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path}: not valid JSON: {e}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
 
 
 def open_weights(file):
@@ -604,7 +608,7 @@ def eos_ids(folder, tokenizer):
     for file in ("generation_config.json", "config.json"):
         path = Path(folder) / file
         if path.is_file():
-            value = json.loads(path.read_text()).get("eos_token_id")
+            value = read_json(path).get("eos_token_id")
             ids |= {i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)}
     return sorted(ids)
 

@@ -359,7 +359,7 @@ class Trainer:
     # -- update
 
     def update(self, batch):
-        """Epochs x minibatches x micro-batches of clipped PPO. Returns the metrics, means over the updates of the step."""
+        """Epochs x minibatches x micro-batches of clipped PPO. Returns the metrics, each a mean over the updates that have it."""
         c = self.config
         n, history = len(batch["length"]), []
         minibatches = math.ceil(n / c.train_batch)
@@ -368,7 +368,9 @@ class Trainer:
             for i, rows in enumerate(order.split(c.train_batch)):
                 first = epoch == i == 0
                 history.append(self.minibatch(batch, rows.tolist(), first, minibatches * c.epochs))
-        return {k: sum(m[k] for m in history if k in m) / sum(k in m for m in history) for k in dict.fromkeys(sum(map(list, history), []))}
+        names = list(dict.fromkeys(name for metrics in history for name in metrics))
+        values = {name: [metrics[name] for metrics in history if name in metrics] for name in names}
+        return {name: sum(v) / len(v) for name, v in values.items()}
 
     def minibatch(self, batch, rows, first, updates_a_step):
         c, ranks = self.config, M.world_size()

@@ -32,6 +32,7 @@ import ppo
 import rewards
 
 ROOT = Path(__file__).resolve().parent
+MAY_CHANGE = ("resume", "save_every", "keep", "log_rollouts", "slots", "micro_tokens", "recompute")  # at --resume
 
 
 # ---------------------------------------------------------------------------------------------------- input
@@ -175,9 +176,10 @@ def sft(args):
     with checked_input():
         policy = M.load_model(M.Llama, args.model, torch.float32, device, mesh, getattr(torch, args.dtype),
                               init_seed=args.seed if args.from_scratch else None)
+        run = new_run(args.run, args)
     policy.model.recompute = args.recompute
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
-    run, ranks = new_run(args.run, args), M.world_size()
+    ranks = M.world_size()
     steps_an_epoch = math.ceil(len(examples) / args.batch)
     total = args.epochs * steps_an_epoch
     bar = tqdm(total=total, desc="sft", disable=M.rank() != 0)
@@ -222,6 +224,10 @@ def run_ppo(args):
         if args.resume:
             if not Path(args.run).is_dir():
                 raise FileNotFoundError(f"{args.run}: no such run to resume")
+            started = M.read_json(Path(args.run) / "config.json").get("flags", {})
+            for name, value in vars(args).items():
+                if name not in MAY_CHANGE and started.get(name) != value:
+                    raise ValueError(f"--resume: {name} is {value!r}, but {args.run} was started with {started.get(name)!r}")
         else:
             must_be_new(args.run)
         config = ppo.PPOConfig(**{f.name: getattr(args, f.name) for f in dataclasses.fields(ppo.PPOConfig)})
@@ -325,7 +331,9 @@ def run_eval(args):
             check_prompts(args.data, rows, tokenizer, args.max_prompt)
             check_length(folder, max(len(M.chat_prompt(tokenizer, r["problem"])) for r in rows) + args.max_response)
     device, _ = M.start_processes()
-    run, table, summaries = new_run(args.run, args), [], {}
+    with checked_input():
+        run = new_run(args.run, args)
+    summaries = {}
     for i, folder in enumerate(args.model):
         results = evaluate(folder, rows, args, device)
         total = summarize(results, args.samples)
@@ -344,7 +352,7 @@ def run_eval(args):
 
 def print_table(summaries):
     """One row a model and group; accuracy with its standard error in percent, response length in tokens."""
-    keys = list(next(iter(summaries.values()))["all"])[6:]  # pass@k and maj@k, where sampled
+    keys = [k for k in next(iter(summaries.values()))["all"] if "@" in k]  # pass@k and maj@k
     width = max(len(str(f)) for f in summaries)
     print(f"{'model':{width}}  {'group':24}  problems  accuracy %      tokens  truncated %" + "".join(f"{k:>9}" for k in keys))
     for folder, groups in summaries.items():
@@ -363,7 +371,8 @@ def run_sample(args):
             raise ValueError("sample: give --problem TEXT or --data FILE.jsonl")
         rows = [{"problem": args.problem, "answer": args.answer}] if args.problem else load_problems(args.data, limit=args.limit)
         tokenizer = load_tokenizer(args.model)
-        net, eos = M.Llama.from_pretrained(args.model, getattr(torch, args.dtype)).eval(), M.eos_ids(args.model, tokenizer)
+        device, _ = M.start_processes()
+        net, eos = M.Llama.from_pretrained(args.model, getattr(torch, args.dtype), device).eval(), M.eos_ids(args.model, tokenizer)
         check_length(args.model, max(len(M.chat_prompt(tokenizer, r["problem"])) for r in rows) + args.max_response)
     prompts = [M.chat_prompt(tokenizer, r["problem"]) for r in rows for _ in range(args.samples)]
     for i, response in enumerate(M.generate(net, prompts, args.max_response, args.temperature, eos, seed=args.seed)):

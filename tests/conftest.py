@@ -19,7 +19,7 @@ TINY = dict(model_type="llama", vocab_size=97, hidden_size=32, intermediate_size
             tie_word_embeddings=False, hidden_act="silu")
 
 
-def tiny_llama(seed=0, scale=10.0, **changes):
+def tiny_llama(seed=0, scale=1.2, **changes):
     """A small random float32 Llama whose logits are far from uniform."""
     model = M.Llama(M.Config.from_dict(TINY | changes))
     M.init_weights(model, seed)

@@ -130,6 +130,15 @@ def test_an_existing_run_is_never_touched(folder, tmp_path):  # noqa: F811
     assert [p.name for p in run.iterdir()] == ["precious"]
 
 
+def test_resume_goes_on_and_refuses_other_flags(runs, refused):
+    out, _ = runs
+    words = ["ppo", "--model", out / "s/model", "--data", out / "train.jsonl", "--run", out / "p", "--steps", "2", "--rollout-batch", "6",
+             "--train-batch", "3", "--max-response", "16", "--freeze-steps", "1", "--exploration", "steps", "--dtype", "float32", "--resume"]
+    assert "clip is 0.3, but" in refused(*words, "--clip", "0.3")
+    before = (out / "p/metrics.jsonl").read_text()
+    assert rlsp_py(*words).returncode == 0 and (out / "p/metrics.jsonl").read_text() == before  # there was nothing left to do
+
+
 def test_every_flag_has_help_and_a_default():
     parser = rlsp.parser()
     for name, command in parser._subparsers._group_actions[0].choices.items():

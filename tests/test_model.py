@@ -146,7 +146,7 @@ def test_checklist_2_chunked_logprobs_equal_unchunked(monkeypatch):
     for chunk in (1, 7, 1024):
         monkeypatch.setattr(M, "LOGIT_CHUNK", chunk)
         logprob, entropy = net.logprobs(tokens, mask, 0.7)
-        assert (logprob[:, 1:] - expected)[mask[:, 1:]].abs().max() < 1e-5 and not logprob[~mask].any()
+        assert (logprob[:, 1:] - expected)[mask[:, 1:]].abs().max() < 2e-6 and not logprob[~mask].any()
         assert (entropy[:, 1:] + (dense.exp() * dense).sum(-1)[:, :-1])[mask[:, 1:]].abs().max() < 1e-5
         net.zero_grad()
         logprob.sum().backward()
@@ -226,7 +226,7 @@ def test_checklist_17_greedy_cached_decode_equals_the_full_forward(config, slots
 
 
 def test_checklist_17_cached_logits_equal_the_full_forward():
-    net = tiny_llama(scale=3.0)
+    net = tiny_llama()
     tokens, logprobs = M.generate(net, PROMPTS, 16, temperature=0.7, seed=4, slots=3, return_logprobs=True)
     for prompt, response, scores in zip(PROMPTS, tokens, logprobs):
         with torch.no_grad():
@@ -236,7 +236,7 @@ def test_checklist_17_cached_logits_equal_the_full_forward():
 
 
 def test_a_response_depends_on_its_seed_and_stream_alone():
-    net = tiny_llama(scale=3.0)
+    net = tiny_llama()
     run = lambda prompts=PROMPTS, **kw: M.generate(net, prompts, 12, seed=kw.pop("seed", 1), **kw)
     all_at_once = run()
     assert run() == all_at_once == run(slots=2)
