@@ -54,7 +54,7 @@ class PPOConfig:
     alpha: float = flag(0.8, "weight of correctness in Eq. 1 (ignored by exploration none)", 0, 1)
     alpha_end: float = flag(None, "alpha at the last step, reached linearly; default: alpha stays", 0, 1, kind=float)
     length_scale: float = flag(1000.0, "C of the length reward -C/|o|, tokens", 1e-9)
-    length_floor: float = flag(4.0, "the length reward never falls below minus this", 0)
+    length_floor: float = flag(4.0, "the length reward never falls below minus this", 1e-9)
     steps_scale: float = flag(10.0, "S of the steps reward min(1, steps/S)", 1e-9)
     reward: str = flag("", "FILE.py:FUNCTION(response, problem) -> float that replaces Eq. 1")
     reward_clip: float = flag(10.0, "rewards are clipped to plus or minus this", 0)

@@ -1,7 +1,7 @@
 """Make the tiny experiment's data: problems solved by trying values, demonstrations, arithmetic facts, a tokenizer.
 
     python data/generate.py                     # rewrites data/tiny, byte for byte the committed files
-    python data/generate.py --seed 1 --out /tmp/other --direct 0.2 --partial 0.2 --search 0.3
+    python data/generate.py --seed 1 --out other --direct 0.2 --partial 0.2 --search 0.3
 
 Every problem is arithmetic modulo a small prime p, where = means "equal modulo p". The sure way to an answer is to
 try values one by one; a guess is right about once in p times. So a direct answer pays a little and search pays more,
