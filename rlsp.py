@@ -1,8 +1,8 @@
 """RLSP on the command line: one subcommand a stage.
 
-    python rlsp.py sft    --model FOLDER --data FILE.jsonl --run runs/sft     supervised fine-tuning on demonstrations
-    python rlsp.py ppo    --model FOLDER --data FILE.jsonl --run runs/ppo     PPO with verifier and exploration reward
-    python rlsp.py eval   --model FOLDER ... --data FILE.jsonl --run runs/ev  accuracy, pass@k, maj@k, lengths
+    python rlsp.py sft    --model FOLDER --data FILE.jsonl --out runs/sft     supervised fine-tuning on demonstrations
+    python rlsp.py ppo    --model FOLDER --data FILE.jsonl --out runs/ppo     PPO with verifier and exploration reward
+    python rlsp.py eval   --model FOLDER ... --data FILE.jsonl --out runs/ev  accuracy, pass@k, maj@k, lengths
     python rlsp.py sample --model FOLDER --problem TEXT                       look at some responses
 
 The same commands run on several processes: torchrun --nproc_per_node 8 rlsp.py ppo ...
@@ -142,7 +142,7 @@ def new_run(folder, args):
 
 def must_be_new(folder):
     if os.environ.get("RANK", "0") == "0" and Path(folder).exists():
-        raise FileExistsError(f"{folder}: exists already; nothing was overwritten, give another --run")
+        raise FileExistsError(f"{folder}: exists already; nothing was overwritten, give another --out")
 
 
 # ---------------------------------------------------------------------------------------------------- sft
@@ -412,7 +412,7 @@ def parser():
         p.add_argument("--seed", type=int, default=0, help="seed of everything random")
         p.add_argument("--dtype", choices=("bfloat16", "float32"), default=dtype, help="compute type")
         if run:
-            p.add_argument("--run", default=run, help="folder to write; must not exist")
+            p.add_argument("--out", dest="run", default=run, help="folder to write; must not exist")
 
     def decoding(p, temperature, response):
         p.add_argument("--temperature", type=number(float, 0), default=temperature, help="0 is greedy")
@@ -438,8 +438,8 @@ def parser():
     p = command("ppo", run_ppo, "PPO with outcome verifier and exploration reward; defaults are the paper's for an 8B model")
     p.add_argument("--model", required=True, help="Hugging Face model folder: policy, critic and reference start from it")
     p.add_argument("--data", required=True, help="jsonl with problem and answer")
-    p.add_argument("--run", default="runs/ppo", help="folder to write; must not exist")
-    p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of --run, with the same flags")
+    p.add_argument("--out", dest="run", default="runs/ppo", help="folder to write; must not exist")
+    p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of --out, with the same flags")
     for f in dataclasses.fields(ppo.PPOConfig):
         m, name = f.metadata, "--" + f.name.replace("_", "-")
         if m["kind"] is bool:

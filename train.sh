@@ -36,20 +36,20 @@ setup_tests() {
 tiny() {
     local tiny=data/tiny small="--dtype float32 --no-recompute --seed $SEED" started=$SECONDS
     echo "== SFT 1: arithmetic facts, from scratch (runs are written to $RUN)"
-    python rlsp.py sft --model $tiny/model --from-scratch --data $tiny/facts.jsonl --run "$RUN/facts" $small \
+    python rlsp.py sft --model $tiny/model --from-scratch --data $tiny/facts.jsonl --out "$RUN/facts" $small \
         --lr 2e-3 --batch 8 --epochs 12 --micro-tokens 6000
     echo "== SFT 2: single lines of searches"
-    python rlsp.py sft --model "$RUN/facts/model" --data $tiny/steps.jsonl --run "$RUN/steps" $small \
+    python rlsp.py sft --model "$RUN/facts/model" --data $tiny/steps.jsonl --out "$RUN/steps" $small \
         --lr 2e-3 --batch 16 --epochs 4 --micro-tokens 6000
     echo "== SFT 3: demonstrations, most of them short guesses, some of them searches"
-    python rlsp.py sft --model "$RUN/steps/model" --data $tiny/sft.jsonl --run "$RUN/sft" $small \
+    python rlsp.py sft --model "$RUN/steps/model" --data $tiny/sft.jsonl --out "$RUN/sft" $small \
         --lr 1e-3 --batch 32 --epochs 3 --micro-tokens 2500
     echo "== PPO: outcome verifier and exploration reward"
-    python rlsp.py ppo --model "$RUN/sft/model" --data $tiny/train.jsonl --run "$RUN/ppo" $small \
+    python rlsp.py ppo --model "$RUN/sft/model" --data $tiny/train.jsonl --out "$RUN/ppo" $small \
         --steps 40 --rollout-batch 96 --train-batch 24 --max-response 400 --slots 96 --micro-tokens 2500 --save-every 0 --temperature 1 \
         --exploration length --length-scale 8 --length-floor 0.5 --kl-coef 0.02 --lr 3e-4 --critic-lr 1e-3 --freeze-steps 2 "$@"
     echo "== Held-out problems, before and after PPO"
-    python rlsp.py eval --model "$RUN/sft/model" "$RUN/ppo/model" --data $tiny/test.jsonl --run "$RUN/eval" --dtype float32 \
+    python rlsp.py eval --model "$RUN/sft/model" "$RUN/ppo/model" --data $tiny/test.jsonl --out "$RUN/eval" --dtype float32 \
         --seed "$SEED" --temperature 1 --max-response 400 --slots 240
     echo "train.sh: done in $((SECONDS - started)) s"
 }
@@ -60,12 +60,12 @@ large() {
     launch="torchrun --standalone --nproc_per_node $n"
     if [ "$n" = 1 ]; then launch=python; fi
     if [ -n "${SFT_DATA:-}" ]; then
-        $launch rlsp.py sft --model "$MODEL" --data "$SFT_DATA" --run "$RUN/sft" --seed "$SEED"
+        $launch rlsp.py sft --model "$MODEL" --data "$SFT_DATA" --out "$RUN/sft" --seed "$SEED"
         policy=$RUN/sft/model
     fi
-    $launch rlsp.py ppo --model "$policy" --data "$DATA" --run "$RUN/ppo" --seed "$SEED" "$@"
+    $launch rlsp.py ppo --model "$policy" --data "$DATA" --out "$RUN/ppo" --seed "$SEED" "$@"
     if [ -n "${EVAL_DATA:-}" ]; then
-        $launch rlsp.py eval --model "$policy" "$RUN/ppo/model" --data "$EVAL_DATA" --run "$RUN/eval" --seed "$SEED"
+        $launch rlsp.py eval --model "$policy" "$RUN/ppo/model" --data "$EVAL_DATA" --out "$RUN/eval" --seed "$SEED"
     fi
 }
 

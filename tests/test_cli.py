@@ -39,11 +39,11 @@ def runs(tmp_path_factory):
     for name, rows in (("sft", 48), ("train", 12), ("test", 10)):
         (out / f"{name}.jsonl").write_text("".join((TINY / f"{name}.jsonl").read_text().splitlines(True)[:rows]))
     steps = [
-        ["sft", "--model", TINY / "model", "--from-scratch", "--data", out / "sft.jsonl", "--run", out / "s", "--lr", "3e-3",
+        ["sft", "--model", TINY / "model", "--from-scratch", "--data", out / "sft.jsonl", "--out", out / "s", "--lr", "3e-3",
          "--batch", "16", "--epochs", "2", "--dtype", "float32"],
-        ["ppo", "--model", out / "s/model", "--data", out / "train.jsonl", "--run", out / "p", "--steps", "2", "--rollout-batch", "6",
+        ["ppo", "--model", out / "s/model", "--data", out / "train.jsonl", "--out", out / "p", "--steps", "2", "--rollout-batch", "6",
          "--train-batch", "3", "--max-response", "16", "--freeze-steps", "1", "--exploration", "steps", "--dtype", "float32"],
-        ["eval", "--model", out / "s/model", out / "p/model", "--data", out / "test.jsonl", "--run", out / "e", "--samples", "4",
+        ["eval", "--model", out / "s/model", out / "p/model", "--data", out / "test.jsonl", "--out", out / "e", "--samples", "4",
          "--max-response", "16", "--temperature", "1", "--dtype", "float32"]]
     for words in steps:
         done = rlsp_py(*words)
@@ -97,7 +97,7 @@ GOOD = '{"problem": "What is 1 + 1?", "answer": "2"}\n'
     ('{"problem": "x", "answer": 4}\n', "bad.jsonl:1: answer is 4, expected text"),
     (GOOD + GOOD.replace("1 + 1", "1 + 1" * 50), "bad.jsonl:2: the prompt has"), ("[" * 100_000, "bad.jsonl:1: not valid JSON")])
 def test_bad_data_gets_one_line_and_status_2(folder, tmp_path, refused, text, words):  # noqa: F811
-    error = refused("ppo", "--model", folder, "--data", bad(tmp_path, text), "--run", tmp_path / "run", "--max-prompt", "60",
+    error = refused("ppo", "--model", folder, "--data", bad(tmp_path, text), "--out", tmp_path / "run", "--max-prompt", "60",
                     "--max-response", "16")
     assert words in error and len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()
@@ -113,7 +113,7 @@ def test_bad_data_gets_one_line_and_status_2(folder, tmp_path, refused, text, wo
     (["--model", str(TINY / "model")], "--from-scratch")])
 def test_bad_flags_get_a_clear_line_and_status_2(folder, tmp_path, refused, words, message):  # noqa: F811
     data = bad(tmp_path, GOOD)
-    base = {"--model": folder, "--data": data, "--run": tmp_path / "run", "--max-response": "16"}
+    base = {"--model": folder, "--data": data, "--out": tmp_path / "run", "--max-response": "16"}
     given = dict(zip(words[::2], words[1::2]))
     error = refused("ppo", *[x for k, v in (base | given).items() for x in (k, v)], *(["--resume"] if words == ["--resume"] else []))
     assert message in error
@@ -125,14 +125,14 @@ def test_an_existing_run_is_never_touched(folder, tmp_path):  # noqa: F811
     run.mkdir()
     (run / "precious").write_text("x")
     for command in ("sft", "ppo", "eval"):
-        done = rlsp_py(command, "--model", folder, "--data", bad(tmp_path, GOOD), "--run", run)
+        done = rlsp_py(command, "--model", folder, "--data", bad(tmp_path, GOOD), "--out", run)
         assert done.returncode == 2 and "exists already" in done.stderr and len(done.stderr.splitlines()) == 1
     assert [p.name for p in run.iterdir()] == ["precious"]
 
 
 def test_resume_goes_on_and_refuses_other_flags(runs, refused):
     out, _ = runs
-    words = ["ppo", "--model", out / "s/model", "--data", out / "train.jsonl", "--run", out / "p", "--steps", "2", "--rollout-batch", "6",
+    words = ["ppo", "--model", out / "s/model", "--data", out / "train.jsonl", "--out", out / "p", "--steps", "2", "--rollout-batch", "6",
              "--train-batch", "3", "--max-response", "16", "--freeze-steps", "1", "--exploration", "steps", "--dtype", "float32", "--resume"]
     assert "clip is 0.3, but" in refused(*words, "--clip", "0.3")
     before = (out / "p/metrics.jsonl").read_text()
@@ -149,9 +149,34 @@ def test_every_flag_has_help_and_a_default():
     assert {f for f in ppo.PPOConfig.__dataclass_fields__} <= ppo_flags
 
 
+def test_torchrun_takes_none_of_our_flags_for_its_own():
+    """torchrun reads flags behind the script's name, too, where they abbreviate its own: --run was --run-path to it."""
+    from torch.distributed.run import get_args_parser
+    for name, command in rlsp.parser()._subparsers._group_actions[0].choices.items():
+        for flag in (f for a in command._actions for f in a.option_strings if f not in ("-h", "--help")):
+            words = [name, flag, "x"]
+            assert get_args_parser().parse_args(["--nproc_per_node", "2", "rlsp.py", *words]).training_script_args == words
+
+
+def test_sft_and_eval_on_two_processes(tmp_path):
+    (tmp_path / "sft.jsonl").write_text("".join((TINY / "sft.jsonl").read_text().splitlines(True)[:24]))
+    summaries = []
+    for ranks in (1, 2):
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), ROOT / "rlsp.py"]
+        for words in (["sft", "--model", TINY / "model", "--from-scratch", "--data", tmp_path / "sft.jsonl", "--out", tmp_path / f"s{ranks}",
+                       "--batch", "8", "--epochs", "1"],
+                      ["eval", "--model", tmp_path / "s1/model", "--data", tmp_path / "sft.jsonl", "--out", tmp_path / f"e{ranks}",
+                       "--max-response", "16"]):
+            done = subprocess.run([*map(str, launch), *map(str, words), "--dtype", "float32"], capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr[-2000:]
+        losses = [json.loads(x)["loss"] for x in (tmp_path / f"s{ranks}/metrics.jsonl").read_text().splitlines()]
+        summaries.append((losses, json.loads((tmp_path / f"e{ranks}/summary.json").read_text())))
+    assert summaries[0][0] == pytest.approx(summaries[1][0], rel=1e-4) and summaries[0][1] == summaries[1][1]
+
+
 def test_checklist_19_a_broken_reward_function_ends_the_run_with_its_error(folder, tmp_path):  # noqa: F811
     (tmp_path / "mine.py").write_text("def f(response, problem):\n    raise RuntimeError('judge is down')\n")
-    done = rlsp_py("ppo", "--model", folder, "--data", bad(tmp_path, GOOD), "--run", tmp_path / "run", "--max-response", "8", "--steps", "1",
+    done = rlsp_py("ppo", "--model", folder, "--data", bad(tmp_path, GOOD), "--out", tmp_path / "run", "--max-response", "8", "--steps", "1",
                    "--rollout-batch", "2", "--freeze-steps", "0", "--dtype", "float32", "--reward", f"{tmp_path}/mine.py:f")
     assert done.returncode == 1 and "judge is down" in done.stderr
 
