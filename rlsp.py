@@ -325,11 +325,15 @@ def run_eval(args):
         rows = load_problems(args.data, limit=args.limit)
         if args.temperature == 0 and args.samples > 1:
             raise ValueError(f"--samples is {args.samples}, expected 1 at --temperature 0: greedy samples are all the same")
+        room = 8192  # the paper's, or what the smallest model has beside the longest prompt
         for folder in args.model:
             tokenizer = load_tokenizer(folder)
             M.weight_files(folder)
             check_prompts(args.data, rows, tokenizer, args.max_prompt)
-            check_length(folder, max(len(M.chat_prompt(tokenizer, r["problem"])) for r in rows) + args.max_response)
+            longest = max(len(M.chat_prompt(tokenizer, r["problem"])) for r in rows)
+            check_length(folder, longest + (args.max_response or 1))
+            room = min(room, M.Config.from_pretrained(folder).max_position_embeddings - longest)
+        args.max_response = args.max_response or room
     device, _ = M.start_processes()
     with checked_input():
         run = new_run(args.run, args)
@@ -417,7 +421,8 @@ def parser():
     def decoding(p, temperature, response):
         p.add_argument("--temperature", type=number(float, 0), default=temperature, help="0 is greedy")
         p.add_argument("--samples", type=number(int, 1), default=1, help="responses a problem")
-        p.add_argument("--max-response", type=number(int, 1), default=response, help="longest response, tokens")
+        p.add_argument("--max-response", type=number(int, 1), default=response,
+                       help="longest response, tokens" + ("" if response else "; without it 8192, or what the model leaves room for"))
         p.add_argument("--limit", type=number(int, 1), default=None, help="only the first problems of the file")
 
     p = command("sft", sft, "supervised fine-tuning on demonstrations of the reasoning process")
@@ -454,7 +459,7 @@ def parser():
     p.add_argument("--any-answer", action="store_true", help="without a box, take 'the answer is', #### or the last number")
     p.add_argument("--max-prompt", type=number(int, 1), default=2048, help="longest prompt allowed, tokens")
     p.add_argument("--slots", type=number(int, 1), default=64, help="sequences decoded at once on each rank")
-    decoding(p, 0.7, 8192)
+    decoding(p, 0.7, None)
     common(p, "runs/eval")
 
     p = command("sample", run_sample, "print responses to a problem")

@@ -166,7 +166,7 @@ def test_sft_and_eval_on_two_processes(tmp_path):
         for words in (["sft", "--model", TINY / "model", "--from-scratch", "--data", tmp_path / "sft.jsonl", "--out", tmp_path / f"s{ranks}",
                        "--batch", "8", "--epochs", "1"],
                       ["eval", "--model", tmp_path / "s1/model", "--data", tmp_path / "sft.jsonl", "--out", tmp_path / f"e{ranks}",
-                       "--max-response", "16"]):
+                       "--limit", "4"]):
             done = subprocess.run([*map(str, launch), *map(str, words), "--dtype", "float32"], capture_output=True, text=True, timeout=300)
             assert done.returncode == 0, done.stderr[-2000:]
         losses = [json.loads(x)["loss"] for x in (tmp_path / f"s{ranks}/metrics.jsonl").read_text().splitlines()]
