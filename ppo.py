@@ -191,8 +191,9 @@ def epoch_order(n, seed, epoch):
 
 def problems_of_step(n, step, batch, seed):
     """Indices of the `batch` problems of a step: the data in a new order each epoch, a batch may cross an epoch's end."""
-    first = step * batch
-    return [epoch_order(n, seed, e)[i] for e, i in (divmod(first + k, n) for k in range(batch))]
+    places = [divmod(step * batch + k, n) for k in range(batch)]  # (epoch, place in its order)
+    orders = {epoch: epoch_order(n, seed, epoch) for epoch in {e for e, _ in places}}
+    return [orders[epoch][i] for epoch, i in places]
 
 
 def micro_batches(indices, lengths, budget, ranks):
@@ -504,7 +505,7 @@ class Trainer:
         aside = folder.with_name(f".{folder.name}.part")
         if M.rank() == 0:
             shutil.rmtree(aside, ignore_errors=True)
-        for name, (net, _) in self.trained.items():
+        for name in self.trained:
             M.save_tensors(self.tensors(name), aside / name)
         if M.rank() == 0:
             state = dict(step=self.step, updates=self.updates, kl_coef=self.kl_coef)
@@ -533,7 +534,7 @@ class Trainer:
         found = sorted((self.run / "checkpoints").glob("step-*"))
         if not found:
             raise FileNotFoundError(f"{self.run / 'checkpoints'}: no checkpoint to resume from")
-        state = json.loads((found[-1] / "state.json").read_text())
+        state = M.read_json(found[-1] / "state.json")
         self.step, self.updates, self.kl_coef = state["step"], state["updates"], state["kl_coef"]
         for name in self.trained:
             M.load_tensors(dict(self.tensors(name)), found[-1] / name)

@@ -43,12 +43,8 @@ def checked_input():
     try:
         yield
     except (ValueError, OSError) as e:
-        sys.exit(usage_error(e))
-
-
-def usage_error(e):
-    print(f"rlsp.py: error: {e}", file=sys.stderr)
-    return 2
+        print(f"rlsp.py: error: {e}", file=sys.stderr)
+        sys.exit(2)
 
 
 def load_tokenizer(folder):
@@ -101,11 +97,13 @@ def load_problems(path, need=("problem", "answer"), limit=None):
     return rows[:limit]
 
 
-def check_prompts(path, rows, tokenizer, longest):
-    for row in rows:
-        n = len(M.chat_prompt(tokenizer, row["problem"]))
-        if n > longest:
-            raise ValueError(f"{path}:{row['line']}: the prompt has {n} tokens, expected at most {longest} (--max-prompt)")
+def check_prompts(path, rows, tokenizer, allowed):
+    """The length of the longest prompt, tokens; a ValueError names the first line whose prompt is longer than allowed."""
+    lengths = [len(M.chat_prompt(tokenizer, row["problem"])) for row in rows]
+    for row, n in zip(rows, lengths):
+        if n > allowed:
+            raise ValueError(f"{path}:{row['line']}: the prompt has {n} tokens, expected at most {allowed} (--max-prompt)")
+    return max(lengths)
 
 
 def check_length(folder, tokens):
@@ -238,8 +236,8 @@ def run_ppo(args):
         tokenizer = load_tokenizer(args.model)
         M.weight_files(args.model)
         problems = load_problems(args.data)
-        check_prompts(args.data, problems, tokenizer, config.max_prompt)
-        check_length(args.model, max(len(M.chat_prompt(tokenizer, p["problem"])) for p in problems) + config.max_response)
+        longest = check_prompts(args.data, problems, tokenizer, config.max_prompt)
+        check_length(args.model, longest + config.max_response)
         function = load_function(args.reward) if args.reward else None
     device, mesh = M.start_processes()
     with checked_input():
@@ -329,8 +327,7 @@ def run_eval(args):
         for folder in args.model:
             tokenizer = load_tokenizer(folder)
             M.weight_files(folder)
-            check_prompts(args.data, rows, tokenizer, args.max_prompt)
-            longest = max(len(M.chat_prompt(tokenizer, r["problem"])) for r in rows)
+            longest = check_prompts(args.data, rows, tokenizer, args.max_prompt)
             check_length(folder, longest + (args.max_response or 1))
             room = min(room, M.Config.from_pretrained(folder).max_position_embeddings - longest)
         args.max_response = args.max_response or room
