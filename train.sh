@@ -3,11 +3,12 @@
 #
 #   bash train.sh                             tiny model from scratch on CPU: SFT, PPO, evaluation of each stage
 #   MODEL=folder DATA=file bash train.sh ...  PPO on a Hugging Face model with the paper's values, on all GPUs (or one process)
+#   bash train.sh experiment                  the paper's comparison on the tiny model, some hours; goes on where it was stopped
 #   bash train.sh test ...                    the tests; further words go to pytest
 #   bash train.sh setup                       .venv alone
 #
 # MODEL's further variables: SFT_DATA (demonstrations; without it PPO starts from MODEL itself), EVAL_DATA (default: DATA is
-# not evaluated). Everywhere: RUN (folder to write), SEED (0). Further words go to `rlsp.py ppo`, for example --steps 50.
+# not evaluated). Everywhere: RUN (folder to write), SEED (0; SEEDS="0 1 2 3 4" for experiment). Further words go to `rlsp.py ppo`, for example --steps 50.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -33,25 +34,81 @@ setup_tests() {
     fi
 }
 
-tiny() {
-    local tiny=data/tiny small="--dtype float32 --no-recompute --seed $SEED" started=$SECONDS
-    echo "== SFT 1: arithmetic facts, from scratch (runs are written to $RUN)"
-    python rlsp.py sft --model $tiny/model --from-scratch --data $tiny/facts.jsonl --out "$RUN/facts" $small \
+TINY=data/tiny
+
+# The three stages of SFT: $1 is the folder of the runs.
+tiny_sft() {
+    local small="--dtype float32 --no-recompute --seed $SEED"
+    echo "== SFT 1: arithmetic facts, from scratch (runs are written to $1)"
+    python rlsp.py sft --model $TINY/model --from-scratch --data $TINY/facts.jsonl --out "$1/facts" $small \
         --lr 2e-3 --batch 8 --epochs 12 --micro-tokens 6000
     echo "== SFT 2: single lines of searches"
-    python rlsp.py sft --model "$RUN/facts/model" --data $tiny/steps.jsonl --out "$RUN/steps" $small \
+    python rlsp.py sft --model "$1/facts/model" --data $TINY/steps.jsonl --out "$1/steps" $small \
         --lr 2e-3 --batch 16 --epochs 4 --micro-tokens 6000
     echo "== SFT 3: demonstrations, most of them short guesses, some of them searches"
-    python rlsp.py sft --model "$RUN/steps/model" --data $tiny/sft.jsonl --out "$RUN/sft" $small \
+    python rlsp.py sft --model "$1/steps/model" --data $TINY/sft.jsonl --out "$1/sft" $small \
         --lr 1e-3 --batch 32 --epochs 3 --micro-tokens 2500
-    echo "== PPO: outcome verifier and exploration reward"
-    python rlsp.py ppo --model "$RUN/sft/model" --data $tiny/train.jsonl --out "$RUN/ppo" $small \
+}
+
+# PPO from the SFT model $1 into $2; further words go to rlsp.py.
+tiny_ppo() {
+    python rlsp.py ppo --model "$1" --data $TINY/train.jsonl --out "$2" --dtype float32 --no-recompute --seed "$SEED" \
         --steps 40 --rollout-batch 96 --train-batch 24 --max-response 400 --slots 96 --micro-tokens 2500 --save-every 0 --temperature 1 \
-        --exploration length --length-scale 8 --length-floor 0.5 --kl-coef 0.02 --lr 3e-4 --critic-lr 1e-3 --freeze-steps 2 "$@"
+        --exploration length --length-scale 8 --length-floor 0.5 --kl-coef 0.02 --lr 3e-4 --critic-lr 1e-3 --freeze-steps 2 "${@:3}"
+}
+
+tiny_eval() {
+    python rlsp.py eval --data $TINY/test.jsonl --out "$1" --dtype float32 --seed "$SEED" --temperature 1 --max-response 400 --slots 240 "${@:2}"
+}
+
+tiny() {
+    local started=$SECONDS
+    tiny_sft "$RUN"
+    echo "== PPO: outcome verifier and exploration reward"
+    tiny_ppo "$RUN/sft/model" "$RUN/ppo" "$@"
     echo "== Held-out problems, before and after PPO"
-    python rlsp.py eval --model "$RUN/sft/model" "$RUN/ppo/model" --data $tiny/test.jsonl --out "$RUN/eval" --dtype float32 \
-        --seed "$SEED" --temperature 1 --max-response 400 --slots 240
+    tiny_eval "$RUN/eval" --model "$RUN/sft/model" "$RUN/ppo/model"
     echo "train.sh: done in $((SECONDS - started)) s"
+}
+
+# The paper's comparison: for each seed one SFT model, from it PPO with each exploration reward, then held-out problems.
+# Whatever is finished is kept: the same command goes on where it was stopped.
+experiment() {
+    local arm
+    for SEED in ${SEEDS:-0 1 2 3 4}; do
+        finished "$RUN/seed-$SEED/start" start
+        for arm in none length steps anneal only; do
+            finished "$RUN/seed-$SEED/$arm" arm "$arm"
+        done
+    done
+    python rlsp.py report "$RUN"/seed-*/*/ppo "$RUN"/seed-*/*/eval --out "$RUN/report.html"
+}
+
+# Make the folder $1 with the command that follows: under another name until it is complete.
+finished() {
+    if [ -d "$1" ]; then return; fi
+    rm -rf "$1.part"
+    "${@:2:1}" "$1.part" "${@:3}"
+    mv "$1.part" "$1"
+}
+
+start() {
+    tiny_sft "$1"
+    tiny_eval "$1/eval" --samples 4 --model "$1/sft/model"
+}
+
+arm() {
+    local flags
+    case "$2" in
+        none) flags="--exploration none" ;;
+        length) flags="" ;;
+        steps) flags="--exploration steps --steps-scale 10" ;;
+        anneal) flags="--alpha-end 1" ;;  # the length reward fades out
+        only) flags="--alpha 0" ;;  # the length reward without any outcome
+    esac
+    echo "== seed $SEED, $2"
+    tiny_ppo "$RUN/seed-$SEED/start/sft/model" "$1/ppo" $flags
+    tiny_eval "$1/eval" --samples 4 --model "$1/ppo/model"
 }
 
 large() {
@@ -73,6 +130,7 @@ SEED=${SEED:-0}
 setup
 case "${1:-}" in
     setup) ;;
+    experiment) RUN=${RUN:-runs/experiment}; experiment ;;
     test) shift; setup_tests; exec python -m pytest "$@" ;;
     *)
         if [ -n "${MODEL:-}" ]; then
