@@ -84,8 +84,7 @@ def ascii_spelling(text: str) -> str:
 def tokens(text: str, grouped: bool) -> list[str]:
     """Numbers, names (a letter or 'alpha'), prose words ('"cm'), operators and commands. `grouped`: is 1,000 one number?"""
     if len(text) > MAX_CHARS: raise Unreadable("too long")
-    if not text.isascii():
-        text = ascii_spelling(text)
+    if not text.isascii(): text = ascii_spelling(text)
     if "\\begin" not in text:                             # \\frac for \frac; a blank line separates answers
         text = re.sub(r"\\\\(?=[A-Za-z{}%$])", r"\\", text.strip().replace("\n\n", ";"))
     text = _TIGHT.sub(lambda m: re.sub(r"\D", "", m[0]), text)
@@ -100,16 +99,13 @@ def tokens(text: str, grouped: bool) -> list[str]:
             continue
         if not token or len(found) > MAX_TOKENS: raise Unreadable("too many tokens" if token else f"character {text[at]!r}")
         at, kind, value = token.end(), token.lastgroup, token[0]
-        if kind == "prose":
-            prose = value == "\x01"
-        elif kind == "word":
-            found += _split_word(value, prose)
+        if kind == "prose": prose = value == "\x01"
+        elif kind == "word": found += _split_word(value, prose)
         elif kind == "op":
             value = _COMMANDS.get(value, value)
             depth += (value in ("(", "[", "{", "\\{")) - (value in (")", "]", "}", "\\}"))
             found.append(value[1:] if value[1:] in _LETTERS else value.replace(" ", ""))
-        elif kind != "space":
-            found.append("0" * (value[0] == ".") + value.replace(",", ""))
+        elif kind != "space": found.append("0" * (value[0] == ".") + value.replace(",", ""))
     if found[:1] == ["]"] or found[-1:] == ["["]:         # ]0, 1[ is (0, 1)
         found = [{"]": "("}.get(found[0], found[0]), *found[1:-1], {"[": ")"}.get(found[-1], found[-1])]
     return found
@@ -195,23 +191,18 @@ class Parser:
         factors = [self.signed()]
         while True:
             last = factors[-1]
-            if self.take("*"):
-                factors.append(self.signed())
-            elif self.take("/"):
-                factors.append(("inverse", self.signed()))
-            elif not self.starts_operand():
-                return ("*", *factors) if len(factors) > 1 else last
+            if self.take("*"): factors.append(self.signed())
+            elif self.take("/"): factors.append(("inverse", self.signed()))
+            elif not self.starts_operand(): return ("*", *factors) if len(factors) > 1 else last
             elif last[0] in ("num", "neg") and (self.next[:1].isdigit() or self.next == "\\frac"):
                 factors[-1] = self.mixed(last)
-            else:
-                factors.append(self.power())
+            else: factors.append(self.power())
 
     def mixed(self, before: tuple) -> tuple:
         """A number and a fraction: 1 1/2 is a sum, 3\\frac{x}{2} a product; other numbers side by side are no answer."""
         whole, plain = before[1] if before[0] == "neg" else before, self.next != "\\frac"
         fraction = self.primary()
-        if plain:
-            fraction = ("*", fraction, ("inverse", self.primary())) if self.take("/") else self.fail()
+        if plain: fraction = ("*", fraction, ("inverse", self.primary())) if self.take("/") else self.fail()
         top, bottom = fraction[1], fraction[2][1]
         if not (whole[0] == top[0] == bottom[0] == "num" and top[1] < bottom[1] and whole[2] == top[2] == bottom[2] == 0):
             return self.fail() if plain else ("*", before, self.power(fraction))
@@ -224,8 +215,7 @@ class Parser:
 
     def signed(self) -> tuple:
         negative = False
-        while sign := self.take(*_SIGNS):
-            negative ^= self.minus(sign)
+        while sign := self.take(*_SIGNS): negative ^= self.minus(sign)
         return ("neg", self.power()) if negative else self.power()
 
     def power(self, node: tuple | None = None) -> tuple:
@@ -241,13 +231,11 @@ class Parser:
     def postfix(self, node: tuple) -> tuple:
         """What follows an operand: factorials, percent, degrees, primes, indices and units."""
         for _ in range(4):                                # 9!!!!!!! is no answer
-            if self.take("!"):
-                node = "!!" if self.take("!") else "!", node
+            if self.take("!"): node = "!!" if self.take("!") else "!", node
             elif sign := self.take("%", "\\degree"):
                 node = "%" if sign == "%" else "degrees", node
                 self.take("C", "F")
-            elif node[0] == "name" and self.take("'"):
-                node = "name", node[1] + "'"
+            elif node[0] == "name" and self.take("'"): node = "name", node[1] + "'"
             elif node[0] in ("name", "num") and self.take("_"):
                 tag = self.raw_argument()
                 if node[0] == "num" and not (re.fullmatch("[0-9]{1,2}", tag) and node[1].denominator == 1 and 1 < int(tag) < 37):
@@ -257,8 +245,7 @@ class Parser:
                 if self.next[1:].lower() in _HEDGES:      # a word that takes the number back is not a unit
                     self.fail()
                 self.at += 1
-                if self.take("^"):
-                    self.argument()
+                if self.take("^"): self.argument()
                 if self.next == "/" and (self.tokens[self.at + 1][:1] == '"' or self.tokens[self.at + 1] in ("h", "s")):
                     self.at += 1 + (self.tokens[self.at + 1][:1] != '"')
         return node
@@ -273,10 +260,10 @@ class Parser:
     def raw_argument(self) -> str:
         """A TeX argument as it stands, not read: an index, the range of a sum."""
         start, depth = self.at, 0
-        if self.next.isdigit(): self.argument()
+        if self.next.isdigit(): return str(self.argument()[1])
         while self.at == start or depth > 0:
             depth += {"{": 1, "}": -1, "": 99}.get(self.next, 0)
-            if depth > 9: self.fail()
+            if depth > 9: self.fail()                     # the text ends before the brace does
             self.at += 1
         return "".join(self.tokens[start:self.at]).strip("{}")
 
@@ -286,16 +273,12 @@ class Parser:
         if self.depth > MAX_DEPTH: raise Unreadable("too deep")
         if token in ("f", "g") and self.next == "(":      # f(x+1) is no product
             node = "call", token, self.primary()
-        elif token[:1].isalpha():
-            node = "name", token
-        elif token[:1] == '"':
-            node = self.words(token[1:])
-        elif token[:1].isdigit():
-            node = self.decimal(token)
+        elif token[:1].isalpha(): node = "name", token
+        elif token[:1] == '"': node = self.words(token[1:])
+        elif token[:1].isdigit(): node = self.decimal(token)
         elif token[1:] in _FUNCTIONS and not (token == "\\sqrt" and self.next == "["):
             node = self.function(token[1:])
-        else:
-            node = self.command(token)
+        else: node = self.command(token)
         self.depth -= 1
         return node
 
@@ -317,18 +300,15 @@ class Parser:
     def function(self, name: str) -> tuple:
         base = self.argument() if self.take("_") else TEN if name == "lg" else None
         exponent = self.argument() if self.take("^") else None
-        if name in ("sqrt", "cbrt") or self.next in ("(", "{", "["):
-            inside = self.argument()
+        if name in ("sqrt", "cbrt") or self.next in ("(", "{", "["): inside = self.argument()
         else:                                             # sin 2x
             factors = [self.signed()]
             while self.starts_operand() and self.next[1:] not in _FUNCTIONS and self.next not in ("(", "["):
                 factors.append(self.power())
             inside = ("*", *factors)
-        if exponent == ("neg", ONE) and "arc" + name in _FUNCTIONS:
-            name, exponent = "arc" + name, None
+        if exponent == ("neg", ONE) and "arc" + name in _FUNCTIONS: name, exponent = "arc" + name, None
         node = "call", "log" if name in ("lg", "ln") else name, inside
-        if name in ("sqrt", "cbrt"):
-            node = "^", inside, HALF if name == "sqrt" else ("inverse", number("3"))
+        if name in ("sqrt", "cbrt"): node = "^", inside, HALF if name == "sqrt" else ("inverse", number("3"))
         node = node if base is None else ("*", node, ("inverse", ("call", "log", base)))
         return node if exponent is None else ("^", node, exponent)
 
@@ -338,8 +318,7 @@ class Parser:
         node = self.items()
         if closers == ("\\}",) and self.take("|", ":"):   # {x | 2 < x < 3} is its condition
             node = self.items()
-        if closers == ("}",) and self.take("\\choose"):
-            node = "binom", node, self.items()
+        if closers == ("}",) and self.take("\\choose"): node = "binom", node, self.items()
         self.in_bars = bars
         return node if self.take(*closers) else self.fail()
 
@@ -375,10 +354,8 @@ class Parser:
             self.raw_argument()
         while not self.take(name.replace("begin", "end")):
             rows[-1].append(self.items())
-            if self.take("\\\\"):
-                rows.append([])
-            elif not self.take("&") and self.next[:5] != "\\end{":
-                self.fail()
+            if self.take("\\\\"): rows.append([])
+            elif not self.take("&") and self.next[:5] != "\\end{": self.fail()
         if not rows[0]: self.fail()
         matrix = "matrix", *(("row", *row) for row in rows if row)
         if "vmatrix" in name: return "call", "determinant", matrix
@@ -394,10 +371,10 @@ def _relation(signs: list[str], sides: list[tuple]) -> tuple:
         signs, sides = [sign.replace(">", "<") for sign in signs[::-1]], sides[::-1]
     return ("relation", " ".join(signs), *sides) if signs else sides[0]
 
-# -- 3. Values ----------------------------------------------------------------------------------------
+# -- 3. Values --------------------------------------------------------------------------------------------------------
 
 DIGITS = decimal.Context(prec=60, Emax=10 ** 12, Emin=-10 ** 12,
-                         traps=[decimal.InvalidOperation, decimal.DivisionByZero, decimal.Overflow])
+                         traps=[decimal.InvalidOperation, decimal.DivisionByZero, decimal.Overflow, decimal.Underflow])
 CLOSE, DUST = Decimal("1e-45"), Decimal("1e-50")          # relative: equal values; what rounding leaves of a sum
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803")
 
@@ -409,14 +386,9 @@ class Big:
         dust = DUST * (abs(re) + abs(im))
         self.re, self.im = (part if abs(part) > dust else Decimal(0) for part in (re, im))
 
-    def __add__(self, other: Big) -> Big:
-        return Big(self.re + other.re, self.im + other.im)
-
-    def __neg__(self) -> Big:
-        return Big(-self.re, -self.im)
-
-    def __sub__(self, other: Big) -> Big:
-        return self + -other
+    def __add__(self, other: Big) -> Big: return Big(self.re + other.re, self.im + other.im)
+    def __sub__(self, other: Big) -> Big: return Big(self.re - other.re, self.im - other.im)
+    def __neg__(self) -> Big: return Big(-self.re, -self.im)
 
     def __mul__(self, other: Big) -> Big:
         return Big(self.re * other.re - self.im * other.im, self.re * other.im + self.im * other.re)
@@ -432,6 +404,10 @@ Value = Fraction | Big
 
 def big(v: Value) -> Big:
     return v if isinstance(v, Big) else Big(Decimal(v.numerator) / Decimal(v.denominator))
+
+def fraction(x: Decimal) -> Fraction:
+    if abs(x.adjusted()) > 10_000: raise Undefined("too large or too small for a fraction")
+    return Fraction(x)
 
 def exp(z: Big) -> Big:
     """Euler's formula; the sine and cosine of the angle by their series, that of e^x sorted by powers of i."""
@@ -478,6 +454,8 @@ def order(a: Value, b: Value) -> int:
     a, b = big(a), big(b)
     if abs(a - b) <= CLOSE * max(abs(a), abs(b)): return 0
     return 1 if a.im or b.im or a.re > b.re else -1
+
+# -- 4. Equality ------------------------------------------------------------------------------------------------------
 
 class Judge:
     """One comparison: its budget of work, the rule that decided it, and the point at which it evaluates."""
@@ -556,7 +534,7 @@ class Judge:
             return name_value(f"{name}({v if isinstance(v, Fraction) else f'{v.re:.40e} {v.im:.40e}'})", self.point)
         if name == "abs": return abs(v) if isinstance(v, Fraction) else Big(abs(v))
         if name in ("floor", "ceil"):
-            x = v if isinstance(v, Fraction) else Fraction(v.re)
+            x = v if isinstance(v, Fraction) else fraction(v.re)
             if abs(x - round(x)) < Fraction(1, 10 ** 40): return Fraction(round(x))
             return Fraction(math.floor(x) if name == "floor" else math.ceil(x))
         if name not in _F: raise Undefined(f"{name} has no value")
@@ -622,12 +600,13 @@ class Judge:
         one = real_set(a)
         two = one and real_set(b)
         if not two or a[0] == b[0] == "sequence" or len(one[0] | two[0]) > 1: return None
-        ends, unsolved = [end for end in one[1] + two[1] if end and not infinite(end)], [n for n, s in ((a, one), (b, two)) if None in s[1]]
+        ends = [end for end in one[1] + two[1] if end and not infinite(end)]
+        unsolved = [node for node, (_, hidden) in ((a, one), (b, two)) if None in hidden]
         if len(unsolved) == 2 or unsolved and unsolved[0][0] != "relation": return None
         (self.unknown,) = one[0] | two[0] or {("name", "x")}
         for self.point in (0, 1) if any(map(free_names, ends)) else (0,):    # other names are parameters
             values = [self.value(end) for end in ends]
-            middle = sorted(Fraction(big(v).re) for v in values) or [Fraction(0)]
+            middle = sorted(fraction(big(v).re) for v in values) or [Fraction(0)]
             middle = [middle[0] - 2, *middle, middle[-1] + 2]
             probes = values + [(x + y) / 2 for x, y in zip(middle, middle[1:])]
             for self.at in values * len(unsolved):
@@ -771,7 +750,7 @@ def real_set(node: tuple, part: bool = False) -> tuple[set, list] | None:
     if op != "relation" or len(args) > 3 or not set(node[1].split()) <= {"<", "<=", "!=", "\\in", "=" * part}: return None
     if node[1] == "\\in": return (inside := real_set(args[1])) and ({args[0]}, inside[1])
     middle = args[1:2] if len(args) == 3 else args        # x of 0 < x < 1
-    unknown = next((side for side in middle if label(side) and (side[0] != "call" or side[1] in ("f", "g"))), None)
+    unknown = max((side for side in middle if label(side) and (side[0] != "call" or side[1] in ("f", "g"))), key=str, default=None)
     names = free_names(node)
     if unknown: return {unknown}, [side for side in args if side != unknown]
     return ({("name", *names)}, [None]) if len(names) == 1 else None
