@@ -17,7 +17,7 @@ from functools import lru_cache
 from hashlib import blake2b
 
 MAX_CHARS, MAX_TOKENS, MAX_DEPTH = 12_000, 2_000, 40      # beyond these only the same text is the same answer
-MAX_BITS, MAX_WORK = 40_000, 4_000                        # size of exact numbers; evaluation steps for one comparison
+MAX_BITS, MAX_WORK = 40_000, 3_000                        # size of exact numbers; evaluation steps for one comparison
 
 # -- 1. Tokens and 2. tree --------------------------------------------------------------------------------------------
 #
@@ -70,6 +70,7 @@ _ACCENTS = "\\overline \\vec \\hat \\tilde \\widehat \\overrightarrow \\mathbb \
 _BIG = ("\\lim", "\\sum", "\\prod", "\\int")
 _SIGNS = ("+", "-", "\\pm", "\\mp")
 _LEVELS = ("= \\equiv < <= > >= != \\in \\approx".split(), ("\\cup", "\\cap", "\\setminus"), (":", "\\mod"), _SIGNS)
+_POSTFIX = {"!", "%", "\\degree", "'", "_"}
 _RANK = {sign: rank for rank, level in enumerate(_LEVELS) for sign in level}
 _OPENERS = {*"( [ { \\{ \\frac \\binom \\surd \\lfloor \\lceil".split(), *_ACCENTS, *_BIG, *("\\" + name for name in _FUNCTIONS)}
 
@@ -85,12 +86,15 @@ def tokens(text: str, grouped: bool) -> list[str]:
     """Numbers, names (a letter or 'alpha'), prose words ('"cm'), operators and commands. `grouped`: is 1,000 one number?"""
     if len(text) > MAX_CHARS: raise Unreadable("too long")
     if not text.isascii(): text = ascii_spelling(text)
-    if "\\begin" not in text:                             # \\frac for \frac; a blank line separates answers
+    if "\\begin" not in text and ("\\" in text or "\n" in text):              # \\frac for \frac; a blank line separates answers
         text = re.sub(r"\\\\(?=[A-Za-z{}%$])", r"\\", text.strip().replace("\n\n", ";"))
     text = _TIGHT.sub(lambda m: re.sub(r"\D", "", m[0]), text)
-    text = re.sub(r"(?<!\\)\\[()\[\]]", "", _TEXT.sub("\x01\\1\x02", text))
-    text = _REMARK.sub("", text)
-    text = _MARK.sub(lambda m: (m[1] or "\\degree") + " ", _IGNORED.sub(" ", text)).strip(" \n\t\"`*").rstrip(" .,\\")
+    if re.search(r"[\\$~\x01]", text):
+        text = _REMARK.sub("", re.sub(r"(?<!\\)\\[()\[\]]", "", _TEXT.sub("\x01\\1\x02", text)))
+        text = _IGNORED.sub(" ", text)
+    if "^" in text:
+        text = _MARK.sub(lambda m: (m[1] or "\\degree") + " ", text)
+    text = text.strip(" \n\t\"`*").rstrip(" .,\\")
     found, at, depth, prose = [], 0, 0, False
     while at < len(text):
         token = grouped and depth == 0 and text[at].isdigit() and GROUPED.match(text, at) or _TOKEN.match(text, at)
@@ -196,6 +200,7 @@ class Parser:
             elif not self.starts_operand(): return ("*", *factors) if len(factors) > 1 else last
             elif last[0] in ("num", "neg") and (self.next[:1].isdigit() or self.next == "\\frac"):
                 factors[-1] = self.mixed(last)
+            elif self.next[:1].isdigit() and last[0] != "^" != self.tokens[self.at + 1]: self.fail()      # x2 is no 2x; x 2^n is
             else: factors.append(self.power())
 
     def mixed(self, before: tuple) -> tuple:
@@ -231,6 +236,7 @@ class Parser:
     def postfix(self, node: tuple) -> tuple:
         """What follows an operand: factorials, percent, degrees, primes, indices and units."""
         for _ in range(4):                                # 9!!!!!!! is no answer
+            if self.next not in _POSTFIX and self.next[:1] != '"': break
             if self.take("!"): node = "!!" if self.take("!") else "!", node
             elif sign := self.take("%", "\\degree"):
                 node = "%" if sign == "%" else "degrees", node
@@ -412,7 +418,7 @@ def fraction(x: Decimal) -> Fraction:
 def exp(z: Big) -> Big:
     """Euler's formula; the sine and cosine of the angle by their series, that of e^x sorted by powers of i."""
     if abs(z.im) > 10 ** 6: raise Undefined("angle too large")
-    x, term, sums, n = z.im % (2 * PI), Decimal(1), [Decimal(0)] * 4, 0
+    x, term, sums, n = z.im - (z.im / PI / 2).to_integral_value() * 2 * PI, Decimal(1), [Decimal(0)] * 4, 0
     while abs(term) > Decimal("1e-65"):
         sums[n % 4] += term
         n += 1
@@ -756,7 +762,7 @@ def real_set(node: tuple, part: bool = False) -> tuple[set, list] | None:
     return ({("name", *names)}, [None]) if len(names) == 1 else None
 
 @lru_cache(maxsize=128)                                   # golds come back with every sample
-def parse(text: str, grouped: bool = True) -> tuple:
+def parse(text: str, grouped: bool) -> tuple:
     """The tree of an answer; ("unreadable", why) for what is none.  `grouped`: is 1,000 one number, or two?"""
     try:
         parser = Parser(tokens(text, grouped))

@@ -92,7 +92,7 @@ def _stated_answer(text: str) -> str | None:
         text = text[stated.end():].strip()
         rest, span = re.split(r"\n|\.(?:\s|$)|<\|", text, maxsplit=1)[0], _SPANS.match(text)
         if span and "$" in span[0][:1] + span[0][-1:]: return span[span.lastindex]
-        if parse(rest)[0] not in ("text", "list", "unreadable"): return rest
+        if parse(rest, True)[0] not in ("text", "list", "unreadable"): return rest
     for span in _SPANS.finditer(text):
         last = span if re.search(r"\d|[<>=]|\\(?:lt|gt|le|ge|ne|begin)", span[span.lastindex]) else last
     if last is None or _NO_CLAIM.search(text[max(0, last.start() - 80):last.start()]):       # "not 3", print(3), lambda: 3
@@ -134,7 +134,7 @@ def compare(answer: str, gold: str) -> tuple[bool, str]:
     if ":" in one and same_time(one, two): return True, "same time"
     if "," in one + two and re.fullmatch(r"-?\d+\.\d+", one.replace(",", "."), re.A) and one.replace(",", ".") == two.replace(",", "."):
         return True, "decimal comma"
-    if {"text", "unreadable"} & {parse(answer)[0], parse(gold)[0]} and words(one) and words(one) == words(two):
+    if {"text", "unreadable"} & {parse(answer, True)[0], parse(gold, True)[0]} and words(one) and words(one) == words(two):
         return True, "same words"
     verdict, rule = equal_by_value(answer, gold)
     if not verdict and (re.search(GROUPED, answer) or re.search(GROUPED, gold)):
@@ -270,4 +270,4 @@ if __name__ == "__main__":
     equal, rule = compare(*sys.argv[1:])
     print("equal" if equal else "not equal", "by rule:", rule)
     for who, text in zip(("answer", "gold"), sys.argv[1:]):
-        print(f"{who:7}", shown(parse(text.strip())))
+        print(f"{who:7}", shown(parse(text.strip(), True)))

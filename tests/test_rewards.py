@@ -192,6 +192,7 @@ e^{i\pi} ~ -1
 5!! ~ 15
 3^{25}+1 ~ 847288609444
 2**100 ~ 2^{100}
+2^n 3^m ~ 3^m2^n
 x_{1}+x_2 ~ x_2+x_1
 (\pm 1, 2) ~ (1,2), (-1,2)
 \begin{cases} x=1 \\ y=2 \end{cases} ~ x=1, y=2
@@ -249,6 +250,8 @@ f(x)=x^2 ~ f(x)=x^3
 １ ~ 1
 ³ ~ 3
 1 2 ~ 12
+x2 ~ 2x
+44^{\circ01 ~ 44
 3(4) ~ 3
 \foo{1}{23} ~ \foo{12}{3}
 2 \foo{a} - 3 ~ 2 \foo{a} + 3
@@ -302,11 +305,11 @@ def test_work_is_bounded_by_count_not_by_clock():
     judge = answers.Judge()
     with pytest.raises(answers.Undefined):
         for _ in range(100):
-            judge.value(answers.parse(wide))
+            judge.value(answers.parse(wide, True))
     assert judge.work < 0
-    assert answers.parse("(" * (answers.MAX_DEPTH + 1) + "1" + ")" * (answers.MAX_DEPTH + 1)) == ("unreadable", "too deep")
-    assert answers.parse("1+" * answers.MAX_TOKENS + "1") == ("unreadable", "too many tokens")
-    assert answers.parse("1" * (answers.MAX_CHARS + 1)) == ("unreadable", "too long")
+    assert answers.parse("(" * (answers.MAX_DEPTH + 1) + "1" + ")" * (answers.MAX_DEPTH + 1), True) == ("unreadable", "too deep")
+    assert answers.parse("1+" * answers.MAX_TOKENS + "1", True) == ("unreadable", "too many tokens")
+    assert answers.parse("1" * (answers.MAX_CHARS + 1), True) == ("unreadable", "too long")
 
 
 def test_injections_in_the_response_do_not_pay():
@@ -551,3 +554,9 @@ def test_aime_and_gsm8k():
     assert answers_equal(r"\textbf{(073) }", "73") and answers_equal("104.", "104")
     for problem in rows("gsm8k/test.jsonl"):
         assert verify(problem["answer"], problem["answer"].split("####")[1], boxed_only=False)
+
+
+def test_benchmark_runs_at_toy_size(capsys):
+    from tests import bench
+    bench.main(["verifier", "--rounds", "1"])
+    assert "rewards.py" in capsys.readouterr().out
