@@ -1,6 +1,6 @@
 """Benchmarks: whole tables, ours beside peers measured in the same run. Not timed tests.
 
-    python -m tests.bench verifier [--cases FILE] [--rounds N]      rewards.verify, and Math-Verify where it is installed
+    python -m tests.bench verifier [--cases FILE] [--hostile FILE] [--rounds N]      rewards.verify, and Math-Verify where it is installed
 
 A case is {"gold", "pred", "kind": "answer" or "response", "equal": true or false, "soft": a careful grader may decline}.
 Without --cases the pairs of tests/test_rewards.py are used.
@@ -16,7 +16,11 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 import answers  # noqa: E402
 import rewards  # noqa: E402
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "verifier" / "cases.jsonl"
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "verifier"
+
+def beside(name):
+    return str(SHARED / name) if (SHARED / name).is_file() else None
+
 
 def own_cases():
     import test_rewards as t
@@ -61,11 +65,23 @@ def verifier(args):
               f"{sum(not s for s, _ in wrong):4} {100 * statistics.mean(right):7.2f} {1e3 * mean[name]:9.3f} {1e3 * p95:9.3f} {1e3 * worst:9.1f} "
               f"{mean[name] / mean['rewards.py']:16.0f}x")
 
+    if args.hostile:
+        built = lambda value: value if isinstance(value, str) else "".join(piece * times for piece, times in value)
+        took = []
+        for case in map(json.loads, open(args.hostile)):
+            answers.parse.cache_clear()
+            start = time.perf_counter()
+            rewards.verify(built(case["pred"]), built(case["gold"]), boxed_only=False)
+            took.append(time.perf_counter() - start)
+        print(f"{len(took)} hostile inputs, rewards.py: mean {1e3 * statistics.mean(took):.2f} ms, worst {1e3 * max(took):.1f} ms")
+
+
 def main(words=None):
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.splitlines()[0])
     what = parser.add_subparsers(dest="what", required=True)
     p = what.add_parser("verifier", help="accuracy and time of the verifier, beside Math-Verify")
-    p.add_argument("--cases", default=str(SHARED) if SHARED.is_file() else None, help="jsonl of labelled cases")
+    p.add_argument("--cases", default=beside("cases.jsonl"), help="jsonl of labelled cases")
+    p.add_argument("--hostile", default=beside("hostile.jsonl"), help="jsonl of inputs that are made to break graders")
     p.add_argument("--rounds", type=int, default=3)
     p.set_defaults(function=verifier)
     args = parser.parse_args(words)

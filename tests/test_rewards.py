@@ -556,7 +556,11 @@ def test_aime_and_gsm8k():
         assert verify(problem["answer"], problem["answer"].split("####")[1], boxed_only=False)
 
 
-def test_benchmark_runs_at_toy_size(capsys):
-    from tests import bench
-    bench.main(["verifier", "--rounds", "1"])
-    assert "rewards.py" in capsys.readouterr().out
+def test_benchmark_runs_at_toy_size(capsys, monkeypatch, tmp_path):
+    import bench
+    monkeypatch.setitem(sys.modules, "math_verify", None)              # as if it were not installed
+    cases = [dict(gold="1/2", pred="0.5", kind="answer", equal=True), dict(gold="1/2", pred="so it is 0.6", kind="response", equal=False)]
+    (tmp_path / "cases.jsonl").write_text("\n".join(map(json.dumps, cases)))
+    bench.main(["verifier", "--rounds", "1", "--cases", str(tmp_path / "cases.jsonl")])
+    assert "rewards.py    100.00    0    0" in capsys.readouterr().out
+    assert len(bench.own_cases()) > 100
