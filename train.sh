@@ -81,6 +81,7 @@ experiment() {
             finished "$RUN/seed-$SEED/$arm" arm "$arm"
         done
     done
+    python data/experiment.py "$RUN" --figure "$RUN/figure.svg"
     python rlsp.py report "$RUN"/seed-*/*/ppo "$RUN"/seed-*/*/eval --out "$RUN/report.html"
 }
 

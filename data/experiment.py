@@ -1,0 +1,148 @@
+"""The table and the figure of `bash train.sh experiment`: PPO with and without exploration rewards, over seeds.
+
+    python data/experiment.py runs/experiment [--figure FILE.svg]
+
+Reads RUN/seed-*/{start,none,length,steps,anneal,only}/{ppo,eval}; arms that are not there yet are left out. Held-out numbers
+come from eval/ (problems that no stage was trained on), curves from ppo/metrics.jsonl (rollouts on training problems).
+A standard error is over seeds; differences are taken seed by seed, so what a seed's SFT model was like cancels.
+"""
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import rewards  # noqa: E402
+
+ARMS = {"start": "SFT, before PPO", "none": "outcome only", "length": "+ length", "steps": "+ steps",
+        "anneal": "+ length, fading", "only": "length alone"}
+COLOURS = {"none": "#000000", "length": "#0072b2", "steps": "#009e73", "anneal": "#e69f00", "only": "#cc79a7"}
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def mean_error(values):
+    """(mean, standard error of the mean; nan for one value)."""
+    mean = sum(values) / len(values)
+    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values)) if len(values) > 1 else math.nan
+
+
+def held_out(folder):
+    """The quantities of the table for one evaluated model."""
+    (summary,) = json.loads((folder / "summary.json").read_text()).values()
+    texts = [text for row in rows(folder / "outputs-1.jsonl") for text in row["responses"]]
+    found = [rewards.behaviours(text) for text in texts]
+    share = lambda name: 100 * sum(counts[name] > 0 for counts in found) / len(texts)
+    everything = summary["all"]
+    return {"accuracy %": 100 * everything["accuracy"], "maj@4 %": 100 * everything["maj@4"], "tokens": everything["tokens"],
+            "backtracking %": share("backtracking"), "verification %": share("verification"),
+            "repetition %": 100 * sum(map(rewards.repetition, texts)) / len(texts)}
+
+
+def curve(folder):
+    """Of a PPO run, step by step: accuracy of the rollouts, length, behaviours, tokens sampled and seconds so far."""
+    tokens = seconds = 0.0
+    config, out = json.loads((folder / "config.json").read_text())["flags"], []
+    for row in rows(folder / "metrics.jsonl"):
+        tokens += row["response_length"] * config["rollout_batch"] * config["samples"]
+        seconds += row["timing"]["seconds"]
+        out.append({"step": row["step"], "accuracy": 100 * row["accuracy"], "length": row["response_length"],
+                    "backtracking": 100 * row["backtracking"], "verification": 100 * row["verification"], "tokens": tokens, "seconds": seconds})
+    for key in ("accuracy", "length", "backtracking", "verification"):        # means of five steps: one is 96 responses
+        values = [row[key] for row in out]
+        for i, row in enumerate(out):
+            near = values[max(0, i - 2): i + 3]
+            row[key] = sum(near) / len(near)
+    return out
+
+
+def at(curve, key, budget, quantity="accuracy"):
+    """The quantity where `key` reaches the budget; a run that ends before keeps its last value."""
+    return next((row[quantity] for row in curve if row[key] >= budget), curve[-1][quantity])
+
+
+def table(head, lines):
+    lines = [head, *lines]
+    return "\n".join(f"| {' | '.join(line)} |" + ("\n|" + "---|" * len(head) if i == 0 else "") for i, line in enumerate(lines))
+
+
+def shown(values, sign=""):
+    mean, error = mean_error(values)
+    return f"{mean:{sign}.1f}" + ("" if math.isnan(error) else f" ± {error:.1f}")
+
+
+def figure(curves):
+    """Four panels as SVG: thin lines are seeds, thick ones their mean."""
+    panels = [("accuracy of rollouts, %", "step", "accuracy", 100), ("response length, tokens", "step", "length", None),
+              ("responses with backtracking, %", "step", "backtracking", 100), ("accuracy, % (by tokens sampled, thousands)", "tokens", "accuracy", 100)]
+    out = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 640" font-family="sans-serif" font-size="12">',
+           '<rect width="900" height="640" fill="#ffffff"/>']
+    for number, (title, over, key, top) in enumerate(panels):
+        x0, y0, width, height = 50 + 450 * (number % 2), 60 + 300 * (number // 2), 370, 220
+        everything = [row for runs in curves.values() for run in runs.values() for row in run]
+        right, top = max(row[over] for row in everything), top or 20 * math.ceil(max(row[key] for row in everything) / 20)
+        place = lambda row: f"{x0 + width * row[over] / right:.1f},{y0 + height * (1 - row[key] / top):.1f}"
+        out.append(f'<text x="{x0}" y="{y0 - 12}" font-weight="bold">{title}</text>')
+        for i in range(5):
+            y, x = y0 + height * i / 4, x0 + width * i / 4
+            out.append(f'<path d="M{x0} {y}h{width}" stroke="#dddddd"/><text x="{x0 - 6}" y="{y + 4}" text-anchor="end">{top * (1 - i / 4):g}</text>')
+            out.append(f'<text x="{x}" y="{y0 + height + 16}" text-anchor="middle">{right * i / 4 / (1000 if over == "tokens" else 1):.0f}</text>')
+        for arm, runs in curves.items():
+            for run in runs.values():
+                out.append(f'<polyline points="{" ".join(map(place, run))}" fill="none" stroke="{COLOURS[arm]}" stroke-opacity="0.25"/>')
+            if over == "step":
+                together = [{over: step[0][over], key: sum(row[key] for row in step) / len(step)} for step in zip(*runs.values())]
+            else:
+                grid = [right * i / 40 for i in range(1, 41)]
+                together = [{over: b, key: sum(at(run, over, b, key) for run in runs.values()) / len(runs)} for b in grid]
+            out.append(f'<polyline points="{" ".join(map(place, together))}" fill="none" stroke="{COLOURS[arm]}" stroke-width="2.5"/>')
+    for i, arm in enumerate(curves):
+        out.append(f'<path d="M{50 + 170 * i} 20h24" stroke="{COLOURS[arm]}" stroke-width="3"/><text x="{80 + 170 * i}" y="24">{ARMS[arm]}</text>')
+    return "\n".join([*out, "</svg>\n"])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="folder that train.sh experiment wrote")
+    parser.add_argument("--figure", type=Path, help="SVG file to write")
+    args = parser.parse_args()
+    folders = {arm: {f.parent.name: f for f in sorted(args.run.glob(f"seed-*/{arm}"))} for arm in ARMS}
+    folders = {arm: seeds for arm, seeds in folders.items() if seeds}
+    if not folders:
+        sys.exit(f"{args.run}: no finished seed-*/ARM in there")
+    results = {arm: {seed: held_out(f / "eval") for seed, f in seeds.items()} for arm, seeds in folders.items()}
+    curves = {arm: {seed: curve(f / "ppo") for seed, f in seeds.items()} for arm, seeds in folders.items() if arm != "start"}
+    columns = list(next(iter(next(iter(results.values())).values())))
+    print("Held-out problems, mean ± standard error over seeds:\n")
+    print(table(["arm", "seeds", *columns], [[ARMS[arm], str(len(seeds)), *(shown([r[c] for r in seeds.values()]) for c in columns)]
+                                             for arm, seeds in results.items()]))
+    print("\nHeld-out accuracy seed by seed, %:\n")
+    seeds = list(dict.fromkeys(seed for found in results.values() for seed in found))
+    print(table(["arm", *seeds], [[ARMS[arm], *(f"{found[s]['accuracy %']:.1f}" if s in found else "" for s in seeds)]
+                                  for arm, found in results.items()]))
+    if "none" not in curves:
+        return
+    # budgets: the steps, tokens and seconds that outcome-only runs took, on average, up to a quarter, half and all of training
+    ends = list(curves["none"].values())
+    print("\nAccuracy of the rollouts minus that of outcome-only PPO, seed by seed, points (training problems):\n")
+    lines = []
+    for over in ("step", "tokens", "seconds"):
+        for part in (0.25, 0.5, 1.0):
+            budget = part * max(run[-1][over] for run in ends)
+            line = [f"{over} {budget:.0f}"]
+            for arm, runs in curves.items():
+                gaps = [at(run, over, budget) - at(curves["none"][s], over, budget) for s, run in runs.items() if s in curves["none"]]
+                if arm != "none":
+                    line.append(shown(gaps, "+") if gaps else "")
+            lines.append(line)
+    print(table(["at equal", *(ARMS[arm] for arm in curves if arm != "none")], lines))
+    if args.figure:
+        args.figure.write_text(figure(curves), encoding="utf-8")
+        print(f"\nwrote {args.figure}")
+
+
+if __name__ == "__main__":
+    main()
