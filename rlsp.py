@@ -32,7 +32,8 @@ import ppo
 import rewards
 
 ROOT = Path(__file__).resolve().parent
-MAY_CHANGE = ("resume", "save_every", "keep", "log_rollouts", "slots", "micro_tokens", "recompute")  # at --resume
+MAY_CHANGE = ("resume", "save_every", "keep", "log_rollouts", "slots", "micro_tokens", "recompute",
+              "judge_url", "judge_workers", "judge_failures")  # at --resume
 
 
 # ---------------------------------------------------------------------------------------------------- input
@@ -233,6 +234,8 @@ def run_ppo(args):
             raise ValueError("--advantage group: --samples is 1, expected at least 2 (the group's mean is the baseline)")
         if config.advantage == "gae" and config.freeze_steps >= config.steps:
             raise ValueError(f"--freeze-steps is {config.freeze_steps}, expected fewer than --steps {config.steps}")
+        if config.exploration == "judge":
+            rewards.check_judge(config.judge_url, config.judge_model)
         tokenizer = load_tokenizer(args.model)
         M.weight_files(args.model)
         problems = load_problems(args.data)
