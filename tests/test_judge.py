@@ -2,7 +2,9 @@
 import json
 import os
 import re
+import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -32,7 +34,7 @@ def grades(**changes):
 
 
 @contextmanager
-def serve(reply):
+def serve(reply, tls=None):
     """An endpoint. reply(request, handler) -> (status, headers, body), or None where it wrote to the handler itself;
     a request is a dict with path, headers, body and its number. Yields (url, the list of requests)."""
     requests, lock = [], threading.Lock()
@@ -62,9 +64,11 @@ def serve(reply):
             pass
 
     server = Server(("127.0.0.1", 0), Handler)
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/v1", requests
+        yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_address[1]}/v1", requests
     finally:
         server.shutdown()
         server.server_close()
@@ -117,6 +121,17 @@ def test_workers_ask_at_once_and_no_more_of_them(tmp_path):
     with serve(reply) as (url, requests):
         assert judge(url, [f"idea {i}" for i in range(8)], tmp_path, workers=4)[0] == [pytest.approx(0.8)] * 8
     assert len(requests) == 8 and most[0] == 4
+
+
+def test_the_progress_bar_ends_full(tmp_path):
+    class Bar:
+        n = 0
+        def update(self, n):
+            self.n += n
+    with serve(lambda r, h: grades() if "good" in user_text(r) else (500, {}, b"")) as (url, _):
+        bar = Bar()
+        judge(url, ["good", "good", "bad", "", "good too"], tmp_path, progress=bar)
+        assert bar.n == 5
 
 
 def test_the_order_of_replies_does_not_matter(tmp_path):
@@ -252,6 +267,23 @@ def test_a_slow_server_is_cut_off_at_the_deadline_and_asked_again(tmp_path, slow
         efforts, error, final = judge(url, ["x"], tmp_path / "other", timeout=0.15, delays=())
         assert efforts == [None] and "no complete answer within 0.15 s" in error and not final
         assert time.monotonic() - started < 0.4
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl makes the certificate")
+def test_tls_is_verified_before_the_key_is_sent_and_has_the_same_deadline(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLSP_JUDGE_KEY", KEY)
+    pem = str(tmp_path / "server.pem")
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=x",
+                    "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", pem, "-out", pem + ".crt"], check=True, capture_output=True)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(pem + ".crt", pem)
+    with serve(lambda r, h: drip(r, h) if "slow" in user_text(r) else grades(), tls) as (url, requests):
+        efforts, error, _ = judge(url, ["x"], tmp_path, delays=())
+        assert efforts == [None] and "CERTIFICATE_VERIFY_FAILED" in error and not requests
+        monkeypatch.setenv("SSL_CERT_FILE", pem + ".crt")
+        started = time.monotonic()
+        efforts, error, _ = judge(url, ["x", "slow"], tmp_path, delays=(), timeout=0.4)
+        assert efforts == [pytest.approx(0.8), None] and "no complete answer within 0.4 s" in error and time.monotonic() - started < 1.5
 
 
 def test_a_server_that_is_down_leaves_the_response_unjudged(tmp_path):
