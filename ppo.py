@@ -306,7 +306,7 @@ class Trainer:
         counts, errors, finals = zip(*gather((efforts.count(None), error, final)))
         if sum(counts) > allowed or any(finals):  # on every rank alike
             _, error = max(zip(finals, errors))  # a final one before the others
-            raise TrainingError(f"step {self.step + 1}: {sum(counts)} of {total} responses stay unjudged: {error}")
+            raise TrainingError(f"step {self.step + 1}: {sum(counts)} of {total} responses stay unjudged, {allowed} may: {error}")
         return efforts
 
     def rollout(self):

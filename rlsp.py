@@ -127,7 +127,7 @@ def load_function(spec):
 
 
 def new_run(folder, args):
-    """Make the run's folder with config.json: every flag, versions, git commit. Rank 0 alone does it."""
+    """Make the run's folder with config.json: every flag, versions, git commit. Rank 0 alone does it, the others wait."""
     folder = Path(folder)
     if M.rank() == 0:
         folder.mkdir(parents=True)
@@ -136,6 +136,8 @@ def new_run(folder, args):
                     "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {M.world_size()} process(es)"
                     + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "")}
         M.write_text(folder / "config.json", json.dumps({"flags": vars(args), "versions": versions}, indent=2, default=str) + "\n")
+    if M.world_size() > 1:
+        dist.barrier()
     return folder
 
 

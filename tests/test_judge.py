@@ -114,6 +114,7 @@ def test_workers_ask_at_once_and_no_more_of_them(tmp_path):
         with lock:
             busy[0] += 1
             most[0] = max(most[0], busy[0])
+        time.sleep(0.1)  # time for a fifth to come
         barrier.wait(5)
         with lock:
             busy[0] -= 1
@@ -332,7 +333,7 @@ def test_a_half_written_line_is_asked_again_and_spoils_no_other(tmp_path):
     with serve(lambda r, h: grades(depth=r["number"])) as (url, requests):
         judge(url, ["a", "b"], tmp_path, workers=1)
         log.write_bytes(log.read_bytes()[:-20])  # killed while it wrote b
-        (tmp_path / "judge-1.jsonl").write_text('[]\n{"key": "x", "depth": 99}\n\xff\n' + "[" * 10_000)
+        (tmp_path / "judge-1.jsonl").write_text("\n".join(["[]", json.dumps(EIGHTS | {"key": "x", "depth": 99}), json.dumps(EIGHTS), "[" * 10_000]))
         efforts, _, _ = judge(url, ["a", "b"], tmp_path, rewards.read_judged(tmp_path), workers=1)
         assert efforts == pytest.approx([0.6, 0.65]) and len(requests) == 3
     assert len(rewards.read_judged(tmp_path)) == 2 and len(log.read_text().splitlines()) == 3
@@ -396,7 +397,7 @@ def test_a_run_that_the_judge_stopped_resumes_with_its_cache_bit_for_bit(rlsp_pp
     stop = asked * 3 // 4  # in step 4; the last checkpoint is of step 2
     with serve(lambda r, h: (401, {}, f"bad key {KEY}".encode()) if r["number"] >= stop else grades(depth=r["number"] % 11)) as (url, requests):
         status, error = rlsp_ppo("broken", url)
-        assert status == 1 and re.search(r"step 4: \d of 6 responses stay unjudged: \S+/chat/completions: HTTP 401: bad key \[key\]", error)
+        assert status == 1 and re.search(r"step 4: \d of 6 responses stay unjudged, 0 may: \S+/chat/completions: HTTP 401: bad key \[key\]", error)
         assert len(requests) == stop + 1 and len(logged(tmp_path / "broken")) == 3
     with serve(lambda r, h: grades(depth=(stop + r["number"]) % 11)) as (url, requests):  # elsewhere by now: --judge-url may change
         assert rlsp_ppo("broken", url, "--resume")[0] == 0
@@ -422,7 +423,11 @@ def test_unjudged_responses_get_no_effort_and_are_counted(folder, tmp_path, quic
         exactly = trainer(folder, tmp_path / "b", judge_failures=len(failed) / 12, **settings)
         assert len(exactly.rollout()) == 12
         t = trainer(folder, tmp_path / "c", judge_failures=(len(failed) - 1) / 12, **settings)
-        with pytest.raises(ppo.TrainingError, match=r"step 1: \d+ of 12 responses stay unjudged: http://127.* HTTP 500: busy"):
+        with pytest.raises(ppo.TrainingError, match=r"step 1: \d+ of 12 responses stay unjudged, \d may: http://127.* HTTP 500: busy"):
+            t.rollout()
+    with serve(lambda r, h: (403, {}, b"never") if reply(r, h)[0] == 500 else grades()) as (url, _):  # a refusal, however many may fail
+        t = trainer(folder, tmp_path / "d", judge_failures=1.0, **settings | dict(judge_url=url))
+        with pytest.raises(ppo.TrainingError, match="HTTP 403: never"):
             t.rollout()
 
 
@@ -460,7 +465,7 @@ def test_two_processes_judge_the_same_and_stop_together(rlsp_ppo, folder, tmp_pa
         ranks = [subprocess.Popen([sys.executable, str(ROOT / "rlsp.py"), "ppo", *[str(x) for kv in flags.items() for x in kv]], text=True,
                                   stderr=subprocess.PIPE, env=os.environ | group | {"RANK": r, "LOCAL_RANK": r}) for r in "01"]
         errors = [p.communicate(timeout=60)[1] for p in ranks]
-    lines = [re.search(r"rlsp\.py: (step 2: \d of 6 responses stay unjudged: .*HTTP 401: no more)\n", e)[1] for e in errors]
+    lines = [re.search(r"rlsp\.py: (step 2: \d of 6 responses stay unjudged, 0 may: .*HTTP 401: no more)\n", e)[1] for e in errors]
     assert lines[0] == lines[1] and [p.returncode for p in ranks] == [1, 1]
     one, two = logged(tmp_path / "one"), logged(tmp_path / "two")
     assert len(two) == 1 and len(requests) >= 6
