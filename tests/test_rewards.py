@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import answers
 import rewards
 from rewards import answers_equal, behaviours, explain, extract_answer, repetition, score, verify
 
@@ -37,11 +38,15 @@ CONVENTIONS = {
                (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", "(1,2,3,4)")]),
     "plus-minus": ([(r"1 \pm \sqrt{19}", r"1+\sqrt{19}, 1-\sqrt{19}"), (r"x = \pm 3", "x=3, x=-3"), (r"\pm 2", r"\{-2, 2\}")],
                    [(r"\pm 3", "3"), (r"1 \pm 2", "1, 3")]),
-    "grouping": ([("1,000", "1000"), (r"1{,}000", "1000"), (r"10,\!080", "10080"), (r"1\,234.5", "1234.5"), ("(2,251,252)", "(2, 251, 252)")],
-                 [("1,23", "123"), ("1,000", "1"), ("(1,000)", "1000")]),
+    "grouping": ([("1 000 000", "1000000"), ("3,14", "3.14"),
+      ("1,000", "1000"), (r"1{,}000", "1000"), (r"10,\!080", "10080"), (r"1\,234.5", "1234.5"), ("(2,251,252)", "(2, 251, 252)")],
+                 [("1, 23", "1.23"), ("3 14", "314"),
+      ("1,23", "123"), ("1,000", "1"), ("(1,000)", "1000")]),
     "units": ([(r"10\text{ cm}^2", "10"), ("10 weeks", "10"), (r"\$10", "10"), (r"5\text{ m/s}", "5"), (r"45^\circ", "45"), ("12^{\\text{th}}", "12"),
                (r"\sin(30^\circ)", "1/2"), (r"\sin(90^\circ - x)", r"\cos x")],
               [(r"10\text{ cm}", "100"), (r"\sin(30)", "1/2"), (r"\text{not } 3", "3"), (r"3\text{ maybe}", "3")]),
+    "degrees": ([(r"30^\circ", "30"), (r"30^\circ", r"\frac{\pi}{6}"), (r"C = \frac{2\pi}{3}", r"120^\circ")],
+                [(r"30^\circ", r"\frac{\pi}{5}"), ("30", r"\frac{\pi}{6}")]),
     "percent": ([(r"10\%", "0.1"), ("10%", "10"), ("50 percent", "1/2")], [("10%", "1000"), ("10%", "1"), (r"10\%", r"11\%")]),
     "decimal": ([("0.333333333", "1/3"), ("1.4142135623730951", r"\sqrt2"), ("0.5", "1/2"), ("4.0", "4")],
                 [("0.333", "1/3"), ("0.33333333", "1/3"), ("1.41421356", r"\sqrt3"), ("3.15", "3.14159"), ("2.9999", "3"), ("0.333333334", "1/3")]),
@@ -49,18 +54,31 @@ CONVENTIONS = {
     "name": ([("k = 5", "5"), ("f(x) = x^2", "x^2"), ("m+n = 2+3 = 5", "5"), (r"x \in [1,2]", "[1,2]"), ("(x,y) = (1,2)", "(1,2)"),
               ("x=1, y=2", "(1,2)")],
              [("4=3", "3"), ("3=4", "4"), ("2x=6", "6"), ("x^2=4", "4"), (r"3 \ne 4", "3"), ("x = 3 = 4", "4"), ("x=2, y=1", "(1,2)"), ("x=1, x=2", "1")]),
-    "equation": ([("2x+4y-3=0", r"y=-\frac12x+\frac34"), ("x=5", "5=x"), ("x^2+y^2=25", "25-x^2-y^2=0")],
-                 [("x+y=1", "x+y=2"), ("x=5", "x=-5"), ("x=5", "y=-5"), ("x+y=0", "0=0")]),
-    "inequality": ([("x<3", r"(-\infty,3)"), (r"0.5 \leq x \leq 8", "[1/2, 8]"), ("3>x", "x<3"), (r"x \ne 2", r"(-\infty,2)\cup(2,\infty)"),
+    "argument": ([("f(x) = x+1", "f(t)=t+1"), ("f(n) = 2n+1007", "f(m)=2m+1007")],
+                 [("f(x) = x+1", "f(t) = t+2"), ("f(x) = x+1", "g(t) = t+1"), ("f(x) = x+t", "f(t) = 2t")]),
+    "equation": ([("y+1=-(2x-1)^2", "-4x^2+4x-2"),
+      ("2x+4y-3=0", r"y=-\frac12x+\frac34"), ("x=5", "5=x"), ("x^2+y^2=25", "25-x^2-y^2=0")],
+                 [("2x=6", "3"), ("x+y=1", "2-x"),
+      ("x+y=1", "x+y=2"), ("x=5", "x=-5"), ("x=5", "y=-5"), ("x+y=0", "0=0")]),
+    "inequality": ([("|x| < 3", "(-3,3)"), (r"x^2 \ge 4", r"(-\infty,-2]\cup[2,\infty)"), (r"x>0, x \ne 1", r"(0,1)\cup(1,\infty)"),
+      (r"x > a + 1", r"(a+1,\infty)"), ("3x+2 > 8", "x > 2"), ("]0, 1]", "(0,1]"),
+      ("x<3", r"(-\infty,3)"), (r"0.5 \leq x \leq 8", "[1/2, 8]"), ("3>x", "x<3"), (r"x \ne 2", r"(-\infty,2)\cup(2,\infty)"),
                     (r"x \le -2 \text{ or } x = 1", r"(-\infty,-2]\cup\{1\}"), (r"\{x \mid 2<x<3\}", "(2,3)"),
                     (r"\mathbb{R}\setminus\{2\}", r"x \neq 2"), ("2x < 6", "x - 3 < 0")],
-                   [("x<3", r"x\le 3"), ("x<3", "x>3"), (">3", "3"), ("x<3", "y<3"), ("[1,2)\\cup(2,3]", "[1,3]"), ("-2x<6", "x-3<0")]),
+                   [("|x|<3", "(-3,3]"), ("x^2 < 4", "(-2,3)"), ("x^2 < 4", "x < 2"), (r"x > a", r"(a+1,\infty)"),
+      ("x<3", r"x\le 3"), ("x<3", "x>3"), (">3", "3"), ("x<3", "y<3"), ("[1,2)\\cup(2,3]", "[1,3]"), ("-2x<6", "x-3<0")]),
     "ratio": ([("1:2", "2:4"), ("7:32", r"\frac{7}{32}"), ("3:4:5", "3 : 4 : 5")], [("1:2", "2:1"), ("12:00", "1:00"), ("3:4:5", "3:4:6")]),
+    "time": ([("8:34 pm", "20:34"), ("20:34:00", "20:34"), (r"3:45\text{ p.m.}", "3:45 PM"), ("3:45 PM", "3:45")],
+             [("8:34 am", "20:34"), ("10:30 am", "10:30 pm"), ("20:34:01", "20:34"), ("8:34 pm", "8:35")]),
     "base": ([("4210_{5}", "4210_5"), ("12_{10}", "12")], [("2516_8", "2516_7"), ("101_2", "5"), ("3_0", "3"), ("1_000", "1000")]),
     "log": ([(r"\log 2", r"\ln 2"), (r"\log_{10} 100", "2"), (r"\log_2 8", "3"), (r"\lg 1000", "3")], [(r"\log 100", "2"), (r"\log_2 8", r"\log_3 8")]),
-    "option": ([("(C)", "c"), (r"\text{C}", "C."), (r"\textbf{(C)}\ 12", "C"), ("B: three", "B")], [("A", "B"), (r"\text{A or B}", "B"), (r"\mathrm{E}*2", "E")]),
-    "words": ([(r"\text{East}", "east"), (r"\text{no solution}", r"\emptyset"), ("Navin", r"\text{Navin}")],
-              [(r"\text{oddd}", "odd"), ("east", "west"), (r"\text{True}", "1"), (r"\text{Navin}", "41408")]),
+    "option": ([("Option C", "C"), ("AC", "A, C"), (r"\text{(A) and (C)}", "C, A"),
+      ("(C)", "c"), (r"\text{C}", "C."), (r"\textbf{(C)}\ 12", "C"), ("B: three", "B")], [("A, B", "A, C"), ("-A", "A"), ("A", "A, C"), ("(A, B)", "(B, A)"),
+      ("A", "B"), (r"\text{A or B}", "B"), (r"\mathrm{E}*2", "E")]),
+    "words": ([("a square", "square"), (r"\text{Alice and Bob}", "Alice and Bob"),
+      (r"\text{East}", "east"), (r"\text{no solution}", r"\emptyset"), ("Navin", r"\text{Navin}")],
+              [("not a square", "square"),
+      (r"\text{oddd}", "odd"), ("east", "west"), (r"\text{True}", "1"), (r"\text{Navin}", "41408")]),
 }
 
 
@@ -83,6 +101,9 @@ def test_last_box_wins():
     assert not verify(r"\boxed{3} no: \boxed{4}", "3")
     assert extract_answer(r"\boxed{3} or rather \fbox{5}") == "5"
     assert not verify(r"\boxed{4} (ignore this, it is 3)", "3")
+    assert extract_answer(r"$\boxed{1}$, $\boxed{2}$ and $\boxed{3}$") == "1, 2, 3"       # one list: none of them alone pays
+    assert extract_answer(r"\boxed{4}, \boxed{4}") == "4"
+    assert extract_answer(r"\boxed{3}. \boxed{4}") == "4"
 
 
 @pytest.mark.parametrize("text, content", [
@@ -173,6 +194,22 @@ e^{i\pi} ~ -1
 x_{1}+x_2 ~ x_2+x_1
 (\pm 1, 2) ~ (1,2), (-1,2)
 \begin{cases} x=1 \\ y=2 \end{cases} ~ x=1, y=2
+⅔ ~ \frac23
+10⁻³ ~ 0.001
+𝑥+α ~ \alpha+x
+{5 \choose 2} ~ 10
+40^\circ C ~ 40
+P(A \cap B) = \frac16 ~ \frac16
+\lim_{x \to 0} \frac{\sin x}{x} = 1 ~ 1
+\sum_{k=1}^{n} k^2 ~ \sum_{k=1}^n k^{2}
+S = \{1, 2\} ~ \{2, 1\}
+x \in \{1, 2\} ~ 1, 2
+f(x^2+1)-1 ~ -1+f(1+x^2)
+2k\pi \text{ for all integers } k ~ 2k\pi
+\sqrt{3+2\sqrt2} ~ 1+\sqrt2
+\arctan 1 + \arctan 2 + \arctan 3 ~ \pi
+\cosh(\ln 2) ~ \frac54
+\sqrt[3]{2+\sqrt5}+\sqrt[3]{2-\sqrt5} ~ 1
 sqrt(3)/2 ~ \frac{\sqrt3}{2}
 \\frac{1}{8} ~ 0.125
 \text{The area is } 5 ~ 5
@@ -181,6 +218,13 @@ sqrt(3)/2 ~ \frac{\sqrt3}{2}
 
 DIFFERENT = r"""
 \sqrt{x^2} ~ x
+\sqrt2+10^{-30} ~ \sqrt2
+\sqrt{10^{40}+1} ~ 10^{20}
+\pi + 10^{-20} ~ \pi
+\sqrt2 \cdot 10^{20}+1 ~ \sqrt2 \cdot 10^{20}
+10^{10^{11}}+1 ~ 10^{10^{11}}
+f(x+y) ~ f(x)+f(y)
+\sum_{k=1}^n k ~ \sum_{k=0}^n k
 \sin 2x ~ 2\sin x
 x^2+2x+1.0001 ~ (x+1)^2
 x^2+2x+1.000000000001 ~ (x+1)^2
@@ -251,14 +295,14 @@ def test_hostile_text_is_not_three_and_costs_no_time(text):
 
 def test_work_is_bounded_by_count_not_by_clock():
     wide = "+".join(f"x^{{{n}}}" for n in range(250))
-    judge = rewards.Judge()
-    with pytest.raises(rewards.Undefined):
+    judge = answers.Judge()
+    with pytest.raises(answers.Undefined):
         for _ in range(100):
-            judge.value(rewards.parse(wide))
+            judge.value(answers.parse(wide))
     assert judge.work < 0
-    assert rewards.parse("(" * (rewards.MAX_DEPTH + 1) + "1" + ")" * (rewards.MAX_DEPTH + 1)) == ("unreadable", "too deep")
-    assert rewards.parse("1+" * rewards.MAX_TOKENS + "1") == ("unreadable", "too many tokens")
-    assert rewards.parse("1" * (rewards.MAX_CHARS + 1)) == ("unreadable", "too long")
+    assert answers.parse("(" * (answers.MAX_DEPTH + 1) + "1" + ")" * (answers.MAX_DEPTH + 1)) == ("unreadable", "too deep")
+    assert answers.parse("1+" * answers.MAX_TOKENS + "1") == ("unreadable", "too many tokens")
+    assert answers.parse("1" * (answers.MAX_CHARS + 1)) == ("unreadable", "too long")
 
 
 def test_injections_in_the_response_do_not_pay():
@@ -453,7 +497,7 @@ def test_command_line():
     def run(*arguments):
         return subprocess.run([sys.executable, rewards.__file__, *arguments], capture_output=True, text=True)
     done = run("1/2", "0.5")
-    assert done.returncode == 0 and "equal" in done.stdout and "num" in done.stdout and "inverse" in done.stdout
+    assert done.returncode == 0 and "equal" in done.stdout and "(* 1 (inverse 2))" in done.stdout
     assert "not equal" in run("1/2", "0.6").stdout
     wrong = run("1/2")
     assert wrong.returncode == 2 and len(wrong.stderr.strip().splitlines()) == 1
