@@ -370,7 +370,8 @@ def post(url: str, body: bytes, key: str, timeout: float) -> tuple[int, str, byt
         connection.close()
         if time.monotonic() >= end: raise TimeoutError(f"no complete answer within {timeout:g} s") from None
 
-def ask_judge(url: str, model: str, messages: list, key: str, timeout: float, delays: tuple, stop: threading.Event) -> dict | None:
+def ask_judge(url: str, model: str, messages: list, key: str, timeout: float, delays: tuple,
+              stop: threading.Event) -> dict[str, float] | None:
     """The grades for one attempt; None where `stop` was set before. Raises JudgeError: after the last delay, or where the
     endpoint refuses at once, and then sets `stop` for the other requests, too."""
     body = json.dumps({"model": model, "messages": messages, "temperature": 0, "max_tokens": 2_000}).encode()
@@ -405,23 +406,21 @@ def judge_efforts(attempts: list[tuple[str, str]], url: str, model: str, known: 
         if digests[-1] not in known: waiting[digests[-1]] = messages
     if progress: progress.update(sum(d in known for d in digests))
     stop, error, final, failed = threading.Event(), "", False, 0
-    pool = ThreadPoolExecutor(workers)
-    try:
+    with ThreadPoolExecutor(workers) as pool:
         asked = {pool.submit(ask_judge, endpoint, model, m, key, timeout, delays, stop): d for d, m in waiting.items()}
-        for future in as_completed(asked):
-            digest = asked[future]
-            try:
-                grades = future.result()
-                if grades:
-                    known[digest] = effort_of(grades)
-                    append_line(log, json.dumps({"key": digest, "model": model, **grades}))
-            except JudgeError as e:
-                (error, final), failed = e.args, failed + digests.count(digest)
-                if final or failed > allowed: break
-            if progress: progress.update(digests.count(digest))
-    finally:
-        stop.set()
-        pool.shutdown(cancel_futures=True)
+        try:
+            for future in as_completed(asked):
+                digest = asked[future]
+                try:
+                    grades = future.result()
+                    if grades:
+                        known[digest] = effort_of(grades)
+                        append_line(log, json.dumps({"key": digest, "model": model, **grades}))
+                except JudgeError as e:
+                    (error, final), failed = e.args, failed + digests.count(digest)
+                    if final or failed > allowed: break
+                if progress: progress.update(digests.count(digest))
+        finally: stop.set()                                          # also where a person interrupts: the rest is not asked
     return [known.get(d) for d in digests], error, final
 
 def read_judged(folder: Path) -> dict[str, float]:

@@ -205,8 +205,9 @@ BAD = {
     "Infinity": grades(depth=float("inf")), "1e999": chat(json.dumps(EIGHTS).replace("8", "1e999", 1)),
     "many digits": chat(json.dumps(EIGHTS).replace("8", "8" * 5_000, 1)), "list": chat("[8, 8, 8, 8]"),
     "nested": chat('{"a":' * 100_000), "nested body": (*NO, b"[" * 200_000), "cut": (*NO, grades()[2][:-9]),
-    "not JSON": (*NO, b"<html>busy</html>"), "empty": (*NO, b""), "no choices": (*NO, b'{"choices": []}'), "body is a list": (*NO, b"[1]"),
-    "no content": (*NO, b'{"choices": [{"message": {"content": null}}]}'), "bytes": (*NO, b"\xff\xfe\xfa\x00"),
+    "not JSON": (*NO, b"<html>busy</html>"), "empty": (*NO, b""), "no choices": (*NO, b'{"choices": []}'),
+    "body is a list": (*NO, b"[1]"), "bytes": (*NO, b"\xff\xfe\xfa\x00"),
+    "no content": (*NO, b'{"choices": [{"message": {"content": null}}]}'),
     "huge": (*NO, grades()[2] + b" " * 1_100_000)}
 
 
@@ -224,7 +225,8 @@ def hang_up_in_the_middle(r, h):
 
 
 @pytest.mark.parametrize("first, words", [
-    (lambda r, h: (500, {}, b"oops"), "HTTP 500: oops"), (lambda r, h: (503, {}, b""), "HTTP 503"), (lambda r, h: (429, {}, b"slow down"), "HTTP 429"),
+    (lambda r, h: (500, {}, b"oops"), "HTTP 500: oops"), (lambda r, h: (503, {}, b""), "HTTP 503"),
+    (lambda r, h: (429, {}, b"slow down"), "HTTP 429"), (lambda r, h: (408, {}, b""), "HTTP 408"),
     (hang_up_in_the_middle, "unusable reply"), (lambda r, h: h.connection.shutdown(socket.SHUT_RDWR), "RemoteDisconnected"),
     (lambda r, h: h.wfile.write(b"what?\r\n\r\n"), "BadStatusLine")])
 def test_passing_trouble_is_retried(tmp_path, first, words):
@@ -239,7 +241,7 @@ def test_delays_grow_as_given_and_retry_after_is_honoured_up_to_a_bound(tmp_path
     with serve(lambda r, h: (429, {"Retry-After": waits[r["number"]]}, b"") if r["number"] < 2 else grades()) as (url, requests):
         assert judge(url, ["x"], tmp_path, delays=(0.01, 0.2))[0] == [pytest.approx(0.8)]
     gaps = [b["time"] - a["time"] for a, b in zip(requests, requests[1:])]
-    assert 0.5 <= gaps[0] < 0.9 and 0.2 <= gaps[1] < 0.45
+    assert 0.5 <= gaps[0] < 3 and 0.2 <= gaps[1] < 3
 
 
 def drip(r, h, pause=0.03):
@@ -258,24 +260,25 @@ def drip_body(r, h):
         time.sleep(0.03)
 
 
-@pytest.mark.parametrize("slow", [lambda r, h: time.sleep(0.5), drip, drip_body], ids=["silent", "drips headers", "drips body"])
+@pytest.mark.parametrize("slow", [lambda r, h: time.sleep(5), drip, drip_body], ids=["silent", "drips headers", "drips body"])
 def test_a_slow_server_is_cut_off_at_the_deadline_and_asked_again(tmp_path, slow):
     started = time.monotonic()
     effort, _, _, requests = outcome(lambda r, h: grades() if r["number"] else slow(r, h), tmp_path, timeout=0.2)
-    assert effort == pytest.approx(0.8) and requests == 2 and time.monotonic() - started < 1.5
+    assert effort == pytest.approx(0.8) and requests == 2 and time.monotonic() - started < 3
     with serve(slow) as (url, requests):
         started = time.monotonic()
         efforts, error, final = judge(url, ["x"], tmp_path / "other", timeout=0.15, delays=())
         assert efforts == [None] and "no complete answer within 0.15 s" in error and not final
-        assert time.monotonic() - started < 0.4
+        assert time.monotonic() - started < 3
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="openssl makes the certificate")
 def test_tls_is_verified_before_the_key_is_sent_and_has_the_same_deadline(tmp_path, monkeypatch):
     monkeypatch.setenv("RLSP_JUDGE_KEY", KEY)
     pem = str(tmp_path / "server.pem")
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=x",
-                    "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", pem, "-out", pem + ".crt"], check=True, capture_output=True)
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+                    "-subj", "/CN=x", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", pem, "-out", pem + ".crt"],
+                   check=True, capture_output=True)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(pem + ".crt", pem)
     with serve(lambda r, h: drip(r, h) if "slow" in user_text(r) else grades(), tls) as (url, requests):
@@ -284,7 +287,8 @@ def test_tls_is_verified_before_the_key_is_sent_and_has_the_same_deadline(tmp_pa
         monkeypatch.setenv("SSL_CERT_FILE", pem + ".crt")
         started = time.monotonic()
         efforts, error, _ = judge(url, ["x", "slow"], tmp_path, delays=(), timeout=0.4)
-        assert efforts == [pytest.approx(0.8), None] and "no complete answer within 0.4 s" in error and time.monotonic() - started < 1.5
+        assert efforts == [pytest.approx(0.8), None] and "no complete answer within 0.4 s" in error
+        assert time.monotonic() - started < 3
 
 
 def test_a_server_that_is_down_leaves_the_response_unjudged(tmp_path):
@@ -366,8 +370,7 @@ def quick(monkeypatch):
 def rlsp_ppo(folder, tmp_path, monkeypatch, capsys):  # noqa: F811
     """Run `rlsp.py ppo` in this process with a judge; returns (exit status, its last words)."""
     def call(run, url, *words):
-        flags = {"--model": folder, "--data": ROOT / "data/tiny/train.jsonl", "--out": tmp_path / run, "--judge-url": url, "--judge-model": "m",
-                 **FLAGS, **dict(zip(words[::2], words[1::2]))}
+        flags = FLAGS | {"--model": folder, "--out": tmp_path / run, "--judge-url": url, **dict(zip(words[::2], words[1::2]))}
         resume = ["--resume"] if words[-1:] == ("--resume",) else []
         monkeypatch.setattr(sys, "argv", ["rlsp.py", "ppo", *[str(x) for kv in flags.items() for x in kv], *resume])
         capsys.readouterr()
@@ -380,12 +383,14 @@ def rlsp_ppo(folder, tmp_path, monkeypatch, capsys):  # noqa: F811
     return call
 
 
-FLAGS = {"--exploration": "judge", "--steps": "5", "--rollout-batch": "6", "--train-batch": "6", "--max-response": "12", "--freeze-steps": "1",
-         "--dtype": "float32", "--save-every": "2", "--judge-workers": "1", "--lr": "1e-3", "--alpha": "0.5"}
+FLAGS = {"--exploration": "judge", "--judge-model": "m", "--judge-workers": "1", "--data": ROOT / "data/tiny/train.jsonl", "--steps": "5",
+         "--rollout-batch": "6", "--train-batch": "6", "--max-response": "12", "--freeze-steps": "1", "--dtype": "float32",
+         "--save-every": "2", "--lr": "1e-3", "--alpha": "0.5"}
 
 
 def logged(run):
-    return [{k: v for k, v in json.loads(line).items() if k != "timing"} for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "timing"} for row in rows]
 
 
 def test_a_run_that_the_judge_stopped_resumes_with_its_cache_bit_for_bit(rlsp_ppo, tmp_path, monkeypatch):
@@ -395,15 +400,18 @@ def test_a_run_that_the_judge_stopped_resumes_with_its_cache_bit_for_bit(rlsp_pp
         assert rlsp_ppo("whole", url)[0] == 0
         asked = len(requests)
     stop = asked * 3 // 4  # in step 4; the last checkpoint is of step 2
-    with serve(lambda r, h: (401, {}, f"bad key {KEY}".encode()) if r["number"] >= stop else grades(depth=r["number"] % 11)) as (url, requests):
+    refusal = 401, {}, f"bad key {KEY}".encode()
+    with serve(lambda r, h: refusal if r["number"] >= stop else grades(depth=r["number"] % 11)) as (url, requests):
         status, error = rlsp_ppo("broken", url)
-        assert status == 1 and re.search(r"step 4: \d of 6 responses stay unjudged, 0 may: \S+/chat/completions: HTTP 401: bad key \[key\]", error)
+        assert status == 1 and re.search(r"step 4: \d of 6 responses stay unjudged, 0 may: \S+/v1/chat/completions: HTTP 401: bad key \[key\]",
+                                         error)
         assert len(requests) == stop + 1 and len(logged(tmp_path / "broken")) == 3
-    with serve(lambda r, h: grades(depth=(stop + r["number"]) % 11)) as (url, requests):  # elsewhere by now: --judge-url may change
+    with serve(lambda r, h: grades(depth=(stop + r["number"]) % 11)) as (url, requests):  # the judge has moved
         assert rlsp_ppo("broken", url, "--resume")[0] == 0
         assert len(requests) == asked - stop
     assert logged(tmp_path / "whole") == logged(tmp_path / "broken") and len(logged(tmp_path / "whole")) == 5
-    assert {m["judge_failed"] for m in logged(tmp_path / "whole")} == {0.0} and len({m["exploration"] for m in logged(tmp_path / "whole")}) > 1
+    assert {m["judge_failed"] for m in logged(tmp_path / "whole")} == {0.0}
+    assert len({m["exploration"] for m in logged(tmp_path / "whole")}) > 1
     for file in tmp_path.rglob("*"):
         assert not file.is_file() or KEY.encode() not in file.read_bytes(), file
 
@@ -423,9 +431,10 @@ def test_unjudged_responses_get_no_effort_and_are_counted(folder, tmp_path, quic
         exactly = trainer(folder, tmp_path / "b", judge_failures=len(failed) / 12, **settings)
         assert len(exactly.rollout()) == 12
         t = trainer(folder, tmp_path / "c", judge_failures=(len(failed) - 1) / 12, **settings)
-        with pytest.raises(ppo.TrainingError, match=r"step 1: \d+ of 12 responses stay unjudged, \d may: http://127.* HTTP 500: busy"):
+        with pytest.raises(ppo.TrainingError, match=r"step 1: \d+ of 12 responses stay unjudged, \d may: http://.* HTTP 500: busy"):
             t.rollout()
-    with serve(lambda r, h: (403, {}, b"never") if reply(r, h)[0] == 500 else grades()) as (url, _):  # a refusal, however many may fail
+    # a refusal stops the run however many may fail
+    with serve(lambda r, h: (403, {}, b"never") if reply(r, h)[0] == 500 else grades()) as (url, _):
         t = trainer(folder, tmp_path / "d", judge_failures=1.0, **settings | dict(judge_url=url))
         with pytest.raises(ppo.TrainingError, match="HTTP 403: never"):
             t.rollout()
@@ -455,15 +464,18 @@ def test_two_processes_judge_the_same_and_stop_together(rlsp_ppo, folder, tmp_pa
     rollouts = [json.loads(line) for line in (tmp_path / "one/rollouts.jsonl").read_text().splitlines()]
     said = [rewards.reasoning_of(r["response"]).strip() for r in rollouts]
     poison = next(text for text in said[6:] if text and said.count(text) == 1)  # one response of step 2, on one of the ranks
-    with serve(lambda r, h: (401, {}, b"no more") if f"\n{poison}\nEND" in user_text(r) else graded_by_text(r, h)) as (url, requests):
-        flags = {"--model": folder, "--data": ROOT / "data/tiny/train.jsonl", "--out": tmp_path / "two", "--judge-url": url,
-                 "--judge-model": "m", **FLAGS, "--steps": "2"}
+    def reply(r, h):
+        return (401, {}, b"no more") if f"\n{poison}\nEND" in user_text(r) else graded_by_text(r, h)
+    with serve(reply) as (url, requests):
+        flags = FLAGS | {"--model": folder, "--out": tmp_path / "two", "--judge-url": url, "--steps": "2"}
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            group = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", OMP_NUM_THREADS="1")
+            group = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+                         OMP_NUM_THREADS="1")
         # without torchrun, which ends the others once one has failed: here each must stop by itself
-        ranks = [subprocess.Popen([sys.executable, str(ROOT / "rlsp.py"), "ppo", *[str(x) for kv in flags.items() for x in kv]], text=True,
-                                  stderr=subprocess.PIPE, env=os.environ | group | {"RANK": r, "LOCAL_RANK": r}) for r in "01"]
+        command = [sys.executable, str(ROOT / "rlsp.py"), "ppo", *[str(x) for kv in flags.items() for x in kv]]
+        ranks = [subprocess.Popen(command, text=True, stderr=subprocess.PIPE, env=os.environ | group | {"RANK": r, "LOCAL_RANK": r})
+                 for r in "01"]
         errors = [p.communicate(timeout=60)[1] for p in ranks]
     lines = [re.search(r"rlsp\.py: (step 2: \d of 6 responses stay unjudged, 0 may: .*HTTP 401: no more)\n", e)[1] for e in errors]
     assert lines[0] == lines[1] and [p.returncode for p in ranks] == [1, 1]
