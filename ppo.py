@@ -50,12 +50,16 @@ class PPOConfig:
     temperature: float = flag(0.7, "sampling temperature; log-probs are scored at the same one", 1e-3)
     slots: int = flag(64, "sequences decoded at once on each rank", 1)
     # Reward, Eq. 1
-    exploration: str = flag("length", "exploration reward R_ex", choices=("none", "length", "steps"))
+    exploration: str = flag("length", "exploration reward R_ex", choices=("none", "length", "steps", "judge"))
     alpha: float = flag(0.8, "weight of correctness in Eq. 1 (ignored by exploration none)", 0, 1)
     alpha_end: float = flag(None, "alpha at the last step, reached linearly; default: alpha stays", 0, 1, kind=float)
     length_scale: float = flag(1000.0, "C of the length reward -C/|o|, tokens", 1e-9)
     length_floor: float = flag(4.0, "the length reward never falls below minus this", 1e-9)
     steps_scale: float = flag(10.0, "S of the steps reward min(1, steps/S)", 1e-9)
+    judge_url: str = flag("", "OpenAI-compatible endpoint, such as http://localhost:8000/v1; its key is read from RLSP_JUDGE_KEY")
+    judge_model: str = flag("", "model that grades effort for exploration judge")
+    judge_workers: int = flag(16, "requests to the judge at once, on each rank", 1)
+    judge_failures: float = flag(0.0, "largest share of a step's responses that may stay unjudged (R_ex = 0)", 0, 1)
     reward: str = flag("", "FILE.py:FUNCTION(response, problem) -> float that replaces Eq. 1")
     reward_clip: float = flag(10.0, "rewards are clipped to plus or minus this", 0)
     kl_coef: float = flag(0.05, "beta, the weight of the per-token KL penalty", 0)
@@ -223,6 +227,14 @@ def all_reduce(x):
     return x
 
 
+def gather(x):
+    """[x of rank 0, x of rank 1, ...], the same on every rank."""
+    everyone = [x] * M.world_size()
+    if len(everyone) > 1:
+        dist.all_gather_object(everyone, x)  # objects of our own processes, not of strangers
+    return everyone
+
+
 @dataclass
 class Sample:
     """One response with what was thought of it."""
@@ -233,6 +245,7 @@ class Sample:
     text: str
     truncated: bool
     parts: rewards.RewardParts
+    effort: float | None = None  # in [0, 1], of a judge
 
 
 # ---------------------------------------------------------------------------------------------------- 4. Trainer
@@ -247,6 +260,7 @@ class Trainer:
         self.prompts = [M.chat_prompt(tokenizer, p["problem"]) for p in problems]
         self.eos = M.eos_ids(folder, tokenizer)
         self.step, self.updates, self.kl_coef = 0, {"policy": 0, "critic": 0}, config.kl_coef
+        self.judged = rewards.read_judged(self.run)  # what the judge said before a resume is not asked again
 
         load = lambda cls, dtype, **kw: M.load_model(cls, folder, dtype, device, mesh, self.dtype, **kw)
         self.policy = load(M.Llama, torch.float32)
@@ -269,16 +283,31 @@ class Trainer:
         end = c.alpha if c.alpha_end is None else c.alpha_end
         return c.alpha + (end - c.alpha) * self.step / max(1, c.steps - 1)
 
-    def reward(self, problem, text, truncated):
+    def reward(self, problem, text, truncated, effort=None):
         c = self.config
         count = lambda s: len(self.tokenizer.encode(s, add_special_tokens=False).ids)
         parts = rewards.score(text, problem["answer"], exploration=c.exploration, alpha=self.alpha(), length_scale=c.length_scale,
-                              length_floor=c.length_floor, steps_scale=c.steps_scale, truncated=truncated, count_tokens=count)
+                              length_floor=c.length_floor, steps_scale=c.steps_scale, truncated=truncated, count_tokens=count,
+                              effort=effort)
         if self.reward_function:
             parts = replace(parts, total=float(self.reward_function(text, problem)))
         if not math.isfinite(parts.total):
             raise TrainingError(f"step {self.step + 1}: the reward of a response to {problem['problem'][:60]!r} is {parts.total}")
         return replace(parts, total=max(-c.reward_clip, min(c.reward_clip, parts.total)))
+
+    def efforts(self, attempts, total):
+        """The judged effort of this rank's (problem, text) pairs, None where the judge failed. Where it failed on more than
+        the allowed share of all ranks' total, every rank stops."""
+        c, rank = self.config, M.rank()
+        allowed = math.floor(c.judge_failures * total + 1e-6)
+        with tqdm(total=len(attempts), desc=f"step {self.step + 1} judge", leave=False, disable=rank != 0) as bar:
+            efforts, error, final = rewards.judge_efforts(attempts, c.judge_url, c.judge_model, self.judged,
+                                                          self.run / f"judge-{rank}.jsonl", c.judge_workers, allowed, bar)
+        counts, errors, finals = zip(*gather((efforts.count(None), error, final)))
+        if sum(counts) > allowed or any(finals):  # on every rank alike
+            _, error = max(zip(finals, errors))  # a final one before the others
+            raise TrainingError(f"step {self.step + 1}: {sum(counts)} of {total} responses stay unjudged, {allowed} may: {error}")
+        return efforts
 
     def rollout(self):
         """Sample responses and reward them: the same list of Samples on every rank, those of one prompt next to each other."""
@@ -290,16 +319,16 @@ class Trainer:
             responses, logprobs = M.generate(
                 self.sampler, [self.prompts[chosen[i]] for i in mine], c.max_response, c.temperature, self.eos,
                 seed=c.seed, streams=[self.step * len(chosen) + i for i in mine], slots=c.slots, return_logprobs=True, progress=bar)
+        texts = [self.tokenizer.decode(response, skip_special_tokens=True) for response in responses]
+        efforts = [None] * len(mine)
+        if c.exploration == "judge":
+            efforts = self.efforts([(self.problems[chosen[i]]["problem"], text) for i, text in zip(mine, texts)], len(chosen))
         samples = []
-        for i, response, logprob in zip(mine, responses, logprobs):
+        for i, response, logprob, text, effort in zip(mine, responses, logprobs, texts, efforts):
             problem, truncated = self.problems[chosen[i]], response[-1] not in self.eos
-            text = self.tokenizer.decode(response, skip_special_tokens=True)
             samples.append(Sample(problem, self.prompts[chosen[i]], response, logprob, text, truncated,
-                                  self.reward(problem, text, truncated)))
-        if ranks == 1:
-            return samples
-        gathered = [None] * ranks  # objects of our own processes, not of strangers
-        dist.all_gather_object(gathered, samples)
+                                  self.reward(problem, text, truncated, effort or 0.0), effort))
+        gathered = gather(samples)
         return [gathered[i % ranks][i // ranks] for i in range(len(chosen))]
 
     # -- experience
@@ -473,6 +502,8 @@ class Trainer:
             metrics["explained_variance"] = explained_variance(batch["value"], batch["return"], mask)
         else:
             del metrics["value"]
+        if self.config.exploration == "judge":
+            metrics["judge_failed"] = mean([s.effort is None for s in samples])
         return metrics
 
     def train(self):

@@ -32,7 +32,8 @@ import ppo
 import rewards
 
 ROOT = Path(__file__).resolve().parent
-MAY_CHANGE = ("resume", "save_every", "keep", "log_rollouts", "slots", "micro_tokens", "recompute")  # at --resume
+MAY_CHANGE = ("resume", "save_every", "keep", "log_rollouts", "slots", "micro_tokens", "recompute",
+              "judge_url", "judge_workers", "judge_failures")  # at --resume
 
 
 # ---------------------------------------------------------------------------------------------------- input
@@ -126,7 +127,7 @@ def load_function(spec):
 
 
 def new_run(folder, args):
-    """Make the run's folder with config.json: every flag, versions, git commit. Rank 0 alone does it."""
+    """Make the run's folder with config.json: every flag, versions, git commit. Rank 0 alone does it, the others wait."""
     folder = Path(folder)
     if M.rank() == 0:
         folder.mkdir(parents=True)
@@ -135,6 +136,8 @@ def new_run(folder, args):
                     "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {M.world_size()} process(es)"
                     + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "")}
         M.write_text(folder / "config.json", json.dumps({"flags": vars(args), "versions": versions}, indent=2, default=str) + "\n")
+    if M.world_size() > 1:
+        dist.barrier()
     return folder
 
 
@@ -233,6 +236,8 @@ def run_ppo(args):
             raise ValueError("--advantage group: --samples is 1, expected at least 2 (the group's mean is the baseline)")
         if config.advantage == "gae" and config.freeze_steps >= config.steps:
             raise ValueError(f"--freeze-steps is {config.freeze_steps}, expected fewer than --steps {config.steps}")
+        if config.exploration == "judge":
+            rewards.check_judge(config.judge_url, config.judge_model)
         tokenizer = load_tokenizer(args.model)
         M.weight_files(args.model)
         problems = load_problems(args.data)
