@@ -32,7 +32,7 @@ import ppo
 import rewards
 
 ROOT = Path(__file__).resolve().parent
-MAY_CHANGE = ("resume", "save_every", "keep", "log_rollouts", "slots", "micro_tokens", "recompute")  # at --resume
+MAY_CHANGE = ("resume", "save_every", "keep", "log_rollouts", "log_tokens", "slots", "micro_tokens", "recompute")  # at --resume
 
 
 # ---------------------------------------------------------------------------------------------------- input
