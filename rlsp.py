@@ -437,13 +437,13 @@ def thinned(rows, size):
         steps.setdefault(row["step"], []).append(row)
     kept, each, stride = rows, max(map(len, steps.values()), default=1), 1
     while len(embedded(kept)) > size and (each > 1 or stride < len(steps)):
-        each, stride = (each // 2, 1) if each > 1 else (1, 2 * stride)
+        each, stride = (each * 3 // 4, 1) if each > 1 else (1, 2 * stride)
         kept = [row for rows in list(steps.values())[::-1][::stride][::-1] for row in rows[:each]]
     return kept
 
 
 def gather_run(folder, share):
-    """What a run of sft or ppo logged: flags, each quantity as a list over the steps, and as many texts as its share allows."""
+    """What a run of sft or ppo logged: flags, each quantity as a list over the steps, and share bytes of its texts."""
     config = M.read_json(folder / "config.json")
     metrics = []
     for row in log_rows(folder / "metrics.jsonl", {"step": int}):
@@ -456,7 +456,7 @@ def gather_run(folder, share):
     for name, need in ("rollouts", texts | {"response": str, "reward": dict}), ("tokens", texts | {"tokens": list, "reward": list}):
         file = folder / f"{name}.jsonl"
         rows = log_rows(file, need) if file.is_file() else []
-        out[name] = thinned(rows, LOG_BYTES // share)
+        out[name] = thinned(rows, share)
         out[f"{name}_logged"] = len(rows)
     return out
 
@@ -513,11 +513,12 @@ def run_report(args):
             if not ((folder / "config.json").is_file() and any((folder / f).is_file() for f in ("metrics.jsonl", "summary.json"))):
                 raise FileNotFoundError(f"{folder}: not a run of sft, ppo or eval (no config.json with metrics.jsonl or summary.json)")
         root = os.path.commonpath([folder.parent for folder in folders])
+        share = LOG_BYTES // max(1, sum((folder / "rollouts.jsonl").is_file() for folder in folders))
         data = {"runs": [], "evals": [], "behaviours": rewards.BEHAVIOURS}
         for folder in folders:
             kind = "runs" if (folder / "metrics.jsonl").is_file() else "evals"
             try:
-                found = gather_run(folder, len(folders)) if kind == "runs" else gather_eval(folder)
+                found = gather_run(folder, share) if kind == "runs" else gather_eval(folder)
                 data[kind].append({"flags": {}, "versions": {}} | found | {"name": os.path.relpath(folder, root)})
             except (KeyError, TypeError, AttributeError, ZeroDivisionError) as e:
                 raise ValueError(f"{folder}: not what this program writes: {e!r}") from None
