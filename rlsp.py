@@ -494,15 +494,16 @@ def group_runs(runs):
         if len({run["flags"].get("seed") for run in members}) < len(members):  # one seed twice: the models are different ones
             del groups[key]
             groups |= {f"{key} {run['name']}": (flags, [run]) for run in members}
-    labels = [[] for _ in groups]  # as many flags as it takes to tell each group from the others
-    for key in dict.fromkeys(k for flags, _ in groups.values() for k in flags):
-        values, before = [flags.get(key, "") for flags, _ in groups.values()], [", ".join(label) for label in labels]
-        for label, text, value in zip(labels, before, values):
-            if len({v for v, other in zip(values, before) if other == text}) > 1:
+    for i, (flags, members) in enumerate(groups.values()):
+        # the label has as many flags as it takes to tell the group from the others of the same command
+        label, others = [], [f for f, _ in groups.values() if f is not flags and f.get("command") == flags.get("command")]
+        for key, value in flags.items():
+            alike = [f for f in others if f.get(key) == value]
+            if len(alike) < len(others):
                 label.append(f"{key}={value.rsplit('/', 1)[-1]}")
-    for i, (label, (_, members)) in enumerate(zip(labels, groups.values())):
+                others = alike
         for run in members:
-            run |= {"group": i, "label": ", ".join(label) if label and labels.count(label) == 1 else members[0]["name"]}
+            run |= {"group": i, "label": ", ".join(label) if label and not others else members[0]["name"]}
 
 
 def run_report(args):
