@@ -488,19 +488,19 @@ def group_runs(runs):
     groups = {}
     for run in runs:
         flags = (defaults if run["flags"].get("command") == "ppo" else {}) | run["flags"]
-        flags = {k: str(v) for k, v in flags.items() if k not in ("seed", "run", "model", *MAY_CHANGE)}
+        flags = {k: "none" if v is None else str(v) for k, v in flags.items() if k not in ("seed", "run", "model", *MAY_CHANGE)}
         groups.setdefault(json.dumps(flags, sort_keys=True), (flags, []))[1].append(run)
     for key, (flags, members) in list(groups.items()):
         if len({run["flags"].get("seed") for run in members}) < len(members):  # one seed twice: the models are different ones
             del groups[key]
-            groups |= {f"{key} {run['name']}": (flags, [run]) for run in members}
+            groups |= {f"{key} {run['name']}": (dict(flags), [run]) for run in members}
     for i, (flags, members) in enumerate(groups.values()):
         # the label has as many flags as it takes to tell the group from the others of the same command
         label, others = [], [f for f, _ in groups.values() if f is not flags and f.get("command") == flags.get("command")]
         for key, value in flags.items():
             alike = [f for f in others if f.get(key) == value]
             if len(alike) < len(others):
-                label.append(f"{key}={value.rsplit('/', 1)[-1]}")
+                label.append(f"{key}={value}")
                 others = alike
         for run in members:
             run |= {"group": i, "label": ", ".join(label) if label and not others else members[0]["name"]}
