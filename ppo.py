@@ -491,6 +491,7 @@ class Trainer:
             logprob, _ = self.policy.logprobs(part["tokens"], part["mask"], self.config.temperature)
             if mine:
                 new[mine, : logprob.shape[1]] = logprob.cpu()
+        self.policy.reshard()  # no backward does it; the root's whole weights would stay in memory over the next rollout
         batch["new_logprob"] = all_reduce(new)
         names = ["old_logprob", "new_logprob", "ref_logprob", "entropy", "reward", "advantage", "raw_advantage"]
         names += ["value", "return"] if "critic" in self.trained else []
@@ -546,6 +547,7 @@ class Trainer:
     def tensors(self, name):
         """(name, tensor) of a trained net: its weights, and Adam's two moments once it has been updated."""
         net, _ = self.trained[name]
+        net.reshard()  # after a forward without its backward the root holds copies in the compute type, unknown to Adam
         for key, p in net.named_parameters():
             yield key, p
             if self.updates[name]:

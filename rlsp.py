@@ -520,7 +520,8 @@ def run_report(args):
             kind = "runs" if (folder / "metrics.jsonl").is_file() else "evals"
             try:
                 found = gather_run(folder, share) if kind == "runs" else gather_eval(folder)
-                data[kind].append({"flags": {}, "versions": {}} | found | {"name": os.path.relpath(folder, root)})
+                found |= {"flags": dict(found["flags"]), "versions": dict(found["versions"]), "name": os.path.relpath(folder, root)}
+                data[kind].append(found)
             except (KeyError, TypeError, AttributeError, ZeroDivisionError) as e:
                 raise ValueError(f"{folder}: not what this program writes: {e!r}") from None
         group_runs(data["runs"])
