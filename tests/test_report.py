@@ -2,6 +2,7 @@
 import json
 import math
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -261,7 +262,7 @@ def test_broken_runs_get_one_line_and_status_2(tmp_path, refused, change, words)
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not browser:
+    if not browser or subprocess.run([browser, "--version"], capture_output=True).returncode:
         pytest.skip("no chromium (Debian: apt-get install chromium)")
     out = tmp_path_factory.mktemp("page")
     few = [rollout(2, "so \\boxed{3}. Wait.", False, "3"), rollout(2, "no idea about zebras", False, None), rollout(2, HOSTILE)]
