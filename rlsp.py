@@ -376,12 +376,17 @@ def print_table(summaries):
 
 # ---------------------------------------------------------------------------------------------------- sample
 
-def run_sample(args):
-    """Print responses with what the verifier and Eq. 1 say of them, on a terminal with the behaviours in colour."""
+def coloured(text):
+    """Text with its behaviours in colour, where standard output is a terminal and NO_COLOR is not set."""
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return text
     colours = dict(zip(rewards.BEHAVIOURS, (33, 36, 35, 32)))
-    pattern = re.compile(rf"\b(?:{'|'.join(f'(?P<{name}>{phrases})' for name, phrases in rewards.BEHAVIOURS.items())})\b", re.I)
-    paint = lambda m: f"\033[1;{colours[m.lastgroup]}m{m[0]}\033[0m"
-    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    phrases = "|".join(f"(?P<{name}>{phrase})" for name, phrase in rewards.BEHAVIOURS.items())
+    return re.sub(rf"\b(?:{phrases})\b", lambda m: f"\033[1;{colours[m.lastgroup]}m{m[0]}\033[0m", text, flags=re.I)
+
+
+def run_sample(args):
+    """Print responses with what the verifier and Eq. 1 say of them."""
     with checked_input():
         if args.problem is None and args.data is None:
             raise ValueError("sample: give --problem TEXT or --data FILE.jsonl")
@@ -394,16 +399,16 @@ def run_sample(args):
     for i, response in enumerate(M.generate(net, prompts, args.max_response, args.temperature, eos, seed=args.seed)):
         row, text = rows[i // args.samples], tokenizer.decode(response, skip_special_tokens=True)
         truncated = response[-1] not in eos
-        print(f"--- {row['problem']}\n{pattern.sub(paint, text) if coloured else text}\n"
+        print(f"--- {row['problem']}\n{coloured(text)}\n"
               f"... {len(response)} tokens{', truncated' if truncated else ''}; "
               + ", ".join(f"{k} {v}" for k, v in rewards.behaviours(text).items()))
         if row["answer"] is not None:
             count = lambda s: len(tokenizer.encode(s, add_special_tokens=False).ids)
             parts = rewards.score(text, row["answer"], truncated=truncated, count_tokens=count,
                                   **{name: getattr(args, name) for name in REWARD_FLAGS})
-            print(f"... {'right' if parts.correct else 'wrong'}: answer {parts.answer!r} against {row['answer']!r} ({parts.reason})\n"
-                  f"... reward {round(parts.total, 6):.4g} = {parts.alpha:.4g} * {parts.outcome:.4g} + {1 - parts.alpha:.4g} * "
-                  f"{parts.exploration:.4g} (alpha, outcome, exploration); {parts.length} reasoning tokens, {parts.steps} steps"
+            verdict = "right" if parts.correct else "wrong"
+            print(f"... {verdict}: answer {parts.answer!r} against {row['answer']!r} ({parts.reason})\n... reward {round(parts.total, 6):.4g} "
+                  f"= {parts.alpha:.4g} * {parts.outcome:.4g} + {1 - parts.alpha:.4g} * {parts.exploration:.4g} (alpha, outcome, exploration); {parts.length} reasoning tokens, {parts.steps} steps"
                   + (", floored" if parts.floored else ""))
 
 
@@ -448,14 +453,14 @@ def gather_run(folder, share):
     metrics = []
     for row in log_rows(folder / "metrics.jsonl", {"step": int}):
         nested = {f"{k}.{name}": v for k, x in row.items() if isinstance(x, dict) for name, v in x.items()}
-        metrics.append({k: float(f"{v:.6g}") for k, v in (row | nested).items() if type(v) in (int, float) and math.isfinite(v)})
+        metrics.append({k: v if type(v) is int else float(f"{v:.6g}") for k, v in (row | nested).items()
+                        if type(v) in (int, float) and math.isfinite(v)})
     if not metrics:
         raise ValueError(f"{folder / 'metrics.jsonl'}: holds no step yet")
     out = config | {"metrics": {k: [row.get(k) for row in metrics] for k in dict.fromkeys(k for row in metrics for k in row)}}
-    texts = {"problem": str, "step": int}
-    for name, need in ("rollouts", texts | {"response": str, "reward": dict}), ("tokens", texts | {"tokens": list, "reward": list}):
+    for name, need in ("rollouts", {"response": str, "reward": dict}), ("tokens", {"tokens": list, "reward": list}):
         file = folder / f"{name}.jsonl"
-        rows = log_rows(file, need) if file.is_file() else []
+        rows = log_rows(file, {"problem": str, "step": int} | need) if file.is_file() else []
         out[name] = thinned(rows, share)
         out[f"{name}_logged"] = len(rows)
     return out
@@ -511,8 +516,9 @@ def run_report(args):
     with checked_input():
         folders = list(dict.fromkeys(Path(folder).resolve() for folder in args.runs))
         for folder in folders:
-            if not ((folder / "config.json").is_file() and any((folder / f).is_file() for f in ("metrics.jsonl", "summary.json"))):
-                raise FileNotFoundError(f"{folder}: not a run of sft, ppo or eval (no config.json with metrics.jsonl or summary.json)")
+            there = {f for f in ("config.json", "metrics.jsonl", "summary.json") if (folder / f).is_file()}
+            if "config.json" not in there or len(there) == 1:
+                raise FileNotFoundError(f"{folder}: not a run of sft, ppo or eval: no config.json with metrics.jsonl or summary.json")
         root = os.path.commonpath([folder.parent for folder in folders])
         share = LOG_BYTES // max(1, sum((folder / "rollouts.jsonl").is_file() for folder in folders))
         data = {"runs": [], "evals": [], "behaviours": rewards.BEHAVIOURS}
