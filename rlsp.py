@@ -436,15 +436,16 @@ def embedded(value):
 
 
 def thinned(rows, size):
-    """Rows of at most `size` bytes: as many of each step as fit, and where one is too many, every second, fourth ... step."""
+    """Rows of about `size` bytes: as many of each step as fit, and where one is too many, every second, fourth ... step."""
     steps = {}
     for row in rows:
-        steps.setdefault(row["step"], []).append(row)
-    kept, each, stride = rows, max(map(len, steps.values()), default=1), 1
-    while len(embedded(kept)) > size and (each > 1 or stride < len(steps)):
+        steps.setdefault(row["step"], []).append((row, len(embedded(row)) + 1))
+    each, stride = max(map(len, steps.values()), default=1), 1
+    while True:
+        kept = [pair for pairs in list(steps.values())[::-1][::stride][::-1] for pair in pairs[:each]]  # the last step stays
+        if sum(length for _, length in kept) < size or (each == 1 and stride >= len(steps)):
+            return [row for row, _ in kept]
         each, stride = (each * 3 // 4, 1) if each > 1 else (1, 2 * stride)
-        kept = [row for rows in list(steps.values())[::-1][::stride][::-1] for row in rows[:each]]
-    return kept
 
 
 def gather_run(folder, share):

@@ -265,7 +265,7 @@ def page(tmp_path_factory):
     if not browser or subprocess.run([browser, "--version"], capture_output=True).returncode:
         pytest.skip("no chromium (Debian: apt-get install chromium)")
     out = tmp_path_factory.mktemp("page")
-    few = [rollout(2, "so \\boxed{3}. Wait.", False, "3"), rollout(2, "no idea about zebras", False, None), rollout(2, HOSTILE)]
+    few = [rollout(2, "so \\boxed{3}. Wait.", False, "3"), rollout(2, "No idea about Zebras", False, None), rollout(2, HOSTILE)]
     runs = [ppo_run(out, "r0", 0, rollouts=[rollout(1, "early \\boxed{2}")] + few, tokens=[token_row(1, ["a", "\n", "", " ééé", HOSTILE])]),
             ppo_run(out, "r1", 1, rollouts=[rollout(2, "the other run")], tokens=[token_row(2, list("xyz"))]),
             ppo_run(out, "r2", 0, exploration=HOSTILE), eval_folder(out, "e")]
@@ -296,15 +296,15 @@ def test_the_page_renders_without_errors_and_without_network(page):
 
 
 def test_the_picker_and_the_search_of_rollouts(page):
-    assert cards(page) == ["so \\boxed{3}. Wait.", "no idea about zebras", HOSTILE]  # the last step of the first run
+    assert cards(page) == ["so \\boxed{3}. Wait.", "No idea about Zebras", HOSTILE]  # the last step of the first run
     assert page.js("[...document.querySelectorAll('#list mark')].map(e => e.textContent)") == ["Wait", "Wait", "Let me check"]
     set_control(page, "#rollouts input[type=range]", "0")
     assert cards(page) == ["early \\boxed{2}"]
     set_control(page, "#rollouts select", "1")
     assert cards(page) == ["the other run"]
     set_control(page, "#rollouts select", "0")
-    set_control(page, "#search", "ZEBRA")
-    assert cards(page) == ["no idea about zebras"]
+    set_control(page, "#search", "zeBRA")
+    assert cards(page) == ["No idea about Zebras"]
     set_control(page, "#search", "early")
     assert cards(page) == []
     page.js("document.getElementById('everywhere').click()")
