@@ -566,7 +566,7 @@ def shard_name(i, n):
 def write_text(path, text):
     """Write aside and rename, so that no reader and no crash ever sees half a file."""
     aside = path.with_name(f".{path.name}.part")
-    aside.write_text(text)
+    aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
 
 

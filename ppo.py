@@ -87,6 +87,7 @@ class PPOConfig:
     save_every: int = flag(20, "steps between checkpoints; 0: only at the end", 0)
     keep: int = flag(2, "checkpoints kept", 1)
     log_rollouts: int = flag(16, "responses a step written to rollouts.jsonl", 0)
+    log_tokens: int = flag(2, "responses a step written to tokens.jsonl with every number of every token", 0)
 
 
 class TrainingError(RuntimeError):
@@ -506,17 +507,43 @@ class Trainer:
             metrics["judge_failed"] = mean([s.effort is None for s in samples])
         return metrics
 
+    @torch.no_grad()
+    def token_rows(self, samples, batch):
+        """The first log_tokens responses token by token, for tokens.jsonl. new_logprob is of the policy as it is now, after
+        the step's updates: one more scoring, which all ranks do together and which changes no number of the training."""
+        samples = samples[: self.config.log_tokens]
+        if not samples:
+            return []
+        batch = {k: v[: len(samples)] for k, v in batch.items()}
+        new = torch.zeros(batch["tokens"].shape)
+        for shares in micro_batches(range(len(samples)), batch["length"].tolist(), self.config.micro_tokens, M.world_size()):
+            mine = shares[M.rank()]
+            part = self.share(batch, mine)
+            logprob, _ = self.policy.logprobs(part["tokens"], part["mask"], self.config.temperature)
+            if mine:
+                new[mine, : logprob.shape[1]] = logprob.cpu()
+        self.policy.reshard()  # no backward does it; the root's whole weights would stay in memory over the next rollout
+        batch["new_logprob"] = all_reduce(new)
+        names = ["old_logprob", "new_logprob", "ref_logprob", "entropy", "reward", "advantage", "raw_advantage"]
+        names += ["value", "return"] if "critic" in self.trained else []
+        return [{"step": self.step, "problem": s.problem["problem"], "gold": s.problem["answer"], "score": s.parts.total,
+                 "tokens": token_texts(self.tokenizer, s.response)}
+                | {k: [float(f"{x:.6g}") for x in batch[k][i, batch["mask"][i]].tolist()] for k in names}
+                for i, s in enumerate(samples)]
+
     def train(self):
-        """Run to the last step, writing metrics.jsonl, rollouts.jsonl, checkpoints/ and at the end model/."""
+        """Run to the last step, writing metrics.jsonl, rollouts.jsonl, tokens.jsonl, checkpoints/ and at the end model/."""
         c, last = self.config, self.config.steps
         bar = tqdm(total=last, initial=self.step, desc="ppo", disable=M.rank() != 0)
         while self.step < last:
-            metrics, samples, _ = self.train_step()
+            metrics, samples, batch = self.train_step()
+            tokens = self.token_rows(samples, batch)
             if M.rank() == 0:
                 append_jsonl(self.run / "metrics.jsonl", [metrics])
                 append_jsonl(self.run / "rollouts.jsonl", [
                     {"step": self.step, "problem": s.problem["problem"], "gold": s.problem["answer"], "response": s.text,
                      "tokens": len(s.response), "truncated": s.truncated, "reward": asdict(s.parts)} for s in samples[: c.log_rollouts]])
+                append_jsonl(self.run / "tokens.jsonl", tokens)
             bar.update()
             bar.set_postfix({k: f"{metrics[k]:.3f}" for k in ("reward", "accuracy", "k1", "explained_variance") if k in metrics}
                             | {"length": f"{metrics['response_length']:.0f}"})
@@ -551,6 +578,7 @@ class Trainer:
     def tensors(self, name):
         """(name, tensor) of a trained net: its weights, and Adam's two moments once it has been updated."""
         net, _ = self.trained[name]
+        net.reshard()  # after a forward without its backward the root holds copies in the compute type, unknown to Adam
         for key, p in net.named_parameters():
             yield key, p
             if self.updates[name]:
@@ -571,10 +599,25 @@ class Trainer:
             M.load_tensors(dict(self.tensors(name)), found[-1] / name)
         M.copy_weights(self.policy, self.sampler)
         if M.rank() == 0:
-            for file in (self.run / "metrics.jsonl", self.run / "rollouts.jsonl"):
+            for name in ("metrics", "rollouts", "tokens"):
+                file = self.run / f"{name}.jsonl"
                 if file.exists():
                     lines = [line for line in file.read_text().splitlines(True) if json.loads(line)["step"] <= self.step]
                     M.write_text(file, "".join(lines))
+
+
+def token_texts(tokenizer, ids):
+    """The text of each token, which joined are the decoded ids. Byte-level tokens may end inside a character: such a token is
+    empty and the one that completes the character has it whole."""
+    texts, start = [], 0
+    for i in range(len(ids)):
+        text = tokenizer.decode(ids[start : i + 1], skip_special_tokens=False)
+        if text.endswith("\ufffd") and i - start < 3 and i + 1 < len(ids):  # a character has four bytes at most
+            text = ""
+        else:
+            start = i + 1
+        texts.append(text)
+    return texts
 
 
 def append_jsonl(path, rows):

@@ -4,6 +4,7 @@
     python rlsp.py ppo    --model FOLDER --data FILE.jsonl --out runs/ppo     PPO with verifier and exploration reward
     python rlsp.py eval   --model FOLDER ... --data FILE.jsonl --out runs/ev  accuracy, pass@k, maj@k, lengths
     python rlsp.py sample --model FOLDER --problem TEXT                       look at some responses
+    python rlsp.py report runs/ppo runs/ev ...                                one HTML page of runs and evaluations
 
 The same commands run on several processes: torchrun --nproc_per_node 8 rlsp.py ppo ...
 Bad input gets one line on standard error and exit status 2 before anything is computed or written; training that
@@ -17,6 +18,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -32,8 +34,9 @@ import ppo
 import rewards
 
 ROOT = Path(__file__).resolve().parent
-MAY_CHANGE = ("resume", "save_every", "keep", "log_rollouts", "slots", "micro_tokens", "recompute",
+MAY_CHANGE = ("resume", "save_every", "keep", "log_rollouts", "log_tokens", "slots", "micro_tokens", "recompute",
               "judge_url", "judge_workers", "judge_failures")  # at --resume
+REWARD_FLAGS = ("exploration", "alpha", "length_scale", "length_floor", "steps_scale")  # of Eq. 1; `sample` has them, too
 
 
 # ---------------------------------------------------------------------------------------------------- input
@@ -66,12 +69,8 @@ def load_tokenizer(folder):
     return tokenizer
 
 
-def load_problems(path, need=("problem", "answer"), limit=None):
-    """Rows of a jsonl file, each with the texts `need` (solution may also be a list of [text, trained] pairs)."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected problems as jsonl")
-    rows = []
+def read_jsonl(path, growing=False):
+    """(line number, object) of each line of a jsonl file; growing: a last line still being written is left out."""
     with open(path, encoding="utf-8") as f:
         try:
             for number, line in enumerate(f, 1):
@@ -80,19 +79,31 @@ def load_problems(path, need=("problem", "answer"), limit=None):
                 try:
                     row = json.loads(line)
                 except (json.JSONDecodeError, RecursionError) as e:
+                    if growing and not line.endswith("\n"):
+                        return
                     raise ValueError(f"{path}:{number}: not valid JSON: {e}") from None
                 if not isinstance(row, dict):
                     raise ValueError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
-                for key in need:
-                    value = row.get(key)
-                    pieces = key == "solution" and isinstance(value, list) and value and all(
-                        isinstance(p, list) and [type(x) for x in p] == [str, bool] for p in value)
-                    if not pieces and not (isinstance(value, str) and value.strip()):
-                        found = "nothing" if value is None else repr(value)[:60]
-                        raise ValueError(f"{path}:{number}: {key} is {found}, expected text")
-                rows.append(row | {"line": number})
+                yield number, row
         except UnicodeDecodeError as e:
             raise ValueError(f"{path}: not UTF-8 text: {e}") from None
+
+
+def load_problems(path, need=("problem", "answer"), limit=None):
+    """Rows of a jsonl file, each with the texts `need` (solution may also be a list of [text, trained] pairs)."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected problems as jsonl")
+    rows = []
+    for number, row in read_jsonl(path):
+        for key in need:
+            value = row.get(key)
+            pieces = key == "solution" and isinstance(value, list) and value and all(
+                isinstance(p, list) and [type(x) for x in p] == [str, bool] for p in value)
+            if not pieces and not (isinstance(value, str) and value.strip()):
+                found = "nothing" if value is None else repr(value)[:60]
+                raise ValueError(f"{path}:{number}: {key} is {found}, expected text")
+        rows.append(row | {"line": number})
     if not rows:
         raise ValueError(f"{path}: holds no problem")
     return rows[:limit]
@@ -370,11 +381,22 @@ def print_table(summaries):
 
 # ---------------------------------------------------------------------------------------------------- sample
 
+def coloured(text):
+    """Text with its behaviours in colour, where standard output is a terminal and NO_COLOR is not set."""
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    colours = dict(zip(rewards.BEHAVIOURS, (33, 36, 35, 32)))
+    phrases = "|".join(f"(?P<{name}>{phrase})" for name, phrase in rewards.BEHAVIOURS.items())
+    return re.sub(rf"\b(?:{phrases})\b", lambda m: f"\033[1;{colours[m.lastgroup]}m{m[0]}\033[0m", text, flags=re.I)
+
+
 def run_sample(args):
     """Print responses with what the verifier and Eq. 1 say of them."""
     with checked_input():
         if args.problem is None and args.data is None:
             raise ValueError("sample: give --problem TEXT or --data FILE.jsonl")
+        if args.exploration == "judge":
+            raise ValueError("--exploration judge: sample asks no judge, choose none, length or steps")
         rows = [{"problem": args.problem, "answer": args.answer}] if args.problem else load_problems(args.data, limit=args.limit)
         tokenizer = load_tokenizer(args.model)
         device, _ = M.start_processes()
@@ -383,11 +405,143 @@ def run_sample(args):
     prompts = [M.chat_prompt(tokenizer, r["problem"]) for r in rows for _ in range(args.samples)]
     for i, response in enumerate(M.generate(net, prompts, args.max_response, args.temperature, eos, seed=args.seed)):
         row, text = rows[i // args.samples], tokenizer.decode(response, skip_special_tokens=True)
-        print(f"--- {row['problem']}\n{text}\n... {len(response)} tokens{'' if response[-1] in eos else ', truncated'}; "
+        truncated = response[-1] not in eos
+        print(f"--- {row['problem']}\n{coloured(text)}\n"
+              f"... {len(response)} tokens{', truncated' if truncated else ''}; "
               + ", ".join(f"{k} {v}" for k, v in rewards.behaviours(text).items()))
         if row["answer"] is not None:
-            correct, answer, reason = rewards.explain(text, row["answer"])
-            print(f"... {'right' if correct else 'wrong'}: answer {answer!r} against {row['answer']!r} ({reason})")
+            count = lambda s: len(tokenizer.encode(s, add_special_tokens=False).ids)
+            parts = rewards.score(text, row["answer"], truncated=truncated, count_tokens=count,
+                                  **{name: getattr(args, name) for name in REWARD_FLAGS})
+            verdict = "right" if parts.correct else "wrong"
+            print(f"... {verdict}: answer {parts.answer!r} against {row['answer']!r} ({parts.reason})\n... reward {round(parts.total, 6):.4g} "
+                  f"= {parts.alpha:.4g} * {parts.outcome:.4g} + {1 - parts.alpha:.4g} * {parts.exploration:.4g} (alpha, outcome, "
+                  f"exploration); {parts.length} reasoning tokens, {parts.steps} steps" + ", floored" * parts.floored)
+
+
+# ---------------------------------------------------------------------------------------------------- report
+
+LOG_BYTES = 8_000_000  # of rollouts, and again of tokens, that a report embeds: it shall open at once and go through e-mail
+
+
+def log_rows(path, need):
+    """Rows of a log, perhaps of a run in progress, each with need, {key: type}; the lists in a row of tokens fit together."""
+    rows = []
+    for number, row in read_jsonl(path, growing=True):
+        for key, kind in need.items():
+            if type(row.get(key)) is not kind:
+                raise ValueError(f"{path}:{number}: {key} is {repr(row.get(key))[:60]}, expected {kind.__name__}")
+        if "tokens" in need and any(isinstance(x, list) and len(x) != len(row["tokens"]) for x in row.values()):
+            raise ValueError(f"{path}:{number}: lists of different lengths, expected one number a token")
+        rows.append(row)
+    return rows
+
+
+def embedded(value):
+    """JSON that can stand in a <script>: nothing in it opens or closes a tag."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def thinned(rows, size):
+    """Rows of about `size` bytes: as many of each step as fit, and where one is too many, every second, fourth ... step."""
+    steps = {}
+    for row in rows:
+        steps.setdefault(row["step"], []).append((row, len(embedded(row)) + 1))
+    each, stride = max(map(len, steps.values()), default=1), 1
+    while True:
+        kept = [pair for pairs in list(steps.values())[::-1][::stride][::-1] for pair in pairs[:each]]  # the last step stays
+        if sum(length for _, length in kept) < size or (each == 1 and stride >= len(steps)):
+            return [row for row, _ in kept]
+        each, stride = (each * 3 // 4, 1) if each > 1 else (1, 2 * stride)
+
+
+def gather_run(folder, share):
+    """What a run of sft or ppo logged: flags, each quantity as a list over the steps, and share bytes of its texts."""
+    config = M.read_json(folder / "config.json")
+    metrics = []
+    for row in log_rows(folder / "metrics.jsonl", {"step": int}):
+        nested = {f"{k}.{name}": v for k, x in row.items() if isinstance(x, dict) for name, v in x.items()}
+        metrics.append({k: v if type(v) is int else float(f"{v:.6g}") for k, v in (row | nested).items()
+                        if type(v) in (int, float) and math.isfinite(v)})
+    if not metrics:
+        raise ValueError(f"{folder / 'metrics.jsonl'}: holds no step yet")
+    out = config | {"metrics": {k: [row.get(k) for row in metrics] for k in dict.fromkeys(k for row in metrics for k in row)}}
+    for name, need in ("rollouts", {"response": str, "reward": dict}), ("tokens", {"tokens": list, "reward": list}):
+        file = folder / f"{name}.jsonl"
+        rows = log_rows(file, {"problem": str, "step": int} | need) if file.is_file() else []
+        out[name] = thinned(rows, share)
+        out[f"{name}_logged"] = len(rows)
+    return out
+
+
+def interval(s):
+    """Wilson's 95 % interval of an accuracy. Samples of one problem are not independent: the standard error over problems
+    says of how many independent trials the accuracy is worth."""
+    p, z = s["accuracy"], 1.96
+    n = p * (1 - p) / s["standard_error"] ** 2 if s["standard_error"] else s["problems"]
+    centre, half = (p + z * z / 2 / n) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / 4 / n / n)
+    return [max(0.0, centre - half), min(1.0, centre + half)]
+
+
+def gather_eval(folder):
+    """The tables of an evaluation, and how the responses behave."""
+    models = []
+    for i, (model, groups) in enumerate(M.read_json(folder / "summary.json").items(), 1):
+        responses = [text for row in log_rows(folder / f"outputs-{i}.jsonl", {"responses": list}) for text in row["responses"]]
+        counts = [rewards.behaviours(text) for text in responses]
+        rates = {k: sum(c[k] > 0 for c in counts) / len(counts) for k in rewards.BEHAVIOURS}
+        rates["repetition"] = sum(map(rewards.repetition, responses)) / len(responses)
+        models.append({"model": model, "rates": rates, "groups": {k: s | {"interval": interval(s)} for k, s in groups.items()}})
+    return M.read_json(folder / "config.json") | {"models": models}
+
+
+def group_runs(runs):
+    """Runs that differ by nothing but their seed and the model that this seed made get the same `group` and its `label`."""
+    defaults = {f.name: f.default for f in dataclasses.fields(ppo.PPOConfig)}  # of flags younger than a run
+    groups = {}
+    for run in runs:
+        flags = (defaults if run["flags"].get("command") == "ppo" else {}) | run["flags"]
+        flags = {k: "none" if v is None else str(v) for k, v in flags.items() if k not in ("seed", "run", "model", *MAY_CHANGE)}
+        groups.setdefault(json.dumps(flags, sort_keys=True), (flags, []))[1].append(run)
+    for key, (flags, members) in list(groups.items()):
+        if len({run["flags"].get("seed") for run in members}) < len(members):  # one seed twice: the models are different ones
+            del groups[key]
+            groups |= {f"{key} {run['name']}": (dict(flags), [run]) for run in members}
+    for i, (flags, members) in enumerate(groups.values()):
+        # the label has as many flags as it takes to tell the group from the others of the same command
+        label, others = [], [f for f, _ in groups.values() if f is not flags and f.get("command") == flags.get("command")]
+        for key, value in flags.items():
+            alike = [f for f in others if f.get(key) == value]
+            if len(alike) < len(others):
+                label.append(f"{key}={value}")
+                others = alike
+        for run in members:
+            run |= {"group": i, "label": ", ".join(label) if label and not others else members[0]["name"]}
+
+
+def run_report(args):
+    """Everything that runs have logged in one HTML file, which needs nothing else."""
+    with checked_input():
+        folders = list(dict.fromkeys(Path(folder).resolve() for folder in args.runs))
+        for folder in folders:
+            there = {f for f in ("config.json", "metrics.jsonl", "summary.json") if (folder / f).is_file()}
+            if "config.json" not in there or len(there) == 1:
+                raise FileNotFoundError(f"{folder}: not a run of sft, ppo or eval: no config.json with metrics.jsonl or summary.json")
+        root = os.path.commonpath([folder.parent for folder in folders])
+        share = LOG_BYTES // max(1, sum((folder / "rollouts.jsonl").is_file() for folder in folders))
+        data = {"runs": [], "evals": [], "behaviours": rewards.BEHAVIOURS}
+        for folder in folders:
+            kind = "runs" if (folder / "metrics.jsonl").is_file() else "evals"
+            try:
+                found = gather_run(folder, share) if kind == "runs" else gather_eval(folder)
+                found |= {"flags": dict(found["flags"]), "versions": dict(found["versions"]), "name": os.path.relpath(folder, root)}
+                data[kind].append(found)
+            except (KeyError, TypeError, AttributeError, ZeroDivisionError) as e:
+                raise ValueError(f"{folder}: not what this program writes: {e!r}") from None
+        group_runs(data["runs"])
+        out = Path(args.out or Path(args.runs[0]) / "report.html")
+        M.write_text(out, (ROOT / "data" / "report.html").read_text(encoding="utf-8").replace("{{DATA}}", embedded(data)))
+    print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
 
 
 # ---------------------------------------------------------------------------------------------------- flags
@@ -427,6 +581,14 @@ def parser():
                        help="longest response, tokens" + ("" if response else "; without it 8192, or what the model leaves room for"))
         p.add_argument("--limit", type=number(int, 1), default=None, help="only the first problems of the file")
 
+    def setting(p, f):
+        m, name = f.metadata, "--" + f.name.replace("_", "-")
+        if m["kind"] is bool:
+            p.add_argument(name, action=argparse.BooleanOptionalAction, default=f.default, help=m["help"])
+        else:
+            kind = number(m["kind"], m["low"], m["high"]) if m["kind"] in (int, float) else str
+            p.add_argument(name, type=kind, choices=m["choices"], default=f.default, help=m["help"])
+
     p = command("sft", sft, "supervised fine-tuning on demonstrations of the reasoning process")
     p.add_argument("--model", required=True, help="Hugging Face model folder")
     p.add_argument("--data", required=True, help="jsonl with problem and solution")
@@ -448,12 +610,7 @@ def parser():
     p.add_argument("--out", dest="run", default="runs/ppo", help="folder to write; must not exist")
     p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of --out, with the same flags")
     for f in dataclasses.fields(ppo.PPOConfig):
-        m, name = f.metadata, "--" + f.name.replace("_", "-")
-        if m["kind"] is bool:
-            p.add_argument(name, action=argparse.BooleanOptionalAction, default=f.default, help=m["help"])
-        else:
-            kind = number(m["kind"], m["low"], m["high"]) if m["kind"] in (int, float) else str
-            p.add_argument(name, type=kind, choices=m["choices"], default=f.default, help=m["help"])
+        setting(p, f)
 
     p = command("eval", run_eval, "accuracy of one or more models on a problem file")
     p.add_argument("--model", required=True, nargs="+", help="Hugging Face model folders; the table has a row for each")
@@ -469,8 +626,15 @@ def parser():
     p.add_argument("--problem", help="text of a problem")
     p.add_argument("--answer", help="its answer, if the verifier shall judge")
     p.add_argument("--data", help="jsonl with problem and answer, instead of --problem")
+    for f in dataclasses.fields(ppo.PPOConfig):
+        if f.name in REWARD_FLAGS:
+            setting(p, f)
     decoding(p, 0.7, 1024)
     common(p, None)
+
+    p = command("report", run_report, "one HTML page: curves, rollouts and tokens of runs, tables of evaluations")
+    p.add_argument("runs", nargs="+", metavar="RUN", help="folders that sft, ppo or eval wrote")
+    p.add_argument("--out", default=None, help="file to write; without it report.html in the first RUN")
     return top
 
 

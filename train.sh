@@ -68,6 +68,7 @@ tiny() {
     tiny_ppo "$RUN/sft/model" "$RUN/ppo" "$@"
     echo "== Held-out problems, before and after PPO"
     tiny_eval "$RUN/eval" --model "$RUN/sft/model" "$RUN/ppo/model"
+    python rlsp.py report "$RUN/sft" "$RUN/ppo" "$RUN/eval" --out "$RUN/report.html"
     echo "train.sh: done in $((SECONDS - started)) s"
 }
 

@@ -1,6 +1,7 @@
 """rlsp.py as its users meet it: the stages end to end, and nonsense in."""
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -81,6 +82,20 @@ def test_sample_prints_a_response_and_the_verdict(runs):
     done = rlsp_py("sample", "--model", runs[0] / "s/model", "--problem", "Find x with 2x + 3 = 5 mod 7.", "--answer", "1",
                    "--max-response", "8", "--dtype", "float32")
     assert done.returncode == 0 and "Find x with 2x" in done.stdout and ("right" in done.stdout or "wrong" in done.stdout)
+    total, alpha, outcome, rest, exploration = map(float, re.search(
+        r"\.\.\. reward (\S+) = (\S+) \* (\S+) \+ (\S+) \* (\S+) \(alpha", done.stdout).groups())
+    assert total == pytest.approx(alpha * outcome + rest * exploration, abs=1e-3) and alpha == 0.8 and "\033" not in done.stdout
+
+
+def test_a_terminal_shows_behaviours_in_colour(monkeypatch):
+    text = "x = 2? Wait, let me check. That's wrong"
+    assert rlsp.coloured(text) == text
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    shown = rlsp.coloured(text)
+    assert re.findall(r"\033\[1;\d+m(.*?)\033\[0m", shown) == ["Wait", "let me check", "That's wrong"]
+    assert re.sub(r"\033\[.*?m", "", shown) == text and len(set(re.findall(r"\[1;(\d+)m", shown))) == 3
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert rlsp.coloured(text) == text
 
 
 def bad(tmp_path, text):
@@ -144,7 +159,7 @@ def test_every_flag_has_help_and_a_default():
     for name, command in parser._subparsers._group_actions[0].choices.items():
         for action in command._actions:
             assert action.help, (name, action.dest)
-        assert "--seed" in command.format_help()
+        assert "--seed" in command.format_help() or name == "report"
     ppo_flags = {a.dest for a in parser._subparsers._group_actions[0].choices["ppo"]._actions}
     assert {f for f in ppo.PPOConfig.__dataclass_fields__} <= ppo_flags
 

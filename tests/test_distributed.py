@@ -19,7 +19,8 @@ def run(ranks, folder, out, *words):
     done = subprocess.run([*command, str(ROOT / "tests" / "distributed.py"), str(folder), str(out), str(ROOT / "data/tiny/train.jsonl"), *words],
                           capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(out / "tensors.safetensors"), json.loads((out / "first.json").read_text())
+    tokens = [json.loads(line) for line in (out / "tokens.jsonl").read_text().splitlines()]
+    return load_file(out / "tensors.safetensors"), json.loads((out / "first.json").read_text()), tokens
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +30,19 @@ def alone(folder, tmp_path_factory):  # noqa: F811
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_checklist_9_13_18_any_number_of_ranks_trains_the_same(folder, alone, tmp_path, ranks):  # noqa: F811
-    tensors, metrics = run(ranks, folder, tmp_path / str(ranks))
+    tensors, metrics, tokens = run(ranks, folder, tmp_path / str(ranks))
     assert torch.equal(tensors["batch.tokens"], alone[0]["batch.tokens"])  # shuffle and every sample's stream are the same
     assert (tensors["batch.advantage"] - alone[0]["batch.advantage"]).abs().max() < 1e-4
     mask = tensors["batch.mask"]
     assert abs(tensors["batch.advantage"][mask].mean()) < 1e-6
     for k, v in alone[1].items():
         assert metrics[k] == pytest.approx(v, rel=1e-3, abs=1e-5), k
+    assert [row["step"] for row in tokens] == [2, 2, 3, 3]  # tokens.jsonl: with 4 ranks, some score nothing
+    for mine, theirs in zip(tokens, alone[2], strict=True):
+        assert mine["tokens"] == theirs["tokens"] and mine["problem"] == theirs["problem"]
+        for k in ("old_logprob", "new_logprob", "ref_logprob", "entropy", "value", "reward", "advantage", "raw_advantage", "return"):
+            assert mine[k] == pytest.approx(theirs[k], rel=1e-3, abs=1e-3), k
+        assert mine["new_logprob"] != pytest.approx(mine["old_logprob"], abs=1e-3)
     for k, v in alone[0].items():  # after three steps of updates of about the learning rate, 1e-3
         if not k.startswith("batch."):
             assert (tensors[k] - v).abs().max() < 1e-4, k
@@ -44,7 +51,8 @@ def test_checklist_9_13_18_any_number_of_ranks_trains_the_same(folder, alone, tm
 def test_a_checkpoint_of_two_ranks_resumes_on_one(folder, alone, tmp_path):  # noqa: F811
     run(2, folder, tmp_path / "two")
     shutil.rmtree(tmp_path / "two" / "checkpoints" / "step-000003")
-    tensors, _ = run(1, folder, tmp_path / "two", "resume")
+    tensors, _, tokens = run(1, folder, tmp_path / "two", "resume")
+    assert [row["step"] for row in tokens] == [2, 2]  # step 3 is the one that tests/distributed.py takes by itself
     assert [json.loads(x)["step"] for x in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()][:1] == [2]
     for k, v in alone[0].items():
         if not k.startswith("batch."):

@@ -385,6 +385,16 @@ def test_checklist_20_a_resumed_run_equals_an_unbroken_one_bit_for_bit(folder, t
     assert rollouts == [s for s in (1, 2, 3, 4) for _ in range(6)]
 
 
+def test_a_checkpoint_of_a_frozen_policy_has_its_float32_weights(folder, tmp_path):
+    """Only scored, not trained: FSDP's root then holds whole bfloat16 copies, which are not what a resumed run shall start from."""
+    t = trainer(folder, tmp_path, dtype="bfloat16", freeze_steps=2, lr=1e-3)
+    before = {k: M.full(p).clone() for k, p in t.policy.named_parameters()}
+    t.train_step()
+    t.save()
+    saved = load_file(tmp_path / "checkpoints" / "step-000001" / "policy" / "model.safetensors")
+    assert saved.keys() == before.keys() and all(torch.equal(saved[k], before[k]) for k in before)
+
+
 def test_another_seed_gives_another_run(folder, tmp_path):
     runs = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):

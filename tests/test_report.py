@@ -1,0 +1,351 @@
+"""tokens.jsonl against slow loops, what `report` gathers and refuses, and the page in a real browser."""
+import json
+import math
+import shutil
+import subprocess
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+import model as M
+import ppo
+import rewards
+import rlsp
+from browser import Page
+from conftest import ROOT
+from test_cli import refused  # noqa: F401  (a fixture)
+from test_ppo import folder, lines, trainer, weights  # noqa: F401  (folder is a fixture)
+
+HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror=alert(1)><!-- \u2028 {{DATA}} Wait. Let me check."
+
+
+def rows(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def write_jsonl(file, items):
+    file.write_text("".join(json.dumps(item) + "\n" for item in items))
+
+
+# ---- tokens.jsonl
+
+@pytest.fixture(scope="module")
+def logged(folder, tmp_path_factory):  # noqa: F811
+    """A short run with tokens: two steps, of which the first trains the critic alone."""
+    run = tmp_path_factory.mktemp("logged") / "run"
+    t = trainer(folder, run, steps=2, freeze_steps=1, log_tokens=3, gamma=0.9, lam=0.8, kl_coef=0.1)
+    t.train()
+    return t, run
+
+
+def test_logged_tokens_obey_gae_and_eq_1(logged):
+    t, run = logged
+    found, rollouts = rows(run / "tokens.jsonl"), rows(run / "rollouts.jsonl")
+    assert [r["step"] for r in found] == [1, 1, 1, 2, 2, 2]
+    for r, rollout in zip(found, rollouts[:3] + rollouts[6:9]):
+        n = len(r["tokens"])
+        assert n == rollout["tokens"] and r["problem"] == rollout["problem"] and r["gold"] == rollout["gold"]
+        text = "".join(r["tokens"])
+        assert text.removesuffix("<|eot_id|>") == rollout["response"] or "<|" in text  # a random model also says other special tokens
+        assert r["score"] == rollout["reward"]["total"]
+        advantage = 0.0
+        for i in reversed(range(n)):
+            reward = -0.1 * (r["old_logprob"][i] - r["ref_logprob"][i]) + (r["score"] if i == n - 1 else 0.0)
+            delta = reward + 0.9 * (r["value"][i + 1] if i + 1 < n else 0.0) - r["value"][i]
+            advantage = delta + 0.9 * 0.8 * advantage
+            assert r["reward"][i] == pytest.approx(reward, abs=1e-5) and r["raw_advantage"][i] == pytest.approx(advantage, abs=2e-5)
+            assert r["return"][i] == pytest.approx(advantage + r["value"][i], abs=2e-5) and r["entropy"][i] >= 0
+    # whitening is one linear map for the whole rollout
+    pairs = [(a, w) for r in found[3:] for a, w in zip(r["raw_advantage"], r["advantage"])]
+    (a0, w0), (a1, w1) = min(pairs), max(pairs)
+    for a, w in pairs:
+        assert w == pytest.approx(w0 + (w1 - w0) * (a - a0) / (a1 - a0), abs=1e-3)
+
+
+def test_the_new_logprob_is_of_the_policy_after_the_update(folder, logged):  # noqa: F811
+    t, run = logged
+    found = rows(run / "tokens.jsonl")
+    for r in found[:3]:  # the policy was frozen
+        assert r["new_logprob"] == pytest.approx(r["old_logprob"], abs=1e-5)
+    net = M.Llama.from_pretrained(run / "model", torch.float32)  # saved after step 2, the last
+    chosen = ppo.problems_of_step(len(t.problems), 1, 6, t.config.seed)
+    for i, r in enumerate(found[3:]):
+        prompt = t.prompts[chosen[i]]
+        ids = M.generate(M.Llama.from_pretrained(folder, torch.float32), [prompt], 12, 0.7, t.eos, seed=0, streams=[6 + i])[0]
+        assert ppo.token_texts(t.tokenizer, ids) == r["tokens"]  # the policy of step 2's rollout was still the first one
+        with torch.no_grad():
+            dense = torch.log_softmax(net(torch.tensor([prompt + ids]))[0] / 0.7, -1)
+        expected = [float(dense[len(prompt) + j - 1, token]) for j, token in enumerate(ids)]
+        assert r["new_logprob"] == pytest.approx(expected, abs=1e-4)
+        assert max(abs(a - b) for a, b in zip(r["new_logprob"], r["old_logprob"])) > 1e-3
+
+
+def test_logging_tokens_changes_no_number_of_the_training(folder, tmp_path):  # noqa: F811
+    runs = []
+    for n in (0, 2):
+        t = trainer(folder, tmp_path / str(n), steps=3, log_tokens=n)
+        t.train()
+        runs.append((lines(t.run), weights(t.policy), weights(t.critic), len(rows(t.run / "tokens.jsonl"))))
+    assert runs[0][0] == runs[1][0] and torch.equal(runs[0][1], runs[1][1]) and torch.equal(runs[0][2], runs[1][2])
+    assert (runs[0][3], runs[1][3]) == (0, 6)
+
+
+def test_group_advantage_logs_no_value_and_resume_cuts_tokens_back(folder, tmp_path):  # noqa: F811
+    changes = dict(advantage="group", samples=3, rollout_batch=2, steps=2, save_every=1)
+    t = trainer(folder, tmp_path, **changes)
+    t.train()
+    before = (tmp_path / "tokens.jsonl").read_text()
+    assert all("value" not in r and "return" not in r and len(r["advantage"]) == len(r["tokens"]) for r in rows(tmp_path / "tokens.jsonl"))
+    shutil.rmtree(tmp_path / "checkpoints" / "step-000002")
+    again = trainer(folder, tmp_path, **changes)
+    again.resume()
+    assert [r["step"] for r in rows(tmp_path / "tokens.jsonl")] == [1, 1]
+    again.train()
+    assert (tmp_path / "tokens.jsonl").read_text() == before
+
+
+def test_token_texts_join_to_the_text_even_inside_characters():
+    """One token a byte: a character of several bytes appears whole at its last token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    text = "a é 漢 🙂 b"
+    ids = tokenizer.encode(text).ids
+    assert len(ids) == len(text.encode())
+    texts = ppo.token_texts(tokenizer, ids)
+    assert "".join(texts) == text and texts[:4] == ["a", " ", "", "é"] and texts[-1] == "b"
+    cut = ppo.token_texts(tokenizer, ids[:-3])  # the limit fell into the last character
+    assert "".join(cut) == tokenizer.decode(ids[:-3]) and len(cut) == len(ids) - 3
+
+
+# ---- gathering
+
+def ppo_run(out, name, seed=0, steps=2, rollouts=(), tokens=(), **flags):
+    """A run's folder as ppo writes it."""
+    run = out / name
+    run.mkdir(parents=True)
+    flags = {"command": "ppo", "model": f"somewhere/{seed}", "data": "d.jsonl", "run": str(run), "seed": seed, "exploration": "length",
+             "gamma": 1.0, "lam": 0.5, "clip": 0.2, "samples": 1} | flags
+    (run / "config.json").write_text(json.dumps({"flags": flags, "versions": {"torch": "2.6", "git": "0123456789abcdef", "machine": "m"}}))
+    write_jsonl(run / "metrics.jsonl", [{"step": s, "accuracy": (s + seed) / 10, "response_length": 100.0 * s, "novel": 3,
+                                         "timing": {"seconds": 1.5}} for s in range(1, steps + 1)])
+    write_jsonl(run / "rollouts.jsonl", rollouts)
+    write_jsonl(run / "tokens.jsonl", tokens)
+    return run
+
+
+def rollout(step, response, correct=True, answer="2", **more):
+    return {"step": step, "problem": f"What is 1 + 1 at step {step}?", "gold": "2", "response": response, "tokens": 5, "truncated": False,
+            "reward": {"total": 0.75, "outcome": 1.0, "correct": correct, "answer": answer, "reason": "same text", "exploration": -0.25,
+                       "alpha": 0.8, "length": 4, "steps": 1, "floored": False}} | more
+
+
+def token_row(step, tokens):
+    """Numbers that obey GAE with gamma 1, lambda 0.5; none of them occurs twice."""
+    n = len(tokens)
+    value = [0.1 + 0.07 * i + step for i in range(n)]
+    reward = [-0.003 * (i + 1) for i in range(n - 1)] + [0.9]
+    advantage, following = [0.0] * n, 0.0
+    for i in reversed(range(n)):
+        following = advantage[i] = reward[i] + (value[i + 1] if i + 1 < n else 0) - value[i] + 0.5 * following
+    return {"step": step, "problem": "What is 1 + 1?", "gold": "2", "score": 0.9, "tokens": tokens, "value": value, "reward": reward,
+            "raw_advantage": advantage, "advantage": [a * 2 - 1 for a in advantage], "return": [a + v for a, v in zip(advantage, value)],
+            "old_logprob": [-0.5 - 0.01 * i for i in range(n)], "new_logprob": [-0.2 - 0.02 * i for i in range(n)],
+            "ref_logprob": [-0.7 - 0.03 * i for i in range(n)], "entropy": [0.3 + 0.011 * i for i in range(n)]}
+
+
+def eval_folder(out, name):
+    run = out / name
+    run.mkdir(parents=True)
+    problems = [{"subject": HOSTILE if i % 2 else "sums", "level": 1 + i % 2, "problem": "p", "answer": "2", "correct": [i < 3, False],
+                 "answers": ["2", None], "tokens": [10, 20], "truncated": [False, True], "reasons": ["", ""],
+                 "responses": ["Wait. Let me check.", "so"]} for i in range(4)]
+    write_jsonl(run / "outputs-1.jsonl", problems)
+    groups = {"all": problems} | {f"{k} {v}": [p for p in problems if p[k] == v] for k in ("subject", "level") for v in {p[k] for p in problems}}
+    (run / "summary.json").write_text(json.dumps({"m/model": {k: rlsp.summarize(v, 2) for k, v in groups.items()}}))
+    (run / "config.json").write_text(json.dumps({"flags": {"command": "eval", "model": ["m/model"], "data": "d", "samples": 2, "temperature": 1,
+                                                           "max_response": 9, "seed": 0}, "versions": {}}))
+    return run
+
+
+def report(*folders, out):
+    args = rlsp.parser().parse_args(["report", *map(str, folders), "--out", str(out)])
+    args.function(args)
+    text = out.read_text(encoding="utf-8")
+    return json.loads(text.split('<script type="application/json" id="data">')[1].split("</script>")[0]), text
+
+
+def labels(data):
+    return {run["name"]: run["label"] for run in data["runs"]}
+
+
+def test_runs_that_differ_by_seed_alone_are_one_group(tmp_path):
+    runs = [ppo_run(tmp_path, f"{e}-{s}", s, exploration=e, log_rollouts=s) for e in ("none", "length") for s in (0, 1)]
+    runs.append(ppo_run(tmp_path, "longer", 0, exploration="length", length_scale=8.0))
+    data, _ = report(*runs, out=tmp_path / "r.html")
+    assert [run["group"] for run in data["runs"]] == [0, 0, 1, 1, 2]
+    assert labels(data) == {"none-0": "exploration=none", "none-1": "exploration=none", "length-0": "exploration=length, length_scale=1000.0",
+                            "length-1": "exploration=length, length_scale=1000.0", "longer": "exploration=length, length_scale=8.0"}
+    same_seed = [ppo_run(tmp_path, name, 0, model=name) for name in ("a", "b")]  # other models, not other seeds
+    data, _ = report(*same_seed, out=tmp_path / "r.html")
+    assert [run["group"] for run in data["runs"]] == [0, 1] and labels(data) == {"a": "a", "b": "b"}
+    data, _ = report(runs[0], runs[0], out=tmp_path / "r.html")
+    assert labels(data) == {"none-0": "none-0"}
+
+
+def test_every_logged_number_is_in_the_page(tmp_path):
+    run = ppo_run(tmp_path, "run")
+    with open(run / "metrics.jsonl", "a") as f:
+        f.write('{"step": 3, "accuracy": NaN, "late": 1e-9}\n{"step": 4, "accu')  # the last line is still being written
+    data, text = report(run, out=tmp_path / "r.html")
+    assert data["runs"][0]["metrics"] == {"step": [1, 2, 3], "accuracy": [0.1, 0.2, None], "response_length": [100, 200, None],
+                                          "novel": [3, 3, None], "timing.seconds": [1.5, 1.5, None], "late": [None, None, 1e-9]}
+    assert data["behaviours"] == rewards.BEHAVIOURS and "{{DATA}}" not in text
+    assert not any(word in text.replace("http://www.w3.org/2000/svg", "") for word in ("http:", "https:", ".innerHTML", "src=", "@import"))
+
+
+def test_hostile_text_stays_inside_its_string(tmp_path):
+    run = ppo_run(tmp_path, "run", rollouts=[rollout(1, HOSTILE)], tokens=[token_row(1, [HOSTILE, "b"])], exploration=HOSTILE)
+    data, text = report(run, out=tmp_path / "r.html")
+    assert data["runs"][0]["rollouts"][0]["response"] == HOSTILE == data["runs"][0]["tokens"][0]["tokens"][0]
+    assert text.count("</script>") == 2 and text.count("<script") == 2 and "<img" not in text and "onerror=alert(1)" in text
+
+
+def test_a_report_has_a_largest_size_and_says_what_it_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(rlsp, "LOG_BYTES", 20_000)
+    many = [rollout(s, f"{i} " * 50) for s in range(1, 21) for i in range(8)]
+    data, text = report(ppo_run(tmp_path, "run", rollouts=many), out=tmp_path / "r.html")
+    kept = data["runs"][0]["rollouts"]
+    assert len(rlsp.embedded(kept)) <= 20_000 and data["runs"][0]["rollouts_logged"] == 160
+    assert {r["step"] for r in kept} == set(range(1, 21)) and len(kept) >= 20  # fewer of each step before fewer steps
+    assert rlsp.thinned(many, 4000)[-1]["step"] == 20 and len(rlsp.embedded(rlsp.thinned(many, 4000))) <= 4000
+    assert rlsp.thinned(many[:8], 700) == many[:1] and rlsp.thinned(many, 10**9) == many and rlsp.thinned([], 10) == []
+
+
+def test_evaluations_get_intervals_and_behaviours(tmp_path):
+    data, _ = report(eval_folder(tmp_path, "e"), out=tmp_path / "r.html")
+    found = data["evals"][0]["models"][0]
+    assert found["rates"]["backtracking"] == found["rates"]["verification"] == 0.5 and found["rates"]["self_correction"] == 0
+    low, high = found["groups"]["all"]["interval"]
+    assert 0 <= low < 0.375 < high <= 1
+    # with one sample a problem: Wilson's textbook interval, here 8 of 10, and an end that stays inside [0, 1]
+    assert rlsp.interval({"accuracy": 0.8, "standard_error": math.sqrt(0.16 / 10), "problems": 10}) == pytest.approx([0.490, 0.943], abs=1e-3)
+    assert rlsp.interval({"accuracy": 1.0, "standard_error": 0.0, "problems": 10}) == pytest.approx([0.722, 1.0], abs=1e-3)
+
+
+def break_file(name, text):
+    def change(run):
+        (run / name).write_text(text)
+    return change
+
+
+@pytest.mark.parametrize("change, words", [
+    (shutil.rmtree, "not a run of sft, ppo or eval"), (break_file("config.json", "{"), "config.json: not valid JSON"),
+    (lambda run: (run / "metrics.jsonl").unlink(), "not a run of sft, ppo or eval"), (break_file("metrics.jsonl", ""), "holds no step yet"),
+    (break_file("metrics.jsonl", '{"step": 1}\n{"step": \n'), "metrics.jsonl:2: not valid JSON"),
+    (break_file("metrics.jsonl", '{"step": 1}\n{"st\n{"step": 3}'), "metrics.jsonl:2: not valid JSON"),
+    (break_file("metrics.jsonl", '{"step": "x"}\n'), "metrics.jsonl:1: step is 'x', expected int"),
+    (break_file("metrics.jsonl", "[1]\n"), "metrics.jsonl:1: expected a JSON object"),
+    (break_file("rollouts.jsonl", '{"step": 1, "problem": "p", "reward": {}}\n'), "rollouts.jsonl:1: response is None, expected str"),
+    (break_file("tokens.jsonl", '{"step": 1, "problem": "p", "tokens": ["a"], "reward": [1, 2]}\n'), "tokens.jsonl:1: lists of different lengths"),
+    (break_file("config.json", '{"flags": 3}'), "not what this program writes")])
+def test_broken_runs_get_one_line_and_status_2(tmp_path, refused, change, words):  # noqa: F811
+    run = ppo_run(tmp_path, "run")
+    change(run)
+    error = refused("report", run, "--out", tmp_path / "r.html")
+    assert words in error and len(error.splitlines()) == 1 and not (tmp_path / "r.html").exists()
+
+
+# ---- the page in a browser
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not browser or subprocess.run([browser, "--version"], capture_output=True).returncode:
+        pytest.skip("no chromium (Debian: apt-get install chromium)")
+    out = tmp_path_factory.mktemp("page")
+    few = [rollout(2, "so \\boxed{3}. Wait.", False, "3"), rollout(2, "No idea about Zebras", False, None), rollout(2, HOSTILE)]
+    runs = [ppo_run(out, "r0", 0, rollouts=[rollout(1, "early \\boxed{2}")] + few, tokens=[token_row(1, ["a", "\n", "", " ééé", HOSTILE])]),
+            ppo_run(out, "r1", 1, rollouts=[rollout(2, "the other run")], tokens=[token_row(2, list("xyz"))]),
+            ppo_run(out, "r2", 0, exploration=HOSTILE), eval_folder(out, "e")]
+    report(*runs, out=out / "r.html")
+    page = Page(browser, tmp_path_factory.mktemp("profile"))
+    page.open(out / "r.html")
+    yield page
+    page.close()
+
+
+def set_control(page, selector, value):
+    page.js(f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.value = {json.dumps(value)};"
+            "e.dispatchEvent(new Event('input')); e.dispatchEvent(new Event('change')); })()")
+
+
+def cards(page):
+    return page.js("[...document.querySelectorAll('#list .rollout pre')].map(e => e.textContent)")
+
+
+def test_the_page_renders_without_errors_and_without_network(page):
+    assert page.js("document.documentElement.dataset.ready") == "yes" and page.problems == []
+    assert page.js("document.title") == "RLSP report" and page.js("document.querySelectorAll('img').length") == 0
+    charts = page.js("[...document.querySelectorAll('#curves figure')].map(e => e.dataset.key)")
+    assert charts == ["accuracy", "response_length", "novel", "timing.seconds"]
+    assert page.js("document.querySelectorAll('[data-key=accuracy] .curve.seed').length") == 2  # two seeds; the third run is alone
+    assert "3,703" in page.js("document.querySelector('[data-key=response_length]').textContent")
+    assert "37.5" in page.js("document.getElementById('evaluation').textContent")
+
+
+def test_the_picker_and_the_search_of_rollouts(page):
+    assert cards(page) == ["so \\boxed{3}. Wait.", "No idea about Zebras", HOSTILE]  # the last step of the first run
+    assert page.js("[...document.querySelectorAll('#list mark')].map(e => e.textContent)") == ["Wait", "Wait", "Let me check"]
+    set_control(page, "#rollouts input[type=range]", "0")
+    assert cards(page) == ["early \\boxed{2}"]
+    set_control(page, "#rollouts select", "1")
+    assert cards(page) == ["the other run"]
+    set_control(page, "#rollouts select", "0")
+    set_control(page, "#search", "zeBRA")
+    assert cards(page) == ["No idea about Zebras"]
+    set_control(page, "#search", "early")
+    assert cards(page) == []
+    page.js("document.getElementById('everywhere').click()")
+    assert cards(page) == ["early \\boxed{2}"]
+    set_control(page, "#search", "")
+    for kind, n in (("right", 2), ("wrong", 1), ("no answer", 1), ("all", 4)):
+        set_control(page, "#rollouts .controls label:nth-child(3) select", kind)
+        assert len(cards(page)) == n, kind
+    assert "same text" in page.js("document.querySelector('#list').textContent") and page.problems == []
+
+
+def shown_numbers(page):
+    return page.js("Object.fromEntries([...document.querySelectorAll('#numbers tr')].map(r => [r.dataset.name, r.cells[1].textContent]))")
+
+
+def test_the_microscope_shows_the_logged_numbers(page):
+    row = token_row(1, ["a", "\n", "", " ééé", HOSTILE])
+
+    def agrees(i):
+        numbers = shown_numbers(page)
+        value = lambda name: float(numbers[name].replace("−", "-"))
+        names = {"r_t": "reward", "V_t": "value", "A_t": "raw_advantage", "whitened": "advantage", "return": "return", "log π_old": "old_logprob",
+                 "log π_new": "new_logprob", "log π_ref": "ref_logprob", "entropy": "entropy"}
+        for shown, logged_ in names.items():
+            assert value(shown) == pytest.approx(row[logged_][i], rel=1e-3), (shown, i)
+        after = row["value"][i + 1] if i + 1 < 5 else 0.0
+        assert value("δ_t") == pytest.approx(row["reward"][i] + after - row["value"][i], rel=1e-3)
+        assert json.loads(numbers["text"]) == row["tokens"][i]
+
+    assert page.js("[...document.querySelectorAll('#tokens span')].map(e => e.textContent)") == ["a", "↵\n", "·", " ééé", HOSTILE]
+    agrees(4)
+    page.point_at("#tokens span[data-t='3']")
+    agrees(3)
+    page.js("document.getElementById('tokens').focus()")
+    page.press("ArrowLeft")
+    agrees(2)
+    page.press("ArrowRight")
+    agrees(3)
+    before = page.js("document.querySelector('#tokens span').style.backgroundColor")
+    set_control(page, "#microscope label:nth-child(4) select", "value")
+    assert page.js("document.querySelector('#tokens span').style.backgroundColor") != before
+    assert page.js("document.querySelectorAll('#trace .curve').length") == 3 and page.problems == []
+    set_control(page, "#microscope select", "1")
+    assert shown_numbers(page)["token"] == "3 of 3" and page.problems == []
