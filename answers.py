@@ -78,7 +78,7 @@ def ascii_spelling(text: str) -> str:
     """x² as x^{2}, ½ as \\frac{1}{2}, α as \\alpha, ≤ as <=.  Digits of other scripts stay as they are: unreadable."""
     text = re.sub("[⁰¹²³⁴-⁹⁻⁺ⁿ]+", lambda m: "^{" + m[0].translate(_RAISED) + "}", text.translate(_UNICODE))
     text = re.sub("[₀-₉]+", lambda m: "_{" + m[0].translate(_RAISED) + "}", text)
-    text = re.sub("[\U0001d400-\U0001d7cb]", lambda m: unicodedata.normalize("NFKC", m[0]), text)          # letters in mathematical fonts
+    text = re.sub("[\U0001d400-\U0001d7cb]", lambda m: unicodedata.normalize("NFKC", m[0]), text)   # mathematical fonts
     fraction = lambda m: "\\frac{%d}{%d}" % Fraction(unicodedata.numeric(m[0])).limit_denominator(10).as_integer_ratio()
     return re.sub("[¼-¾⅐-⅞]", fraction, text)
 
@@ -120,7 +120,8 @@ def bare(text: str) -> str:
 
 def _split_word(word: str, prose: bool) -> list[str]:
     if len(word) > 1 and word.lower() in _COMMANDS or word == "U": return [_COMMANDS.get(word.lower(), "\\cup")]
-    if word not in _FUNCTIONS and (prose or word in _UNITS or word[1:].islower() and len(word) > 3 - word[0].isupper()): return ['"' + word]
+    english = prose or word in _UNITS or word[1:].islower() and len(word) > 3 - word[0].isupper()
+    if english and word not in _FUNCTIONS: return ['"' + word]
     function = next((f for f in _FUNCTIONS if word.startswith(f)), "")                       # xy is x y, sinx is sin x
     return ["\\" + function] * bool(function) + list(word[len(function):])
 
@@ -133,8 +134,8 @@ def number(text: str) -> tuple:
     value = Fraction(int(whole + fraction), 10 ** len(fraction)) * Fraction(10) ** int(exponent or 0)
     return "num", value, len((whole + fraction).lstrip("0")) if fraction else 0
 
-ONE, TEN, HALF, INFINITY, REALS = number("1"), number("10"), ("num", Fraction(1, 2), 0), ("name", "infty"), ("name", "blackboard R")
-NOTHING = ("name", "emptyset")
+ONE, TEN, HALF = number("1"), number("10"), ("num", Fraction(1, 2), 0)
+INFINITY, REALS, NOTHING = ("name", "infty"), ("name", "blackboard R"), ("name", "emptyset")
 
 class Parser:
     """Recursive descent, one method a precedence level.  Sums and products are flat, so only nesting costs depth."""
@@ -442,8 +443,8 @@ _F = {"exp": exp, "log": log, "sinh": lambda z: (exp(z) - exp(-z)) / _2, "cosh":
       "sin": lambda z: (exp(_I * z) - exp(-_I * z)) / (_2 * _I), "cos": lambda z: (exp(_I * z) + exp(-_I * z)) / _2,
       "arcsin": lambda z: -_I * log(_I * z + root(_1 - z * z)), "arccos": lambda z: Big(PI / 2) - _F["arcsin"](z),
       "arctan": lambda z: (log(_1 + _I * z) - log(_1 - _I * z)) / (_2 * _I)}
-_F |= {"tan": lambda z: _F["sin"](z) / _F["cos"](z), "cot": lambda z: _F["cos"](z) / _F["sin"](z), "sec": lambda z: _1 / _F["cos"](z),
-       "csc": lambda z: _1 / _F["sin"](z), "tanh": lambda z: _F["sinh"](z) / _F["cosh"](z)}
+_F |= {"tan": lambda z: _F["sin"](z) / _F["cos"](z), "cot": lambda z: _F["cos"](z) / _F["sin"](z),
+       "sec": lambda z: _1 / _F["cos"](z), "csc": lambda z: _1 / _F["sin"](z), "tanh": lambda z: _F["sinh"](z) / _F["cosh"](z)}
 
 @lru_cache(maxsize=4096)
 def name_value(name: str, point: int) -> Value:
@@ -520,8 +521,9 @@ class Judge:
             if isinstance(base, Big) and abs(n) < 64:
                 return math.prod([base] * n, start=_1) if n >= 0 else _1 / math.prod([base] * -n, start=_1)
             n = max(-1, min(n, 1)) if base == 0 else n % 2 if base in (1, -1) else n
-            if isinstance(base, Fraction) and abs(n) * max(base.numerator.bit_length(), base.denominator.bit_length()) <= MAX_BITS:
-                return base ** n
+            if isinstance(base, Fraction):
+                bits = abs(n) * max(base.numerator.bit_length(), base.denominator.bit_length())
+                if bits <= MAX_BITS: return base ** n
         if base == 0: return Fraction(0) if big(exponent).re > 0 else 1 / Fraction(0)
         z, half = big(base), exponent == Fraction(1, 2)
         if not z.im and z.re < 0 and isinstance(exponent, Fraction):
@@ -644,7 +646,8 @@ class Judge:
         a, b = left[0], right[0]
         if a[0] == "relation" or b[0] == "relation": return self.same_relation(a, b)
         if a[0] == b[0] and a[0] in ("sequence", "matrix", "row", "\\mod", ":", *_BIG):
-            return [x for x in a if type(x) is str] == [x for x in b if type(x) is str] and self.in_order(children(a), children(b))
+            brackets = [[x for x in node if type(x) is str] for node in (a, b)]
+            return brackets[0] == brackets[1] and self.in_order(children(a), children(b))
         if entries(a) and entries(b): return self.in_order(entries(a), entries(b))
         if a[0] == b[0] == "name": return self.by("different names", False)
         if "base" in (a[0], b[0]) or infinite(a) or infinite(b):
@@ -714,7 +717,7 @@ def infinite(node: tuple) -> int:
     return -infinite(node[1]) if node[0] == "neg" else int(node == INFINITY)
 
 def flat(node: tuple) -> list[tuple]:
-    """The answers that a list, 'S = {1, 2}' or 'x in {1, 2}' stands for, without 'k in Z' beside an answer in k: it is a remark."""
+    """The answers that a list, 'S = {1, 2}' or 'x in {1, 2}' stands for, without 'k in Z' beside an answer in k."""
     if node[:2] in (("relation", "\\in"), ("relation", "=")) and node[3][0] == "list" and label(node[2]):
         node = node[3]
     if node[0] != "list": return [node]
@@ -756,7 +759,8 @@ def real_set(node: tuple, part: bool = False) -> tuple[set, list] | None:
     if op != "relation" or len(args) > 3 or not set(node[1].split()) <= {"<", "<=", "!=", "\\in", "=" * part}: return None
     if node[1] == "\\in": return (inside := real_set(args[1])) and ({args[0]}, inside[1])
     middle = args[1:2] if len(args) == 3 else args        # x of 0 < x < 1
-    unknown = max((side for side in middle if label(side) and (side[0] != "call" or side[1] in ("f", "g"))), key=str, default=None)
+    labels = [side for side in middle if label(side) and (side[0] != "call" or side[1] in ("f", "g"))]
+    unknown = max(labels, key=str, default=None)          # of x > a it is x
     names = free_names(node)
     if unknown: return {unknown}, [side for side in args if side != unknown]
     return ({("name", *names)}, [None]) if len(names) == 1 else None
@@ -776,7 +780,8 @@ def equal_by_value(answer: str, gold: str, grouped: bool = True) -> tuple[bool, 
     a, b = parse(answer, grouped), parse(gold, grouped)
     if "unreadable" in (a[0], b[0]):
         same = a[0] == b[0] and "".join(bare(answer).split()) == "".join(bare(gold).split())
-        return same, "; ".join(f"{who} is not readable: {n[1]}" for who, n in (("answer", a), ("gold", b)) if n[0] == "unreadable")
+        who = [f"{name} is not readable: {n[1]}" for name, n in (("answer", a), ("gold", b)) if n[0] == "unreadable"]
+        return same, "; ".join(who)
     judge = Judge()
     with decimal.localcontext(DIGITS):
         try:

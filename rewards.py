@@ -143,8 +143,8 @@ def compare(answer: str, gold: str) -> tuple[bool, str]:
         option = other and _OPTION.match(text)
         if option: return option[option.lastindex] == other, "option letter before its text"
     if ":" in one and same_time(one, two): return True, "same time"
-    if "," in one + two and re.fullmatch(r"-?\d+\.\d+", one.replace(",", "."), re.A) and one.replace(",", ".") == two.replace(",", "."):
-        return True, "decimal comma"
+    comma = one.replace(",", ".")
+    if "," in one + two and comma == two.replace(",", ".") and re.fullmatch(r"-?\d+\.\d+", comma, re.A): return True, "decimal comma"
     if {"text", "unreadable"} & {parse(answer, True)[0], parse(gold, True)[0]} and words(one) and words(one) == words(two):
         return True, "same words"
     verdict, rule = equal_by_value(answer, gold)
