@@ -643,6 +643,8 @@ def main():
     function = args.__dict__.pop("function")
     try:
         function(args)
+        if dist.is_initialized():
+            dist.barrier()  # a rank that is done first must not close connections that others still use
     except ppo.TrainingError as e:
         sys.exit(f"rlsp.py: {e}")
     finally:

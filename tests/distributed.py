@@ -28,4 +28,5 @@ for name, (net, _) in trainer.trained.items():
 if M.rank() == 0:
     save_file(tensors, out / "tensors.safetensors")
     (out / "first.json").write_text(json.dumps({k: v for k, v in metrics.items() if k != "timing"}))
+torch.distributed.barrier()
 torch.distributed.destroy_process_group()
