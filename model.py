@@ -15,6 +15,7 @@ import functools
 import json
 import math
 import os
+import sys
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -640,6 +641,19 @@ def start_processes():
     nodes = max(1, world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", world_size())))
     shape, names = ((nodes, world_size() // nodes), ("replicate", "shard")) if nodes > 1 else ((world_size(),), ("shard",))
     return device, init_device_mesh(device.type, shape, mesh_dim_names=names)
+
+
+def stop_processes():
+    """The end of a run that went well. With more than one process it ends the process itself: torch's gloo threads outlive the
+    group, and now and then abort in the interpreter's teardown (pytorch issue 190489), so that torchrun reports a failure."""
+    many = world_size() > 1
+    if many:
+        dist.barrier()  # who is done first must not close connections that others still use
+    dist.destroy_process_group()
+    if many:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def shard(model, mesh, compute_dtype):

@@ -644,7 +644,7 @@ def main():
     try:
         function(args)
         if dist.is_initialized():
-            dist.barrier()  # a rank that is done first must not close connections that others still use
+            M.stop_processes()
     except ppo.TrainingError as e:
         sys.exit(f"rlsp.py: {e}")
     finally:

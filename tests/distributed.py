@@ -28,5 +28,4 @@ for name, (net, _) in trainer.trained.items():
 if M.rank() == 0:
     save_file(tensors, out / "tensors.safetensors")
     (out / "first.json").write_text(json.dumps({k: v for k, v in metrics.items() if k != "timing"}))
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()
+M.stop_processes()
