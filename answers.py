@@ -779,7 +779,8 @@ def equal_by_value(answer: str, gold: str, grouped: bool = True) -> tuple[bool, 
     """(are two answers equal?, the rule that decided).  Never raises."""
     a, b = parse(answer, grouped), parse(gold, grouped)
     if "unreadable" in (a[0], b[0]):
-        same = a[0] == b[0] and "".join(bare(answer).split()) == "".join(bare(gold).split())
+        texts = ["".join(bare(text).split()) for text in (answer, gold)]
+        same = a[0] == b[0] and "" != texts[0] == texts[1]
         who = [f"{name} is not readable: {n[1]}" for name, n in (("answer", a), ("gold", b)) if n[0] == "unreadable"]
         return same, "; ".join(who)
     judge = Judge()
