@@ -19,10 +19,7 @@ from hashlib import blake2b
 MAX_CHARS, MAX_TOKENS, MAX_DEPTH = 12_000, 2_000, 40      # beyond these only the same text is the same answer
 MAX_BITS, MAX_WORK = 40_000, 3_000                        # size of exact numbers; evaluation steps for one comparison
 
-# -- 1. Tokens and 2. tree --------------------------------------------------------------------------------------------
-#
-# A tree is a tuple: an operation and its arguments.  Leaves hold plain values, ("num", Fraction, digits shown) and
-# ("name", "x"); all other arguments that are tuples are trees: ("+", a, b, c), ("relation", "<= <", a, b, c), ...
+# -- 1. Tokens --------------------------------------------------------------------------------------------------------
 
 class Unreadable(Exception):
     """The text is not an answer in our grammar."""
@@ -136,6 +133,11 @@ def number(text: str) -> tuple:
 
 ONE, TEN, HALF = number("1"), number("10"), ("num", Fraction(1, 2), 0)
 INFINITY, REALS, NOTHING = ("name", "infty"), ("name", "blackboard R"), ("name", "emptyset")
+
+# -- 2. The tree ------------------------------------------------------------------------------------------------------
+#
+# A tree is a tuple: an operation and its arguments.  Leaves hold plain values, ("num", Fraction, digits shown) and
+# ("name", "x"); all other arguments that are tuples are trees: ("+", a, b, c), ("relation", "<= <", a, b, c), ...
 
 class Parser:
     """Recursive descent, one method a precedence level.  Sums and products are flat, so only nesting costs depth."""
