@@ -439,6 +439,26 @@ def read_json(path):
     return value
 
 
+def read_jsonl(path, growing=False):
+    """(line number, object) of each line of a jsonl file; growing: a last line still being written is left out."""
+    with open(path, encoding="utf-8") as f:
+        try:
+            for number, line in enumerate(f, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except (json.JSONDecodeError, RecursionError) as e:
+                    if growing and not line.endswith("\n"):
+                        return
+                    raise ValueError(f"{path}:{number}: not valid JSON: {e}") from None
+                if not isinstance(row, dict):
+                    raise ValueError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
+                yield number, row
+        except UnicodeDecodeError as e:
+            raise ValueError(f"{path}: not UTF-8 text: {e}") from None
+
+
 def open_weights(file):
     try:
         return safe_open(file, framework="pt")

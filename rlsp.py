@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 import model as M
 import ppo
+import report
 import rewards
 
 ROOT = Path(__file__).resolve().parent
@@ -69,33 +70,13 @@ def load_tokenizer(folder):
     return tokenizer
 
 
-def read_jsonl(path, growing=False):
-    """(line number, object) of each line of a jsonl file; growing: a last line still being written is left out."""
-    with open(path, encoding="utf-8") as f:
-        try:
-            for number, line in enumerate(f, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except (json.JSONDecodeError, RecursionError) as e:
-                    if growing and not line.endswith("\n"):
-                        return
-                    raise ValueError(f"{path}:{number}: not valid JSON: {e}") from None
-                if not isinstance(row, dict):
-                    raise ValueError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
-                yield number, row
-        except UnicodeDecodeError as e:
-            raise ValueError(f"{path}: not UTF-8 text: {e}") from None
-
-
 def load_problems(path, need=("problem", "answer"), limit=None):
     """Rows of a jsonl file, each with the texts `need` (solution may also be a list of [text, trained] pairs)."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected problems as jsonl")
     rows = []
-    for number, row in read_jsonl(path):
+    for number, row in M.read_jsonl(path):
         for key in need:
             value = row.get(key)
             pieces = key == "solution" and isinstance(value, list) and value and all(
@@ -421,126 +402,10 @@ def run_sample(args):
 
 # ---------------------------------------------------------------------------------------------------- report
 
-LOG_BYTES = 8_000_000  # of rollouts, and again of tokens, that a report embeds: it shall open at once and go through e-mail
-
-
-def log_rows(path, need):
-    """Rows of a log, perhaps of a run in progress, each with need, {key: type}; the lists in a row of tokens fit together."""
-    rows = []
-    for number, row in read_jsonl(path, growing=True):
-        for key, kind in need.items():
-            if type(row.get(key)) is not kind:
-                raise ValueError(f"{path}:{number}: {key} is {repr(row.get(key))[:60]}, expected {kind.__name__}")
-        if "tokens" in need and any(isinstance(x, list) and len(x) != len(row["tokens"]) for x in row.values()):
-            raise ValueError(f"{path}:{number}: lists of different lengths, expected one number a token")
-        rows.append(row)
-    return rows
-
-
-def embedded(value):
-    """JSON that can stand in a <script>: nothing in it opens or closes a tag."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def thinned(rows, size):
-    """Rows of about `size` bytes: as many of each step as fit, and where one is too many, every second, fourth ... step."""
-    steps = {}
-    for row in rows:
-        steps.setdefault(row["step"], []).append((row, len(embedded(row)) + 1))
-    each, stride = max(map(len, steps.values()), default=1), 1
-    while True:
-        kept = [pair for pairs in list(steps.values())[::-1][::stride][::-1] for pair in pairs[:each]]  # the last step stays
-        if sum(length for _, length in kept) < size or (each == 1 and stride >= len(steps)):
-            return [row for row, _ in kept]
-        each, stride = (each * 3 // 4, 1) if each > 1 else (1, 2 * stride)
-
-
-def gather_run(folder, share):
-    """What a run of sft or ppo logged: flags, each quantity as a list over the steps, and share bytes of its texts."""
-    config = M.read_json(folder / "config.json")
-    metrics = []
-    for row in log_rows(folder / "metrics.jsonl", {"step": int}):
-        nested = {f"{k}.{name}": v for k, x in row.items() if isinstance(x, dict) for name, v in x.items()}
-        metrics.append({k: v if type(v) is int else float(f"{v:.6g}") for k, v in (row | nested).items()
-                        if type(v) in (int, float) and math.isfinite(v)})
-    if not metrics:
-        raise ValueError(f"{folder / 'metrics.jsonl'}: holds no step yet")
-    out = config | {"metrics": {k: [row.get(k) for row in metrics] for k in dict.fromkeys(k for row in metrics for k in row)}}
-    for name, need in ("rollouts", {"response": str, "reward": dict}), ("tokens", {"tokens": list, "reward": list}):
-        file = folder / f"{name}.jsonl"
-        rows = log_rows(file, {"problem": str, "step": int} | need) if file.is_file() else []
-        out[name] = thinned(rows, share)
-        out[f"{name}_logged"] = len(rows)
-    return out
-
-
-def interval(s):
-    """Wilson's 95 % interval of an accuracy. Samples of one problem are not independent: the standard error over problems
-    says of how many independent trials the accuracy is worth."""
-    p, z = s["accuracy"], 1.96
-    n = p * (1 - p) / s["standard_error"] ** 2 if s["standard_error"] else s["problems"]
-    centre, half = (p + z * z / 2 / n) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / 4 / n / n)
-    return [max(0.0, centre - half), min(1.0, centre + half)]
-
-
-def gather_eval(folder):
-    """The tables of an evaluation, and how the responses behave."""
-    models = []
-    for i, (model, groups) in enumerate(M.read_json(folder / "summary.json").items(), 1):
-        responses = [text for row in log_rows(folder / f"outputs-{i}.jsonl", {"responses": list}) for text in row["responses"]]
-        counts = [rewards.behaviours(text) for text in responses]
-        rates = {k: sum(c[k] > 0 for c in counts) / len(counts) for k in rewards.BEHAVIOURS}
-        rates["repetition"] = sum(map(rewards.repetition, responses)) / len(responses)
-        models.append({"model": model, "rates": rates, "groups": {k: s | {"interval": interval(s)} for k, s in groups.items()}})
-    return M.read_json(folder / "config.json") | {"models": models}
-
-
-def group_runs(runs):
-    """Runs that differ by nothing but their seed and the model that this seed made get the same `group` and its `label`."""
-    defaults = {f.name: f.default for f in dataclasses.fields(ppo.PPOConfig)}  # of flags younger than a run
-    groups = {}
-    for run in runs:
-        flags = (defaults if run["flags"].get("command") == "ppo" else {}) | run["flags"]
-        flags = {k: "none" if v is None else str(v) for k, v in flags.items() if k not in ("seed", "run", "model", *MAY_CHANGE)}
-        groups.setdefault(json.dumps(flags, sort_keys=True), (flags, []))[1].append(run)
-    for key, (flags, members) in list(groups.items()):
-        if len({run["flags"].get("seed") for run in members}) < len(members):  # one seed twice: the models are different ones
-            del groups[key]
-            groups |= {f"{key} {run['name']}": (dict(flags), [run]) for run in members}
-    for i, (flags, members) in enumerate(groups.values()):
-        # the label has as many flags as it takes to tell the group from the others of the same command
-        label, others = [], [f for f, _ in groups.values() if f is not flags and f.get("command") == flags.get("command")]
-        for key, value in flags.items():
-            alike = [f for f in others if f.get(key) == value]
-            if len(alike) < len(others):
-                label.append(f"{key}={value}")
-                others = alike
-        for run in members:
-            run |= {"group": i, "label": ", ".join(label) if label and not others else members[0]["name"]}
-
-
 def run_report(args):
-    """Everything that runs have logged in one HTML file, which needs nothing else."""
     with checked_input():
-        folders = list(dict.fromkeys(Path(folder).resolve() for folder in args.runs))
-        for folder in folders:
-            there = {f for f in ("config.json", "metrics.jsonl", "summary.json") if (folder / f).is_file()}
-            if "config.json" not in there or len(there) == 1:
-                raise FileNotFoundError(f"{folder}: not a run of sft, ppo or eval: no config.json with metrics.jsonl or summary.json")
-        root = os.path.commonpath([folder.parent for folder in folders])
-        share = LOG_BYTES // max(1, sum((folder / "rollouts.jsonl").is_file() for folder in folders))
-        data = {"runs": [], "evals": [], "behaviours": rewards.BEHAVIOURS}
-        for folder in folders:
-            kind = "runs" if (folder / "metrics.jsonl").is_file() else "evals"
-            try:
-                found = gather_run(folder, share) if kind == "runs" else gather_eval(folder)
-                found |= {"flags": dict(found["flags"]), "versions": dict(found["versions"]), "name": os.path.relpath(folder, root)}
-                data[kind].append(found)
-            except (KeyError, TypeError, AttributeError, ZeroDivisionError) as e:
-                raise ValueError(f"{folder}: not what this program writes: {e!r}") from None
-        group_runs(data["runs"])
         out = Path(args.out or Path(args.runs[0]) / "report.html")
-        M.write_text(out, (ROOT / "data" / "report.html").read_text(encoding="utf-8").replace("{{DATA}}", embedded(data)))
+        report.write(args.runs, out, MAY_CHANGE)
     print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -14,6 +14,7 @@ import rewards
 import rlsp
 from browser import Page
 from conftest import ROOT
+from report import embedded, interval, thinned
 from test_cli import refused  # noqa: F401  (a fixture)
 from test_ppo import folder, lines, trainer, weights  # noqa: F401  (folder is a fixture)
 
@@ -213,14 +214,14 @@ def test_hostile_text_stays_inside_its_string(tmp_path):
 
 
 def test_a_report_has_a_largest_size_and_says_what_it_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(rlsp, "LOG_BYTES", 20_000)
+    monkeypatch.setattr("report.LOG_BYTES", 20_000)
     many = [rollout(s, f"{i} " * 50) for s in range(1, 21) for i in range(8)]
     data, text = report(ppo_run(tmp_path, "run", rollouts=many), out=tmp_path / "r.html")
     kept = data["runs"][0]["rollouts"]
-    assert len(rlsp.embedded(kept)) <= 20_000 and data["runs"][0]["rollouts_logged"] == 160
+    assert len(embedded(kept)) <= 20_000 and data["runs"][0]["rollouts_logged"] == 160
     assert {r["step"] for r in kept} == set(range(1, 21)) and len(kept) >= 20  # fewer of each step before fewer steps
-    assert rlsp.thinned(many, 4000)[-1]["step"] == 20 and len(rlsp.embedded(rlsp.thinned(many, 4000))) <= 4000
-    assert rlsp.thinned(many[:8], 700) == many[:1] and rlsp.thinned(many, 10**9) == many and rlsp.thinned([], 10) == []
+    assert thinned(many, 4000)[-1]["step"] == 20 and len(embedded(thinned(many, 4000))) <= 4000
+    assert thinned(many[:8], 700) == many[:1] and thinned(many, 10**9) == many and thinned([], 10) == []
 
 
 def test_evaluations_get_intervals_and_behaviours(tmp_path):
@@ -230,8 +231,8 @@ def test_evaluations_get_intervals_and_behaviours(tmp_path):
     low, high = found["groups"]["all"]["interval"]
     assert 0 <= low < 0.375 < high <= 1
     # with one sample a problem: Wilson's textbook interval, here 8 of 10, and an end that stays inside [0, 1]
-    assert rlsp.interval({"accuracy": 0.8, "standard_error": math.sqrt(0.16 / 10), "problems": 10}) == pytest.approx([0.490, 0.943], abs=1e-3)
-    assert rlsp.interval({"accuracy": 1.0, "standard_error": 0.0, "problems": 10}) == pytest.approx([0.722, 1.0], abs=1e-3)
+    assert interval({"accuracy": 0.8, "standard_error": math.sqrt(0.16 / 10), "problems": 10}) == pytest.approx([0.490, 0.943], abs=1e-3)
+    assert interval({"accuracy": 1.0, "standard_error": 0.0, "problems": 10}) == pytest.approx([0.722, 1.0], abs=1e-3)
 
 
 def break_file(name, text):
