@@ -462,21 +462,22 @@ class Trainer:
 
     def train_step(self):
         """Rollout, experience, update, refreshed sampler. Returns (metrics, samples, batch)."""
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         samples = self.rollout()
         rolled = time.perf_counter()
         batch = self.experience(samples)
         scored = time.perf_counter()
         metrics = self.describe(samples, batch) | self.update(batch)
         M.copy_weights(self.policy, self.sampler)
-        done = time.perf_counter()
+        done, cpu_done = time.perf_counter(), time.process_time()
         if self.config.kl_target:  # adaptive controller of 1909.08593, with its horizon of 10,000 responses
             error = max(-0.2, min(0.2, metrics["kl_response"] / self.config.kl_target - 1))
             self.kl_coef *= 1 + error * len(samples) / 10_000
         self.step += 1
         actions, tokens = int(batch["mask"].sum()), int(batch["length"].sum())
-        timing = dict(seconds=done - started, rollout_seconds=rolled - started, scoring_seconds=scored - rolled,
-                      update_seconds=done - scored, rollout_tokens_per_s=actions / (rolled - started),
+        timing = dict(seconds=done - started, cpu_seconds=cpu_done - cpu_started,  # of all threads, other programs left out
+                      rollout_seconds=rolled - started, scoring_seconds=scored - rolled, update_seconds=done - scored,
+                      rollout_tokens_per_s=actions / (rolled - started),
                       update_tokens_per_s=tokens * self.config.epochs / (done - scored))
         return {"step": self.step, **metrics, "timing": timing}, samples, batch
 
