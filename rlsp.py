@@ -268,6 +268,16 @@ def majority(answers):
     return max(groups, key=lambda g: g[1])[0] if groups else None
 
 
+def maj_at_k(rows, k):
+    """Share of right majorities over the disjoint groups of k samples of each problem."""
+    votes = []
+    for r in rows:
+        for i in range(0, len(r["answers"]) - k + 1, k):
+            answer = majority(r["answers"][i : i + k])
+            votes.append(answer is not None and rewards.answers_equal(answer, r["answer"]))
+    return sum(votes) / len(votes)
+
+
 def summarize(rows, n):
     """Scores of evaluated problems (rows with correct, answers, tokens, each a list of n samples)."""
     mean = lambda values: sum(values) / len(values)
@@ -278,12 +288,7 @@ def summarize(rows, n):
            "answered": mean([a is not None for r in rows for a in r["answers"]])}
     for k in (2**i for i in range(1, n.bit_length()) if 2**i <= n):
         out[f"pass@{k}"] = mean([pass_at_k(n, sum(r["correct"]), k) for r in rows])
-        votes = []  # maj@k over the disjoint groups of k samples
-        for r in rows:
-            for i in range(0, n - k + 1, k):
-                answer = majority(r["answers"][i : i + k])
-                votes.append(answer is not None and rewards.answers_equal(answer, r["answer"]))
-        out[f"maj@{k}"] = mean(votes)
+        out[f"maj@{k}"] = maj_at_k(rows, k)
     return out
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import rewards  # noqa: E402
+import rlsp  # noqa: E402
 
 ARMS = {"start": "SFT, before PPO", "none": "outcome only", "length": "+ length", "steps": "+ steps",
         "anneal": "+ length, fading", "only": "length alone"}
@@ -43,14 +44,17 @@ def held_out(folder):
 
 
 def curve(folder):
-    """Of a PPO run, step by step: accuracy of the rollouts, length, behaviours, tokens sampled and seconds so far."""
+    """Of a PPO run, step by step: accuracy of the rollouts, length, behaviours, tokens sampled and processor seconds so far."""
     tokens = seconds = 0.0
     config, out = json.loads((folder / "config.json").read_text())["flags"], []
-    for row in rows(folder / "metrics.jsonl"):
+    metrics, file = rows(folder / "metrics.jsonl"), folder / "timing.jsonl"
+    timing = rows(file) if file.is_file() else [row["timing"] for row in metrics]
+    for row, took in zip(metrics, timing, strict=True):
         tokens += row["response_length"] * config["rollout_batch"] * config["samples"]
-        seconds += row["timing"]["seconds"]
+        seconds += took["cpu_seconds"]
         out.append({"step": row["step"], "accuracy": 100 * row["accuracy"], "length": row["response_length"],
-                    "backtracking": 100 * row["backtracking"], "verification": 100 * row["verification"], "tokens": tokens, "seconds": seconds})
+                    "backtracking": 100 * row["backtracking"], "verification": 100 * row["verification"], "tokens": tokens,
+                    "processor seconds": seconds})
     for key in ("accuracy", "length", "backtracking", "verification"):        # means of five steps: one is 96 responses
         values = [row[key] for row in out]
         for i, row in enumerate(out):
@@ -104,6 +108,48 @@ def figure(curves):
     return "\n".join([*out, "</svg>\n"])
 
 
+def compare(curves):
+    """Accuracy of the rollouts against outcome-only PPO of the same seed: at equal budgets, and when an arm is ahead."""
+    base, arms = curves["none"], [arm for arm in curves if arm != "none" and curves[arm].keys() & curves["none"].keys()]
+    gap = lambda arm, over, budget: [at(run, over, budget) - at(base[s], over, budget) for s, run in curves[arm].items() if s in base]
+    lines, ahead = [], {arm: [ARMS[arm]] for arm in arms}
+    for over in ("step", "tokens", "processor seconds"):
+        longest = max(run[-1][over] for run in base.values())
+        for part in (0.25, 0.5, 1.0):
+            lines.append([f"{over} {part * longest:.0f}", *(shown(gap(arm, over, part * longest), "+") for arm in arms)])
+        for arm in arms:  # 40 budgets up to the longest outcome-only run
+            found = [mean_error(gap(arm, over, longest * i / 40)) for i in range(1, 41)]
+            signs = [(m > e) - (m < -e) for m, e in found]
+            ends = [f"{longest * (f(i for i, s in enumerate(signs, 1) if s > 0)) / 40:.0f}" for f in (min, max)] if 1 in signs else None
+            ahead[arm].append(f"{100 * signs.count(1) / 40:.0f} %" + (f" (from {ends[0]} to {ends[1]})" if ends else "")
+                              + f", {100 * signs.count(-1) / 40:.0f} %")
+    print("\nAccuracy of the rollouts minus that of outcome-only PPO, seed by seed, points (training problems):\n")
+    print(table(["at equal", *(ARMS[arm] for arm in arms)], lines))
+    print("\nShare of training in which this mean gap is above its standard error (first and last time), and below minus it:\n")
+    print(table(["arm", "by steps", "by tokens", "by processor seconds"], list(ahead.values())))
+
+
+def votes(folders):
+    """A majority of k responses of the SFT model against one of PPO, k such that both cost as many tokens."""
+    print("\nOne sample after PPO against a majority vote of as many tokens by the SFT model (held-out problems):\n")
+    lines = []
+    for arm, seeds in folders.items():
+        found = []  # (k, tokens of the vote, accuracy of the vote, tokens and accuracy of one sample)
+        for seed, folder in seeds.items():
+            if arm == "start" or seed not in folders["start"]:
+                continue
+            start, trained = (rows(f / "eval" / "outputs-1.jsonl") for f in (folders["start"][seed], folder))
+            tokens, long = (sum(sum(r["tokens"]) for r in x) / sum(len(r["tokens"]) for r in x) for x in (start, trained))
+            k = max(1, round(long / tokens))
+            if k > len(start[0]["answers"]):
+                sys.exit(f"{folders['start'][seed]}: {len(start[0]['answers'])} samples, expected at least {k}: as many tokens as one of {arm}")
+            vote, one = 100 * rlsp.maj_at_k(start, k), 100 * rlsp.summarize(trained, 1)["accuracy"]
+            found.append((k, k * tokens, vote, long, one, one - vote))
+        if found:
+            lines.append([ARMS[arm], *map(shown, list(zip(*found))[:-1]), shown(list(zip(*found))[-1], "+")])
+    print(table(["arm", "k", "tokens of k short", "maj@k %", "tokens of one long", "accuracy %", "gap"], lines))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="folder that train.sh experiment wrote")
@@ -123,22 +169,10 @@ def main():
     seeds = list(dict.fromkeys(seed for found in results.values() for seed in found))
     print(table(["arm", *seeds], [[ARMS[arm], *(f"{found[s]['accuracy %']:.1f}" if s in found else "" for s in seeds)]
                                   for arm, found in results.items()]))
-    if "none" not in curves:
-        return
-    # budgets: the steps, tokens and seconds that outcome-only runs took, on average, up to a quarter, half and all of training
-    ends = list(curves["none"].values())
-    print("\nAccuracy of the rollouts minus that of outcome-only PPO, seed by seed, points (training problems):\n")
-    lines = []
-    for over in ("step", "tokens", "seconds"):
-        for part in (0.25, 0.5, 1.0):
-            budget = part * max(run[-1][over] for run in ends)
-            line = [f"{over} {budget:.0f}"]
-            for arm, runs in curves.items():
-                gaps = [at(run, over, budget) - at(curves["none"][s], over, budget) for s, run in runs.items() if s in curves["none"]]
-                if arm != "none":
-                    line.append(shown(gaps, "+") if gaps else "")
-            lines.append(line)
-    print(table(["at equal", *(ARMS[arm] for arm in curves if arm != "none")], lines))
+    if "none" in curves:
+        compare(curves)
+    if "start" in folders:
+        votes(folders)
     if args.figure:
         args.figure.write_text(figure(curves), encoding="utf-8")
         print(f"\nwrote {args.figure}")
