@@ -16,7 +16,6 @@ References: PPO (1707.06347), GAE (1506.02438), RLHF's per-token KL (1909.08593)
 "The N implementation details of RLHF with PPO", RLSP (2502.06773; its official code departs from it where marked).
 """
 import hashlib
-import json
 import math
 import shutil
 import time
@@ -24,12 +23,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+import checkpoint
 import model as M
 import rewards
+from checkpoint import all_reduce, gather, signals
 
 
 # ---------------------------------------------------------------------------------------------------- 1. Settings
@@ -91,7 +91,11 @@ class PPOConfig:
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message names the quantity and the step."""
+    """Training cannot go on; the message names the quantity and the step. everywhere: every rank raises it alike."""
+
+    def __init__(self, message, everywhere=True):
+        super().__init__(message)
+        self.everywhere = everywhere
 
 
 # ---------------------------------------------------------------------------------------------------- 2. The mathematics
@@ -219,21 +223,31 @@ def pad(rows, dtype):  # lists of numbers -> [B, T], zeros on the right
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(r, dtype=dtype) for r in rows], batch_first=True)
 
 
-def all_reduce(x):
-    """Sum over ranks, in place."""
-    if M.world_size() > 1:
-        on_device = x.to("cuda") if torch.cuda.is_available() else x
-        dist.all_reduce(on_device)
-        x.copy_(on_device)
-    return x
+def clip_gradients(net, limit):
+    """Scale gradients to a norm of at most limit, and return the norm. One that is not finite scales nothing (it would spread over
+    all gradients), so that first_nonfinite can name the parameter."""
+    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    total = torch.nn.utils.get_total_norm(gradients)
+    norm = float(M.full(total))
+    if math.isfinite(norm):
+        torch.nn.utils.clip_grads_with_norm_(net.parameters(), limit, total)
+    return norm
 
 
-def gather(x):
-    """[x of rank 0, x of rank 1, ...], the same on every rank."""
-    everyone = [x] * M.world_size()
-    if len(everyone) > 1:
-        dist.all_gather_object(everyone, x)  # objects of our own processes, not of strangers
-    return everyone
+def first_nonfinite(nets):
+    """What among the weights, then the gradients of nets {name: net} is the first not to be finite, in words; "" if all are."""
+    held = [(f"{name}'s {key}", p) for name, net in nets.items() for key, p in net.named_parameters()]
+    held += [(f"the gradient of {name}", p.grad) for name, p in held if p.grad is not None]
+    bad = all_reduce(torch.tensor([float(not torch.isfinite(M.local(x)).all()) for _, x in held]))
+    return next((name for (name, _), n in zip(held, bad) if n), "")
+
+
+def check_finite(name, x, step, run, batch, nets):
+    """Stop with the batch on disk where a number is not finite. Every rank sees the same numbers and stops alike."""
+    if not torch.isfinite(torch.as_tensor(x)).all():
+        file, first = Path(run) / f"nonfinite-step-{step}.safetensors", first_nonfinite(nets)
+        checkpoint.together(lambda: save_file({k: v.contiguous() for k, v in batch.items()}, file))
+        raise TrainingError(f"step {step}: {name} is not finite" + (f", nor is {first}" if first else "") + f"; the batch is in {file}")
 
 
 @dataclass
@@ -260,7 +274,7 @@ class Trainer:
         self.dtype = getattr(torch, config.dtype)
         self.prompts = [M.chat_prompt(tokenizer, p["problem"]) for p in problems]
         self.eos = M.eos_ids(folder, tokenizer)
-        self.step, self.updates, self.kl_coef = 0, {"policy": 0, "critic": 0}, config.kl_coef
+        self.step, self.saved, self.updates, self.kl_coef = 0, 0, {"policy": 0, "critic": 0}, config.kl_coef
         self.judged = rewards.read_judged(self.run)  # what the judge said before a resume is not asked again
 
         load = lambda cls, dtype, **kw: M.load_model(cls, folder, dtype, device, mesh, self.dtype, **kw)
@@ -271,7 +285,8 @@ class Trainer:
         if config.advantage == "gae":
             self.critic = load(M.Critic, torch.float32, init_seed=config.seed)
             self.trained["critic"] = (self.critic, config.critic_lr)
-        for net, _ in self.trained.values():
+        self.nets = {name: net for name, (net, _) in self.trained.items()}
+        for net in self.nets.values():
             net.model.recompute = config.recompute
         # no dropout anywhere; eps 1e-5 as in the PPO implementations that reproduce (37 details, no. 3)
         self.optimizers = {name: torch.optim.Adam(net.parameters(), lr=lr, betas=(0.9, 0.95), eps=1e-5)
@@ -293,7 +308,7 @@ class Trainer:
         if self.reward_function:
             parts = replace(parts, total=float(self.reward_function(text, problem)))
         if not math.isfinite(parts.total):
-            raise TrainingError(f"step {self.step + 1}: the reward of a response to {problem['problem'][:60]!r} is {parts.total}")
+            raise TrainingError(f"step {self.step + 1}: the reward of a response to {problem['problem'][:60]!r} is {parts.total}", False)
         return replace(parts, total=max(-c.reward_clip, min(c.reward_clip, parts.total)))
 
     def efforts(self, attempts, total):
@@ -301,9 +316,11 @@ class Trainer:
         the allowed share of all ranks' total, every rank stops."""
         c, rank = self.config, M.rank()
         allowed = math.floor(c.judge_failures * total + 1e-6)
-        with tqdm(total=len(attempts), desc=f"step {self.step + 1} judge", leave=False, disable=rank != 0) as bar:
+        efforts = error = final = None
+        with tqdm(total=len(attempts), desc=f"step {self.step + 1} judge", leave=False, disable=rank != 0) as bar, signals.may_interrupt():
             efforts, error, final = rewards.judge_efforts(attempts, c.judge_url, c.judge_model, self.judged,
                                                           self.run / f"judge-{rank}.jsonl", c.judge_workers, allowed, bar)
+        signals.stop_if_asked()
         counts, errors, finals = zip(*gather((efforts.count(None), error, final)))
         if sum(counts) > allowed or any(finals):  # on every rank alike
             _, error = max(zip(finals, errors))  # a final one before the others
@@ -316,10 +333,11 @@ class Trainer:
         chosen = problems_of_step(len(self.problems), self.step, c.rollout_batch, c.seed)
         chosen = [i for i in chosen for _ in range(c.samples)]
         mine = range(M.rank(), len(chosen), ranks)
-        with tqdm(total=len(mine), desc=f"step {self.step + 1} rollout", leave=False, disable=M.rank() != 0) as bar:
+        with tqdm(total=len(mine), desc=f"step {self.step + 1} rollout", leave=False, disable=M.rank() != 0) as bar, signals.may_interrupt():
             responses, logprobs = M.generate(
                 self.sampler, [self.prompts[chosen[i]] for i in mine], c.max_response, c.temperature, self.eos,
                 seed=c.seed, streams=[self.step * len(chosen) + i for i in mine], slots=c.slots, return_logprobs=True, progress=bar)
+        signals.stop_if_asked()
         texts = [self.tokenizer.decode(response, skip_special_tokens=True) for response in responses]
         efforts = [None] * len(mine)
         if c.exploration == "judge":
@@ -358,6 +376,7 @@ class Trainer:
         scores = {k: torch.zeros(batch["tokens"].shape) for k in ("old_logprob", "entropy", "ref_logprob", "value")}
         plan = micro_batches(range(len(samples)), batch["length"].tolist(), c.micro_tokens, M.world_size())
         for shares in tqdm(plan, desc=f"step {self.step + 1} scoring", leave=False, disable=M.rank() != 0):
+            signals.stop_if_asked()
             mine = shares[M.rank()]
             part = self.share(batch, mine)
             result = dict(zip(("old_logprob", "entropy"), self.policy.logprobs(part["tokens"], part["mask"], c.temperature)))
@@ -380,12 +399,7 @@ class Trainer:
         return batch
 
     def check(self, name, x, batch):
-        """Stop, with the batch on disk, where a number is not finite. Every rank sees the same numbers and stops alike."""
-        if not torch.isfinite(torch.as_tensor(x)).all():
-            file = self.run / f"nonfinite-step-{self.step + 1}.safetensors"
-            if M.rank() == 0:
-                save_file({k: v.contiguous() for k, v in batch.items()}, file)
-            raise TrainingError(f"step {self.step + 1}: {name} is not finite; the batch is in {file}")
+        check_finite(name, x, self.step + 1, self.run, batch, self.nets)
 
     # -- update
 
@@ -410,6 +424,8 @@ class Trainer:
         names = ("policy_loss", "approx_kl", "clip_frac", "ratio", "ratio_error", "value_loss")
         sums = torch.zeros(len(names))
         for shares in micro_batches(rows, batch["length"].tolist(), c.micro_tokens, ranks):
+            if first:  # no weight has changed yet; later the step is finished
+                signals.stop_if_asked()
             p, s = self.share(batch, shares[M.rank()]), dict.fromkeys(names, 0.0)
             mask = p["mask"]
             # each loss is multiplied by the number of ranks because FSDP averages gradients over them
@@ -444,8 +460,7 @@ class Trainer:
         for name, (net, lr) in self.trained.items():
             if name == "policy" and frozen:
                 continue
-            norm = float(M.full(torch.nn.utils.clip_grad_norm_(net.parameters(), c.grad_clip)))
-            metrics[f"{name}_grad_norm"] = norm
+            metrics[f"{name}_grad_norm"] = clip_gradients(net, c.grad_clip)
             for what in (f"{name}_loss" if name == "policy" else "value_loss", f"{name}_grad_norm"):
                 self.check(what, metrics[what], batch)
             # the policy's schedule starts when it thaws
@@ -533,78 +548,39 @@ class Trainer:
                 for i, s in enumerate(samples)]
 
     def train(self):
-        """Run to the last step, writing metrics.jsonl, rollouts.jsonl, tokens.jsonl, checkpoints/ and at the end model/."""
-        c, last = self.config, self.config.steps
-        bar = tqdm(total=last, initial=self.step, desc="ppo", disable=M.rank() != 0)
-        while self.step < last:
-            metrics, samples, batch = self.train_step()
-            tokens = self.token_rows(samples, batch)
-            if M.rank() == 0:
-                append_jsonl(self.run / "metrics.jsonl", [metrics])
-                append_jsonl(self.run / "rollouts.jsonl", [
-                    {"step": self.step, "problem": s.problem["problem"], "gold": s.problem["answer"], "response": s.text,
-                     "tokens": len(s.response), "truncated": s.truncated, "reward": asdict(s.parts)} for s in samples[: c.log_rollouts]])
-                append_jsonl(self.run / "tokens.jsonl", tokens)
-            bar.update()
-            bar.set_postfix({k: f"{metrics[k]:.3f}" for k in ("reward", "accuracy", "k1", "explained_variance") if k in metrics}
-                            | {"length": f"{metrics['response_length']:.0f}"})
-            if self.step == last or (c.save_every and self.step % c.save_every == 0):
-                self.save()
-        bar.close()
+        """Run to the last step, writing metrics.jsonl, timing.jsonl, rollouts.jsonl, tokens.jsonl, checkpoints/ and at the end model/."""
+        c, last, signals.leave = self.config, self.config.steps, False
+        with tqdm(total=last, initial=self.step, desc="ppo", disable=M.rank() != 0) as bar:
+            while self.step < last:
+                try:
+                    metrics, samples, batch = self.train_step()
+                except checkpoint.Stopped:  # no weight had been changed: this is still the state at the step's start
+                    if self.step > self.saved:
+                        self.save()
+                    raise
+                rows = {"metrics": [metrics], "timing": [{"step": self.step, **metrics.pop("timing")}], "tokens": self.token_rows(samples, batch),
+                        "rollouts": [{"step": self.step, "problem": s.problem["problem"], "gold": s.problem["answer"], "response": s.text,
+                                      "tokens": len(s.response), "truncated": s.truncated, "reward": asdict(s.parts)}
+                                     for s in samples[: c.log_rollouts]]}
+                checkpoint.log(self.run, rows)
+                bar.update()
+                bar.set_postfix({k: f"{metrics[k]:.3f}" for k in ("reward", "accuracy", "k1", "explained_variance") if k in metrics}
+                                | {"length": f"{metrics['response_length']:.0f}"})
+                checkpoint.after_step(self.step, last, c.save_every, self.save)
         self.policy.save_pretrained(self.run / "model", self.dtype)
-        if M.rank() == 0:
-            copy_tokenizer(self.folder, self.run / "model")
-
-    # -- checkpoints
+        checkpoint.together(lambda: copy_tokenizer(self.folder, self.run / "model"))
 
     def save(self):
-        """Everything a resumed run needs, in checkpoints/step-N, written aside and renamed. Generators need no saving: they
-        are functions of the seed and the step. Tensors are whole, so any number of ranks can resume."""
-        folder = self.run / "checkpoints" / f"step-{self.step:06d}"
-        aside = folder.with_name(f".{folder.name}.part")
-        if M.rank() == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-        for name in self.trained:
-            M.save_tensors(self.tensors(name), aside / name)
-        if M.rank() == 0:
-            state = dict(step=self.step, updates=self.updates, kl_coef=self.kl_coef)
-            M.write_text(aside / "state.json", json.dumps(state) + "\n")
-            shutil.rmtree(folder, ignore_errors=True)
-            aside.rename(folder)
-            for old in sorted(folder.parent.glob("step-*"))[: -self.config.keep]:
-                shutil.rmtree(old)
-        if M.world_size() > 1:
-            dist.barrier()
+        """Everything a resumed run needs, in checkpoints/step-N."""
+        checkpoint.save(self.run, self.nets, self.optimizers, self.step, self.updates, self.config.keep, kl_coef=self.kl_coef)
+        self.saved = self.step
 
-    def tensors(self, name):
-        """(name, tensor) of a trained net: its weights, and Adam's two moments once it has been updated."""
-        net, _ = self.trained[name]
-        net.reshard()  # after a forward without its backward the root holds copies in the compute type, unknown to Adam
-        for key, p in net.named_parameters():
-            yield key, p
-            if self.updates[name]:
-                state = self.optimizers[name].state[p]
-                if not state:  # the layout Adam itself would make at its first step
-                    state |= dict(step=torch.tensor(float(self.updates[name])), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-                yield f"{key}.exp_avg", state["exp_avg"]
-                yield f"{key}.exp_avg_sq", state["exp_avg_sq"]
-
-    def resume(self):
-        """Load the newest checkpoint and cut the logs back to its step. Raises FileNotFoundError where there is none."""
-        found = sorted((self.run / "checkpoints").glob("step-*"))
-        if not found:
-            raise FileNotFoundError(f"{self.run / 'checkpoints'}: no checkpoint to resume from")
-        state = M.read_json(found[-1] / "state.json")
-        self.step, self.updates, self.kl_coef = state["step"], state["updates"], state["kl_coef"]
-        for name in self.trained:
-            M.load_tensors(dict(self.tensors(name)), found[-1] / name)
+    def resume(self, found=None):
+        """Go on from the checkpoint that checkpoint.find has found, by default the newest; without one from the start."""
+        state = checkpoint.resume(self.run, self.nets, self.optimizers, found or checkpoint.find(self.run))
+        self.step = self.saved = state["step"]
+        self.updates, self.kl_coef = state["updates"], state.get("kl_coef", self.kl_coef)
         M.copy_weights(self.policy, self.sampler)
-        if M.rank() == 0:
-            for name in ("metrics", "rollouts", "tokens"):
-                file = self.run / f"{name}.jsonl"
-                if file.exists():
-                    lines = [line for line in file.read_text().splitlines(True) if json.loads(line)["step"] <= self.step]
-                    M.write_text(file, "".join(lines))
 
 
 def token_texts(tokenizer, ids):
@@ -621,12 +597,7 @@ def token_texts(tokenizer, ids):
     return texts
 
 
-def append_jsonl(path, rows):
-    with open(path, "a") as f:
-        f.writelines(json.dumps(row) + "\n" for row in rows)
-
-
 def copy_tokenizer(source, target):
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json"):
-        if (Path(source) / name).is_file():
+        if name == "tokenizer.json" or (Path(source) / name).is_file():
             shutil.copyfile(Path(source) / name, Path(target) / name)

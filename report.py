@@ -50,8 +50,11 @@ def thinned(rows, size):
 def gather_run(folder, share):
     """What a run of sft or ppo logged: flags, each quantity as a list over the steps, and share bytes of its texts."""
     config = M.read_json(folder / "config.json")
-    metrics = []
+    metrics, timing = [], {}
+    if (folder / "timing.jsonl").is_file():
+        timing = {row.pop("step"): row for row in log_rows(folder / "timing.jsonl", {"step": int})}
     for row in log_rows(folder / "metrics.jsonl", {"step": int}):
+        row = {"timing": timing.get(row["step"], {})} | row  # older runs have it in metrics.jsonl
         nested = {f"{k}.{name}": v for k, x in row.items() if isinstance(x, dict) for name, v in x.items()}
         metrics.append({k: v if type(v) is int else float(f"{v:.6g}") for k, v in (row | nested).items()
                         if type(v) in (int, float) and math.isfinite(v)})

@@ -7,8 +7,11 @@
     python rlsp.py report runs/ppo runs/ev ...                                one HTML page of runs and evaluations
 
 The same commands run on several processes: torchrun --nproc_per_node 8 rlsp.py ppo ...
-Bad input gets one line on standard error and exit status 2 before anything is computed or written; training that
-cannot go on (a number that is not finite, say) one line and exit status 1.
+What was killed goes on with: rlsp.py sft | ppo | eval --resume RUN
+
+Exit status: 0 done; 2 bad input, with one line on standard error, before anything is computed or written; 1 it cannot go on (a
+number that is not finite, a full disk, ...), one line; 75 stopped by SIGTERM or SIGINT with a checkpoint written: start it again
+with --resume. torchrun makes 1 of any failure, therefore RUN/stopped exists as long as a run is stopped in this way.
 """
 import argparse
 import contextlib
@@ -19,24 +22,30 @@ import math
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
+from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm import tqdm
 
+import checkpoint
 import model as M
 import ppo
 import report
 import rewards
 
 ROOT = Path(__file__).resolve().parent
-MAY_CHANGE = ("resume", "save_every", "keep", "log_rollouts", "log_tokens", "slots", "micro_tokens", "recompute",
+MAY_CHANGE = ("resume", "checkpoint", "save_every", "keep", "log_rollouts", "log_tokens", "slots", "micro_tokens", "recompute",
               "judge_url", "judge_workers", "judge_failures")  # at --resume
+GIVE_AGAIN = ("reward", "judge_url")  # at --resume: no file, maybe a stranger's, shall say what code runs and who gets RLSP_JUDGE_KEY
 REWARD_FLAGS = ("exploration", "alpha", "length_scale", "length_floor", "steps_scale")  # of Eq. 1; `sample` has them, too
 
 
@@ -48,8 +57,7 @@ def checked_input():
     try:
         yield
     except (ValueError, OSError) as e:
-        print(f"rlsp.py: error: {e}", file=sys.stderr)
-        sys.exit(2)
+        leave(2, f"error: {e}", e)
 
 
 def load_tokenizer(folder):
@@ -118,24 +126,61 @@ def load_function(spec):
     return getattr(module, name)
 
 
-def new_run(folder, args):
+def new_run(args):
     """Make the run's folder with config.json: every flag, versions, git commit. Rank 0 alone does it, the others wait."""
-    folder = Path(folder)
-    if M.rank() == 0:
-        folder.mkdir(parents=True)
+    def write():
+        folder = Path(args.run)
+        folder.mkdir(parents=True, exist_ok=True)  # must_be_new has looked
         git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
         versions = {"python": platform.python_version(), "torch": torch.__version__, "git": git.stdout.strip() or None,
                     "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {M.world_size()} process(es)"
                     + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "")}
         M.write_text(folder / "config.json", json.dumps({"flags": vars(args), "versions": versions}, indent=2, default=str) + "\n")
-    if M.world_size() > 1:
-        dist.barrier()
-    return folder
+
+    if not args.resume:
+        checkpoint.together(write)
+    return Path(args.run)
 
 
-def must_be_new(folder):
-    if os.environ.get("RANK", "0") == "0" and Path(folder).exists():
-        raise FileExistsError(f"{folder}: exists already; nothing was overwritten, give another --out")
+def must_be_new(args):
+    """A new run's folder must not exist. (An empty one may: a kill before config.json was written leaves it.)"""
+    folder = Path(args.run)
+    if not args.resume and os.environ.get("RANK", "0") == "0" and folder.exists():
+        if not folder.is_dir() or {f.name for f in folder.iterdir()} - {".config.json.part"}:
+            raise FileExistsError(f"{folder}: exists already; nothing was overwritten, give another --out, or --resume {folder}")
+
+
+def read_flags(words):
+    """The command line's flags; with --resume RUN those of RUN/config.json, as if typed here, and the others must be the same or
+    MAY_CHANGE."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("command", nargs="?")
+    first.add_argument("--resume", nargs="?", const="")
+    asked, _ = first.parse_known_args(words)
+    if asked.resume is None or asked.command not in ("sft", "ppo", "eval"):
+        return parser().parse_args(words)
+    if not asked.resume:
+        raise ValueError(f"--resume: expected the run's folder: rlsp.py {asked.command} --resume RUN")
+    file = Path(asked.resume) / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file, no run to resume (one that was killed before it wrote this starts anew)")
+    found = M.read_json(file).get("flags")
+    if not isinstance(found, dict) or found.get("command") != asked.command:
+        raise ValueError(f"{file}: not a run of rlsp.py {asked.command}")
+    typed = [asked.command]
+    for name, value in (found | {"out": asked.resume}).items():
+        flag = "--" + name.replace("_", "-")
+        if name in GIVE_AGAIN and value and not any(w.split("=")[0] == flag for w in words):
+            raise ValueError(f"--resume: the run has {flag} {value}; give it again, a file shall not decide it")
+        if isinstance(value, bool):
+            typed += [flag] if value else [] if name == "from_scratch" else ["--no-" + flag[2:]]
+        elif value is not None and name not in ("command", "run", "resume", "checkpoint"):
+            typed += [flag, *map(str, value)] if isinstance(value, list) else [f"{flag}={value}"]
+    started, args = (parser().parse_args(w) for w in (typed, typed + words[1:]))
+    for name, value in vars(args).items():
+        if name not in MAY_CHANGE and vars(started)[name] != value:
+            raise ValueError(f"--resume: {name} is {value!r}, but {args.run} was started with {vars(started)[name]!r}")
+    return args
 
 
 # ---------------------------------------------------------------------------------------------------- sft
@@ -155,7 +200,7 @@ def sft(args):
     """Maximum likelihood of the demonstrations' tokens. The loss is a mean over the trained tokens of the whole optimizer
     step: a mean a sequence or a micro-batch would give the tokens of long demonstrations less weight."""
     with checked_input():
-        must_be_new(args.run)
+        must_be_new(args)
         tokenizer = load_tokenizer(args.model)
         if not args.from_scratch:
             M.weight_files(args.model)
@@ -167,46 +212,50 @@ def sft(args):
         check_length(args.model, max(len(ids) for ids, _ in examples))
     device, mesh = M.start_processes()
     with checked_input():
+        found = checkpoint.find(args.run, args.checkpoint) if args.resume else None
         policy = M.load_model(M.Llama, args.model, torch.float32, device, mesh, getattr(torch, args.dtype),
                               init_seed=args.seed if args.from_scratch else None)
-        run = new_run(args.run, args)
-    policy.model.recompute = args.recompute
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
-    ranks = M.world_size()
+        run = new_run(args)
+        policy.model.recompute = args.recompute
+        optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
+        nets, optimizers, first = {"policy": policy}, {"policy": optimizer}, 0
+        if args.resume:
+            first = checkpoint.resume(run, nets, optimizers, found)["step"]
+    save = lambda: checkpoint.save(run, nets, optimizers, step, {"policy": step}, args.keep)
+    ranks, checkpoint.signals.leave = M.world_size(), False
     steps_an_epoch = math.ceil(len(examples) / args.batch)
     total = args.epochs * steps_an_epoch
-    bar = tqdm(total=total, desc="sft", disable=M.rank() != 0)
-    for step in range(total):
-        started = time.perf_counter()
-        order = ppo.epoch_order(len(examples), args.seed, step // steps_an_epoch)
-        at = step % steps_an_epoch * args.batch
-        chosen = [examples[i] for i in order[at : at + args.batch]]
-        lengths = [len(ids) for ids, _ in chosen]
-        count, loss_sum = sum(sum(mask) for _, mask in chosen), torch.zeros(1)
-        for shares in ppo.micro_batches(range(len(chosen)), lengths, args.micro_tokens, ranks):
-            mine = [chosen[i] for i in shares[M.rank()]] or [(chosen[0][0][:2], [False, False])]
-            tokens = ppo.pad([ids for ids, _ in mine], torch.long).to(device)
-            mask = ppo.pad([m for _, m in mine], torch.bool).to(device)
-            loss = -policy.logprobs(tokens, mask)[0].sum() / count
-            (loss * ranks).backward()
-            loss_sum += loss.detach().cpu()
-        loss = float(ppo.all_reduce(loss_sum))
-        norm = float(M.full(torch.nn.utils.clip_grad_norm_(policy.parameters(), args.grad_clip)))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise ppo.TrainingError(f"sft step {step + 1}: loss {loss} and gradient norm {norm} are not both finite")
-        lr = args.lr * ppo.lr_factor(step, total, args.warmup, args.lr_end)
-        optimizer.param_groups[0]["lr"] = lr
-        optimizer.step()
-        optimizer.zero_grad()
-        if M.rank() == 0:
-            ppo.append_jsonl(run / "metrics.jsonl", [{"step": step + 1, "loss": loss, "grad_norm": norm, "lr": lr, "tokens": count,
-                             "timing": {"tokens_per_s": sum(lengths) / (time.perf_counter() - started)}}])
-        bar.update()
-        bar.set_postfix(loss=f"{loss:.4f}", grad_norm=f"{norm:.2f}")
-    bar.close()
+    with tqdm(total=total, initial=first, desc="sft", disable=M.rank() != 0) as bar:
+        for step in range(first + 1, total + 1):
+            started = time.perf_counter()
+            epoch, at = divmod(step - 1, steps_an_epoch)
+            chosen = [examples[i] for i in ppo.epoch_order(len(examples), args.seed, epoch)[at * args.batch : (at + 1) * args.batch]]
+            lengths = [len(ids) for ids, _ in chosen]
+            count, loss_sum = sum(sum(mask) for _, mask in chosen), torch.zeros(1)
+            for shares in ppo.micro_batches(range(len(chosen)), lengths, args.micro_tokens, ranks):
+                mine = [chosen[i] for i in shares[M.rank()]] or [(chosen[0][0][:2], [False, False])]
+                tokens = ppo.pad([ids for ids, _ in mine], torch.long).to(device)
+                mask = ppo.pad([m for _, m in mine], torch.bool).to(device)
+                loss = -policy.logprobs(tokens, mask)[0].sum() / count
+                (loss * ranks).backward()
+                loss_sum += loss.detach().cpu()
+            loss, norm = float(ppo.all_reduce(loss_sum)), ppo.clip_gradients(policy, args.grad_clip)
+            batch = {} if math.isfinite(loss + norm) else {
+                k: ppo.pad([example[i] for example in chosen], torch.long) for i, k in enumerate(("tokens", "mask"))}
+            for name, x in (("loss", loss), ("grad_norm", norm)):
+                ppo.check_finite(name, x, step, run, batch, nets)
+            lr = args.lr * ppo.lr_factor(step - 1, total, args.warmup, args.lr_end)
+            optimizer.param_groups[0]["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad()
+            checkpoint.log(run, {"metrics": [{"step": step, "loss": loss, "grad_norm": norm, "lr": lr, "tokens": count}],
+                                 "timing": [{"step": step, "tokens_per_s": sum(lengths) / (time.perf_counter() - started)}]})
+            bar.update()
+            bar.set_postfix(loss=f"{loss:.4f}", grad_norm=f"{norm:.2f}")
+            checkpoint.after_step(step, total, args.save_every, save)
     policy.save_pretrained(run / "model", getattr(torch, args.dtype))
+    checkpoint.together(lambda: ppo.copy_tokenizer(args.model, run / "model"))
     if M.rank() == 0:
-        ppo.copy_tokenizer(args.model, run / "model")
         print(f"wrote {run / 'model'}")
 
 
@@ -214,15 +263,7 @@ def sft(args):
 
 def run_ppo(args):
     with checked_input():
-        if args.resume:
-            if not Path(args.run).is_dir():
-                raise FileNotFoundError(f"{args.run}: no such run to resume")
-            started = M.read_json(Path(args.run) / "config.json").get("flags", {})
-            for name, value in vars(args).items():
-                if name not in MAY_CHANGE and started.get(name) != value:
-                    raise ValueError(f"--resume: {name} is {value!r}, but {args.run} was started with {started.get(name)!r}")
-        else:
-            must_be_new(args.run)
+        must_be_new(args)
         config = ppo.PPOConfig(**{f.name: getattr(args, f.name) for f in dataclasses.fields(ppo.PPOConfig)})
         if config.advantage == "group" and config.samples < 2:
             raise ValueError("--advantage group: --samples is 1, expected at least 2 (the group's mean is the baseline)")
@@ -238,11 +279,11 @@ def run_ppo(args):
         function = load_function(args.reward) if args.reward else None
     device, mesh = M.start_processes()
     with checked_input():
+        found = checkpoint.find(args.run, args.checkpoint) if args.resume else None
         trainer = ppo.Trainer(config, args.model, problems, tokenizer, args.run, device, mesh, function)
+        new_run(args)
         if args.resume:
-            trainer.resume()
-        else:
-            new_run(args.run, args)
+            trainer.resume(found)
     trainer.train()
     if M.rank() == 0:
         print(f"wrote {Path(args.run) / 'model'}")
@@ -321,7 +362,7 @@ def evaluate(folder, rows, args, device):
 
 def run_eval(args):
     with checked_input():
-        must_be_new(args.run)
+        must_be_new(args)
         rows = load_problems(args.data, limit=args.limit)
         if args.temperature == 0 and args.samples > 1:
             raise ValueError(f"--samples is {args.samples}, expected 1 at --temperature 0: greedy samples are all the same")
@@ -335,17 +376,19 @@ def run_eval(args):
         args.max_response = args.max_response or room
     device, _ = M.start_processes()
     with checked_input():
-        run = new_run(args.run, args)
+        run = new_run(args)
     summaries = {}
     for i, folder in enumerate(args.model):
-        results = evaluate(folder, rows, args, device)
+        file = run / f"outputs-{i + 1}.jsonl"  # there as a whole or not at all
+        results = [row for _, row in read_jsonl(file)] if args.resume and checkpoint.together(file.exists)[0] else None
+        if results is None or len(results) != len(rows):
+            results = evaluate(folder, rows, args, device)
+            checkpoint.together(lambda: M.write_text(file, "".join(json.dumps(row) + "\n" for row in results)))
         total = summarize(results, args.samples)
         summaries[folder] = {"all": total}
         for key in ("subject", "level"):
             for value in sorted({r[key] for r in results if key in r}, key=str):
                 summaries[folder][f"{key} {value}"] = summarize([r for r in results if r.get(key) == value], args.samples)
-        if M.rank() == 0:
-            ppo.append_jsonl(run / f"outputs-{i + 1}.jsonl", results)
     if M.rank() == 0:
         M.write_text(run / "summary.json", json.dumps(summaries, indent=2) + "\n")
         print_table(summaries)
@@ -442,7 +485,13 @@ def parser():
         p.add_argument("--seed", type=int, default=0, help="seed of everything random")
         p.add_argument("--dtype", choices=("bfloat16", "float32"), default=dtype, help="compute type")
         if run:
-            p.add_argument("--out", dest="run", default=run, help="folder to write; must not exist")
+            folder(p, run)
+
+    def folder(p, run):
+        p.add_argument("--out", dest="run", default=run, help="folder to write; must not exist")
+        p.add_argument("--resume", metavar="RUN", default=None, help="go on with this run and its flags, which need not be given again")
+        if run != "runs/eval":
+            p.add_argument("--checkpoint", metavar="step-N", default=None, help="the checkpoint for --resume; without it the newest one")
 
     def decoding(p, temperature, response):
         p.add_argument("--temperature", type=number(float, 0), default=temperature, help="0 is greedy")
@@ -472,13 +521,14 @@ def parser():
     p.add_argument("--max-tokens", type=number(int, 1), default=8192, help="longest prompt and demonstration allowed, tokens")
     p.add_argument("--micro-tokens", type=number(int, 1), default=16384, help="tokens, pads included, in one pass on each rank")
     p.add_argument("--recompute", action=argparse.BooleanOptionalAction, default=True, help="activation checkpointing")
+    p.add_argument("--save-every", type=number(int, 0), default=200, help="steps between checkpoints; 0: only at the end")
+    p.add_argument("--keep", type=number(int, 1), default=2, help="checkpoints kept")
     common(p, "runs/sft")
 
     p = command("ppo", run_ppo, "PPO with outcome verifier and exploration reward; defaults are the paper's for an 8B model")
     p.add_argument("--model", required=True, help="Hugging Face model folder: policy, critic and reference start from it")
     p.add_argument("--data", required=True, help="jsonl with problem and answer")
-    p.add_argument("--out", dest="run", default="runs/ppo", help="folder to write; must not exist")
-    p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of --out, with the same flags")
+    folder(p, "runs/ppo")
     for f in dataclasses.fields(ppo.PPOConfig):
         setting(p, f)
 
@@ -508,19 +558,50 @@ def parser():
     return top
 
 
+def leave(status, line="", error=None):
+    """End the process; of an error that every rank has, rank 0 speaks. One of several may be dead: nothing may wait for it, torch's own
+    teardown neither."""
+    if line and (M.rank() == 0 or not getattr(error, "everywhere", False)):
+        print(f"rlsp.py: {line}", file=sys.stderr)
+    if M.world_size() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+@record  # under torchrun its summary then shows the error that came first
 def main():
-    args = parser().parse_args()
+    with checked_input():
+        args = read_flags(sys.argv[1:])
     function = args.__dict__.pop("function")
+    if args.command in ("sft", "ppo", "eval"):
+        checkpoint.signals.install()
     try:
         function(args)
         if dist.is_initialized():
             M.stop_processes()
-    except ppo.TrainingError as e:
-        sys.exit(f"rlsp.py: {e}")
+    except checkpoint.Stopped as e:
+        name = signal.Signals(checkpoint.signals.received).name if checkpoint.signals.received else "a signal to another rank"
+        begun = (Path(args.run) / "config.json").is_file()
+        if M.rank() == 0 and begun:
+            M.write_text(Path(args.run) / "stopped", name + "\n")
+        e.everywhere = True
+        leave(checkpoint.REQUEUE, f"stopped by {name}" + (f"; go on with: rlsp.py {args.command} --resume {args.run}" if begun else ""), e)
+    except (ppo.TrainingError, OSError, SafetensorError) as e:
+        leave(1, e, e)
+    except RuntimeError as e:
+        if M.world_size() == 1 or not (isinstance(e, dist.DistError) or "gloo" in str(e)):
+            raise
+        leave(1, f"rank {M.rank()}: lost another rank: {str(e).splitlines()[0]}")
     finally:
-        if dist.is_initialized():
+        if M.world_size() == 1 and dist.is_initialized():
             dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception:
+        traceback.print_exc()
+        leave(1)

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+import checkpoint
 import model as M
 import ppo
 import rlsp
@@ -25,6 +26,7 @@ def rlsp_py(*words, cwd=None):
 def refused(monkeypatch, capsys):
     """Call rlsp.py with words that it must refuse, in this process; returns standard error."""
     def call(*words):
+        monkeypatch.setattr(checkpoint.signals, "install", lambda: None)  # this process keeps its own
         monkeypatch.setattr(sys, "argv", ["rlsp.py", *map(str, words)])
         with pytest.raises(SystemExit) as e:
             rlsp.main()
@@ -66,7 +68,8 @@ def test_the_stages_run_and_a_run_is_a_folder(runs):
                 sampler_logprob_diff alpha kl_coef""".split()
     assert all(math.isfinite(m[k]) for m in metrics for k in wanted)
     assert all(k in metrics[1] for k in "policy_loss approx_kl clip_frac ratio first_ratio policy_grad_norm policy_lr".split())
-    assert metrics[1]["timing"]["rollout_tokens_per_s"] > 0 and metrics[1]["timing"]["update_tokens_per_s"] > 0
+    timing = [json.loads(x) for x in (out / "p/timing.jsonl").read_text().splitlines()]
+    assert [t["step"] for t in timing] == [1, 2] and all(t["rollout_tokens_per_s"] > 0 and t["update_tokens_per_s"] > 0 for t in timing)
     rollouts = [json.loads(x) for x in (out / "p/rollouts.jsonl").read_text().splitlines()]
     assert len(rollouts) == 12 and {"total", "outcome", "exploration", "reason"} <= set(rollouts[0]["reward"])
     assert (out / "p/checkpoints/step-000002/state.json").is_file()
@@ -124,13 +127,13 @@ def test_bad_data_gets_one_line_and_status_2(folder, tmp_path, refused, text, wo
     (["--lr", "nan"], "--lr: nan is out of range"), (["--exploration", "wild"], "--exploration: invalid choice"),
     (["--steps", "x"], "--steps: invalid int value"), (["--advantage", "group"], "--samples is 1, expected at least 2"),
     (["--max-response", "2000"], "max_position_embeddings is 1024"), (["--reward", "nowhere.py:f"], "nowhere.py:f: expected an existing"),
-    (["--freeze-steps", "9", "--steps", "5"], "--freeze-steps is 9, expected fewer than --steps 5"), (["--resume"], "no such run"),
+    (["--freeze-steps", "9", "--steps", "5"], "--freeze-steps is 9, expected fewer than --steps 5"), (["--resume", "nowhere"], "nowhere/config.json: no such file"),
     (["--model", str(TINY / "model")], "--from-scratch")])
 def test_bad_flags_get_a_clear_line_and_status_2(folder, tmp_path, refused, words, message):  # noqa: F811
     data = bad(tmp_path, GOOD)
     base = {"--model": folder, "--data": data, "--out": tmp_path / "run", "--max-response": "16"}
     given = dict(zip(words[::2], words[1::2]))
-    error = refused("ppo", *[x for k, v in (base | given).items() for x in (k, v)], *(["--resume"] if words == ["--resume"] else []))
+    error = refused("ppo", *[x for k, v in (base | given).items() for x in (k, v)])
     assert message in error
     assert not (tmp_path / "run").exists()
 
@@ -145,13 +148,16 @@ def test_an_existing_run_is_never_touched(folder, tmp_path):  # noqa: F811
     assert [p.name for p in run.iterdir()] == ["precious"]
 
 
-def test_resume_goes_on_and_refuses_other_flags(runs, refused):
+def test_resume_needs_the_run_alone_and_refuses_other_flags(runs, refused):
     out, _ = runs
-    words = ["ppo", "--model", out / "s/model", "--data", out / "train.jsonl", "--out", out / "p", "--steps", "2", "--rollout-batch", "6",
-             "--train-batch", "3", "--max-response", "16", "--freeze-steps", "1", "--exploration", "steps", "--dtype", "float32", "--resume"]
-    assert "clip is 0.3, but" in refused(*words, "--clip", "0.3")
-    before = (out / "p/metrics.jsonl").read_text()
-    assert rlsp_py(*words).returncode == 0 and (out / "p/metrics.jsonl").read_text() == before  # there was nothing left to do
+    assert "clip is 0.3, but" in refused("ppo", "--resume", out / "p", "--clip", "0.3")
+    assert "expected the run's folder" in refused("ppo", "--resume", "--out", out / "p")
+    assert "not a run of rlsp.py sft" in refused("sft", "--resume", out / "p")
+    for command, run in (("ppo", "p"), ("sft", "s"), ("eval", "e")):  # there is nothing left to do
+        before = {f: f.read_bytes() for f in (out / run).glob("*.json*")}
+        done = rlsp_py(command, "--resume", out / run, *(["--keep", "5"] if command != "eval" else []))
+        assert done.returncode == 0, done.stderr
+        assert {f: f.read_bytes() for f in (out / run).glob("*.json*")} == before and "eval " not in done.stderr
 
 
 def test_every_flag_has_help_and_a_default():

@@ -48,12 +48,15 @@ def test_checklist_9_13_18_any_number_of_ranks_trains_the_same(folder, alone, tm
             assert (tensors[k] - v).abs().max() < 1e-4, k
 
 
-def test_a_checkpoint_of_two_ranks_resumes_on_one(folder, alone, tmp_path):  # noqa: F811
-    run(2, folder, tmp_path / "two")
-    shutil.rmtree(tmp_path / "two" / "checkpoints" / "step-000003")
-    tensors, _, tokens = run(1, folder, tmp_path / "two", "resume")
+@pytest.mark.parametrize("writers, readers", [(2, 1), (2, 4), (1, 2)])
+def test_a_checkpoint_resumes_on_any_number_of_ranks(folder, alone, tmp_path, writers, readers):  # noqa: F811
+    run(writers, folder, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert len(list((checkpoints / "step-000002").glob("shard-*.safetensors"))) == writers  # each rank wrote its own shards
+    shutil.rmtree(checkpoints / "step-000003")
+    tensors, _, tokens = run(readers, folder, tmp_path / "run", "resume")
     assert [row["step"] for row in tokens] == [2, 2]  # step 3 is the one that tests/distributed.py takes by itself
-    assert [json.loads(x)["step"] for x in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()][:1] == [2]
+    assert [json.loads(x)["step"] for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][:1] == [2]
     for k, v in alone[0].items():
         if not k.startswith("batch."):
             assert (tensors[k] - v).abs().max() < 1e-4, k

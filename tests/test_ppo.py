@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+import checkpoint
 import model as M
 import ppo
 import rewards
@@ -355,7 +356,7 @@ def test_group_advantage_trains_without_a_critic(folder, tmp_path):
 
 
 def lines(run):
-    return [{k: v for k, v in json.loads(line).items() if k != "timing"} for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("changes", [{}, dict(freeze_steps=2, epochs=2, kl_target=0.1)], ids=["plain", "frozen-start"])
@@ -364,25 +365,28 @@ def test_checklist_20_a_resumed_run_equals_an_unbroken_one_bit_for_bit(folder, t
     whole.train()
     broken = trainer(folder, tmp_path / "broken", **changes)
     save = broken.save
-    def stop_after_step_3():  # killed one step after a checkpoint: its line must not stay
+    def stop_after_step_2():  # killed after a checkpoint, in the middle of the next step's lines: neither may stay
         save()
         raise KeyboardInterrupt
-    broken.save = stop_after_step_3
+    broken.save = stop_after_step_2
     with pytest.raises(KeyboardInterrupt):
         broken.train()
-    with open(tmp_path / "broken" / "metrics.jsonl", "a") as f:
-        f.write(json.dumps({"step": 3, "reward": "of a step that a kill took back"}) + "\n")
+    for name in checkpoint.LOGS:
+        with open(tmp_path / "broken" / f"{name}.jsonl", "a") as f:
+            f.write(json.dumps({"step": 3, "reward": "of a step that a kill took back"}) + '\n{"step": 3, "rew')
     again = trainer(folder, tmp_path / "broken", **changes)
     again.resume()
     assert again.step == 2
     again.train()
-    assert lines(tmp_path / "whole") == lines(tmp_path / "broken") and len(lines(tmp_path / "whole")) == 4
+    for name in ("metrics", "rollouts", "tokens"):
+        assert (tmp_path / "whole" / f"{name}.jsonl").read_bytes() == (tmp_path / "broken" / f"{name}.jsonl").read_bytes()
+    assert [row["step"] for row in lines(tmp_path / "broken")] == [1, 2, 3, 4]
     assert torch.equal(weights(whole.policy), weights(again.policy)) and torch.equal(weights(whole.critic), weights(again.critic))
     a, b = (load_file(tmp_path / r / "model" / "model.safetensors") for r in ("whole", "broken"))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert len(list((tmp_path / "whole" / "checkpoints").glob("step-*"))) == 2
-    rollouts = [json.loads(line)["step"] for line in (tmp_path / "broken" / "rollouts.jsonl").read_text().splitlines()]
-    assert rollouts == [s for s in (1, 2, 3, 4) for _ in range(6)]
+    timing = [json.loads(line) for line in (tmp_path / "broken" / "timing.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in timing] == [1, 2, 3, 4] and all(row["seconds"] > 0 for row in timing)
 
 
 def test_a_checkpoint_of_a_frozen_policy_has_its_float32_weights(folder, tmp_path):
@@ -391,8 +395,9 @@ def test_a_checkpoint_of_a_frozen_policy_has_its_float32_weights(folder, tmp_pat
     before = {k: M.full(p).clone() for k, p in t.policy.named_parameters()}
     t.train_step()
     t.save()
-    saved = load_file(tmp_path / "checkpoints" / "step-000001" / "policy" / "model.safetensors")
-    assert saved.keys() == before.keys() and all(torch.equal(saved[k], before[k]) for k in before)
+    saved = load_file(tmp_path / "checkpoints" / "step-000001" / "shard-00001-model-00001-of-00001.safetensors")
+    assert {k for k in saved if k.startswith("policy.")} == {f"policy.{k}" for k in before}
+    assert all(torch.equal(saved[f"policy.{k}"], before[k]) for k in before)
 
 
 def test_another_seed_gives_another_run(folder, tmp_path):
