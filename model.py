@@ -31,7 +31,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
-LOGIT_CHUNK = 1024  # tokens whose [chunk, V] logits exist at once: 0.5 GB in float32 for Llama 3's 128k vocabulary
+LOGIT_CHUNK = 512  # tokens whose [chunk, V] logits exist at once: 0.25 GB in float32 for Llama 3's 128k vocabulary
 
 
 # ---------------------------------------------------------------------------------------------------- 1. Config
@@ -130,9 +130,8 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
 
-    def forward(self, x):  # in float32 whatever the compute type: the mean of squares overflows half precision
-        y = x.float()
-        return self.weight * (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+    def forward(self, x):  # inside in float32 whatever the compute type: the mean of squares overflows half precision
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 def rotate(x, cos, sin):
@@ -150,7 +149,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.qkv_bias)
         self.o_proj = nn.Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=c.o_bias)
 
-    def forward(self, x, cos, sin, cache=None, rows=None, positions=None):
+    def forward(self, x, cos, sin, cache=None, rows=None, positions=None, lengths=None):
         B, T, _ = x.shape
         q, k, v = (p(x).view(B, T, -1, self.head_dim).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)  # [B, H, T, d], [B, K, T, d]
@@ -159,8 +158,20 @@ class Attention(nn.Module):
             cache.write(self.layer, rows, positions, k, v)
             if T == 1:  # decoding: look at everything cached; a prefill starts its rows, so it sees only itself
                 k, v, mask = cache.read(self.layer, B, positions)
+        if lengths is not None:
+            return self.o_proj(attend_each(q, k, v, lengths).reshape(B, T, -1))
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+
+
+@torch.compiler.disable  # the number of sequences differs from call to call; the layers around are compiled without it
+def attend_each(q, k, v, lengths):
+    """Causal attention inside each of the sequences that lie end to end in q [1, H, N, d], k and v [1, K, N, d] -> [1, N, H, d].
+
+    One call a sequence computes no pads and copies nothing on its way in. Sequences are hundreds to thousands of tokens long,
+    so on a GPU, too, the calls are few against the work in each."""
+    each = zip(*(x.split(lengths.tolist(), dim=2) for x in (q, k, v)))
+    return torch.cat([F.scaled_dot_product_attention(*qkv, is_causal=True, enable_gqa=True).transpose(1, 2) for qkv in each], dim=1)
 
 
 class MLP(nn.Module):
@@ -182,13 +193,15 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.mlp = MLP(c)
 
-    def forward(self, x, cos, sin, cache=None, rows=None, positions=None):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, rows, positions)
+    def forward(self, x, cos, sin, cache=None, rows=None, positions=None, lengths=None):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, rows, positions, lengths)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Trunk(nn.Module):
-    """Tokens [B, T] to normalised hidden states [B, T, D]. Sequences are padded on the right: causal attention never sees pads."""
+    """Tokens [B, T] to normalised hidden states [B, T, D]. Sequences are padded on the right: causal attention never sees pads.
+
+    With lengths (LongTensor [S] on the CPU), tokens [1, N] are S sequences end to end, without any pad (`pack`)."""
 
     def __init__(self, c):
         super().__init__()
@@ -197,18 +210,76 @@ class Trunk(nn.Module):
         self.layers = nn.ModuleList(Block(c, i) for i in range(c.num_hidden_layers))
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
-    def forward(self, tokens, cache=None, rows=None, positions=None):
-        if positions is None:
+    def forward(self, tokens, cache=None, rows=None, positions=None, lengths=None):
+        if lengths is not None:
+            positions = torch.cat([torch.arange(n) for n in lengths.tolist()])[None].to(tokens.device)
+        elif positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         x = self.embed_tokens(tokens)
         angle = positions[:, None, :, None] * rope_frequencies(self.config, tokens.device)  # [B or 1, 1, T, d/2]
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         for block in self.layers:
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, cos, sin, use_reentrant=False)
+                x = checkpoint(block, x, cos, sin, lengths=lengths, use_reentrant=False)
             else:
-                x = block(x, cos, sin, cache, rows, positions)
+                x = block(x, cos, sin, cache, rows, positions, lengths)
         return self.norm(x)
+
+    def states(self, tokens, mask):
+        """The hidden state before each token under `mask` [B, T], in row-major order: [N, D], computed without pads."""
+        packed, lengths, chosen = pack(tokens, mask)
+        return self(packed, lengths=lengths)[0][chosen]
+
+
+def pack(tokens, mask):
+    """The inputs that the scores of tokens under `mask` [B, T] depend on, end to end: (tokens [1, N], lengths [B], chosen [N]).
+
+    Each row's inputs end before its last token under the mask, for token t is scored by the state at t - 1; what comes after,
+    pads among it, is left out. At least one a row stays. `chosen` marks the states that score something."""
+    T = mask.shape[1]
+    at = torch.arange(T, device=mask.device)
+    lengths = (mask * at).amax(1).clamp(min=1)
+    keep = at[: T - 1] < lengths[:, None]  # [B, T - 1]
+    return tokens[:, :-1][keep][None], lengths.cpu(), mask[:, 1:][keep].nonzero()[:, 0]
+
+
+class TokenLogprob(torch.autograd.Function):
+    """(log softmax(h W^T / temperature) at the targets, its entropy or zeros): h [N, D], W [V, D], targets [N] -> [N], [N].
+
+    Logits are float32 and exist for LOGIT_CHUNK tokens at a time; backward computes them again, which costs one product of
+    four with W. By hand and in place since each pass over [chunk, V] numbers counts: autograd would take three times as many."""
+
+    @staticmethod
+    def chunks(h, weight, temperature):
+        for start in range(0, len(h), LOGIT_CHUNK):
+            part = slice(start, start + LOGIT_CHUNK)
+            yield part, F.linear(h[part], weight).float().div_(temperature)
+
+    @staticmethod
+    def forward(ctx, h, weight, targets, temperature, with_entropy):
+        logprob, total, entropy = torch.zeros(3, len(h), device=h.device).unbind()
+        for part, logits in TokenLogprob.chunks(h, weight, temperature):
+            total[part] = logits.logsumexp(-1)
+            logprob[part] = logits.gather(-1, targets[part, None])[:, 0] - total[part]
+            if with_entropy:
+                entropy[part] = total[part] - (logits - total[part, None]).exp_().mul_(logits).sum(-1)
+        ctx.save_for_backward(h, weight, targets, total)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(entropy)  # logged, not trained
+        return logprob.clone(), entropy
+
+    @staticmethod
+    def backward(ctx, grad, _):  # d logprob / d logits = onehot(target) - softmax
+        h, weight, targets, total = ctx.saved_tensors
+        grad = grad / ctx.temperature
+        grad_h, grad_weight = torch.empty_like(h), torch.zeros_like(weight)
+        for part, logits in TokenLogprob.chunks(h, weight, ctx.temperature):
+            d = logits.sub_(total[part, None]).exp_().mul_(-grad[part, None])
+            d.scatter_add_(-1, targets[part, None], grad[part, None])
+            d = d.to(h.dtype)
+            torch.mm(d, weight, out=grad_h[part])
+            grad_weight.addmm_(d.T, h[part])
+        return grad_h, grad_weight, None, None, None
 
 
 class Llama(nn.Module):
@@ -218,9 +289,11 @@ class Llama(nn.Module):
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
+    def head_weight(self):  # [V, D]
+        return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
     def head(self, h):  # [..., D] -> float32 logits [..., V]
-        weight = self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
-        return F.linear(h, weight).float()
+        return F.linear(h, self.head_weight()).float()
 
     def forward(self, tokens):
         """LongTensor [B, T] -> float32 logits [B, T, V]; logits[:, t] are for token t + 1."""
@@ -231,25 +304,17 @@ class Llama(nn.Module):
         h = self.model(tokens, cache, rows, positions)
         return self.head(h[torch.arange(len(h), device=h.device), last])
 
-    def logprobs(self, tokens, mask, temperature=1.0):
+    def logprobs(self, tokens, mask, temperature=1.0, entropy=True):
         """Log-probability and entropy (nats) of every token under `mask` [B, T]; both [B, T], zero elsewhere.
 
         Token t is scored by the hidden state at t - 1, so mask[:, 0] must be False. Logits are float32, divided by the
-        temperature that the sampler used, and exist for LOGIT_CHUNK tokens at a time, in the backward pass too.
+        temperature that the sampler used. Without `entropy` its passes over the logits are saved, and zeros stand for it.
         """
-        mask = mask[:, 1:]
-        h, targets = self.model(tokens)[:, :-1][mask], tokens[:, 1:][mask]  # [N, D], [N]
-        parts = [checkpoint(self._score, h_, t_, temperature, use_reentrant=False) if torch.is_grad_enabled()
-                 else self._score(h_, t_, temperature) for h_, t_ in zip(h.split(LOGIT_CHUNK), targets.split(LOGIT_CHUNK))]
-        where = F.pad(mask, (1, 0))
-        return tuple(torch.zeros(tokens.shape, device=h.device).masked_scatter(where, torch.cat(p)) for p in zip(*parts))
+        parts = TokenLogprob.apply(self.model.states(tokens, mask), self.head_weight(), tokens[mask], temperature, entropy)
+        return tuple(torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, p) for p in parts)
 
-    def _score(self, h, targets, temperature):  # [N, D], [N] -> [N], [N]
-        logits = self.head(h) / temperature
-        total = logits.logsumexp(-1)
-        with torch.no_grad():  # entropy is logged, not trained
-            entropy = total - (torch.softmax(logits, -1) * logits).sum(-1)
-        return logits.gather(-1, targets[:, None])[:, 0] - total, entropy
+    def reshard(self):
+        """Give up whole weights that a forward without backward left behind: FSDP's own method, once sharded; else nothing."""
 
     @classmethod
     def from_pretrained(cls, folder, dtype=torch.bfloat16, device="cpu"):
@@ -276,8 +341,10 @@ class Critic(nn.Module):
 
     def forward(self, tokens, mask):
         """Value of the state before each token under `mask` [B, T]: float32 [B, T], zero elsewhere. Aligned with logprobs."""
-        values = self.value_head(self.model(tokens).float())[..., 0]  # the head computes in float32: returns need its digits
-        return F.pad(values[:, :-1], (1, 0)) * mask
+        values = self.value_head(self.model.states(tokens, mask).float())  # the head computes in float32: returns need its digits
+        return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, values)
+
+    reshard = Llama.reshard
 
 
 def init_weights(model, seed):
@@ -529,8 +596,9 @@ def load_model(cls, folder, dtype=torch.bfloat16, device="cpu", mesh=None, compu
         model = cls(config).to(dtype)
     if scratch:
         init_weights(model, init_seed)
-    if mesh is not None:
-        shard(model, mesh, compute_dtype or dtype)
+    compute_dtype = compute_dtype or dtype
+    if mesh is not None and (mesh.size() > 1 or compute_dtype != dtype):  # FSDP would only cost time where it has nothing to do
+        shard(model, mesh, compute_dtype)
     if scratch:
         return model.to(device)
     model.to_empty(device=device)

@@ -71,7 +71,7 @@ class PPOConfig:
     # Update
     train_batch: int = flag(128, "responses a minibatch, over all ranks", 1)
     epochs: int = flag(1, "passes over a rollout", 1)
-    micro_tokens: int = flag(16384, "tokens, pads included, in one forward and backward pass on each rank", 1)
+    micro_tokens: int = flag(16384, "tokens in one forward and backward pass on each rank", 1)
     lr: float = flag(2e-7, "learning rate of the policy", 0)
     critic_lr: float = flag(2e-6, "learning rate of the critic", 0)
     warmup: float = flag(0.03, "share of all updates over which the learning rates rise", 0, 1)
@@ -208,15 +208,25 @@ def problems_of_step(n, step, batch, seed):
 def micro_batches(indices, lengths, budget, ranks):
     """Split samples into micro-steps: a list of lists of one share (a list of indices) for each rank.
 
-    Longest first, rows x longest <= budget tokens a rank (one row at least), so neighbours have like lengths and little is
-    padding. Every rank takes part in every micro-step, as FSDP's collectives ask; a share may be empty.
+    A share has at most `budget` tokens, or one sample that is longer: pads are not counted, since nothing computes them.
+    Longest first, each to the rank with the least to do. Every rank takes part in every micro-step, as FSDP's collectives
+    ask; a share may be empty.
     """
-    order, steps = sorted(indices, key=lambda i: (-lengths[i], i)), []
-    while order:
-        rows = max(1, budget // lengths[order[0]]) * ranks
-        run, order = order[:rows], order[rows:]
-        steps.append([run[r::ranks] for r in range(ranks)])
+    steps = []
+    for i in sorted(indices, key=lambda i: (-lengths[i], i)):
+        if not steps or min(loads) + lengths[i] > budget and min(loads) > 0:
+            steps.append([[] for _ in range(ranks)])
+            loads = [0] * ranks
+        least = loads.index(min(loads))
+        steps[-1][least].append(i)
+        loads[least] += lengths[i]
     return steps
+
+
+def idle_share(steps, lengths):
+    """The share of a plan's time that ranks wait for the fullest of each micro-step: all that is left of padding."""
+    loads = [[sum(lengths[i] for i in share) for share in shares] for shares in steps]
+    return 1 - sum(map(sum, loads)) / sum(max(load) * len(load) for load in loads)
 
 
 def pad(rows, dtype):  # lists of numbers -> [B, T], zeros on the right
@@ -289,7 +299,7 @@ class Trainer:
         for net in self.nets.values():
             net.model.recompute = config.recompute
         # no dropout anywhere; eps 1e-5 as in the PPO implementations that reproduce (37 details, no. 3)
-        self.optimizers = {name: torch.optim.Adam(net.parameters(), lr=lr, betas=(0.9, 0.95), eps=1e-5)
+        self.optimizers = {name: torch.optim.Adam(net.parameters(), lr=lr, betas=(0.9, 0.95), eps=1e-5, fused=True)
                            for name, (net, lr) in self.trained.items()}
 
     # -- rollout
@@ -380,7 +390,7 @@ class Trainer:
             mine = shares[M.rank()]
             part = self.share(batch, mine)
             result = dict(zip(("old_logprob", "entropy"), self.policy.logprobs(part["tokens"], part["mask"], c.temperature)))
-            result["ref_logprob"], _ = self.reference.logprobs(part["tokens"], part["mask"], c.temperature)
+            result["ref_logprob"], _ = self.reference.logprobs(part["tokens"], part["mask"], c.temperature, entropy=False)
             if "critic" in self.trained:
                 result["value"] = self.critic(part["tokens"], part["mask"])
             for name, x in result.items():
@@ -430,7 +440,7 @@ class Trainer:
             mask = p["mask"]
             # each loss is multiplied by the number of ranks because FSDP averages gradients over them
             if not frozen:
-                logprob, _ = self.policy.logprobs(p["tokens"], mask, c.temperature)
+                logprob, _ = self.policy.logprobs(p["tokens"], mask, c.temperature, entropy=False)
                 loss = policy_loss(logprob, p["old_logprob"], p["advantage"], mask, c.clip, count)
                 (loss * ranks).backward()
                 with torch.no_grad():

@@ -217,7 +217,7 @@ def sft(args):
                               init_seed=args.seed if args.from_scratch else None)
         run = new_run(args)
         policy.model.recompute = args.recompute
-        optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0, fused=True)
         nets, optimizers, first = {"policy": policy}, {"policy": optimizer}, 0
         if args.resume:
             first = checkpoint.resume(run, nets, optimizers, found)["step"]
@@ -236,7 +236,7 @@ def sft(args):
                 mine = [chosen[i] for i in shares[M.rank()]] or [(chosen[0][0][:2], [False, False])]
                 tokens = ppo.pad([ids for ids, _ in mine], torch.long).to(device)
                 mask = ppo.pad([m for _, m in mine], torch.bool).to(device)
-                loss = -policy.logprobs(tokens, mask)[0].sum() / count
+                loss = -policy.logprobs(tokens, mask, entropy=False)[0].sum() / count
                 (loss * ranks).backward()
                 loss_sum += loss.detach().cpu()
             loss, norm = float(ppo.all_reduce(loss_sum)), ppo.clip_gradients(policy, args.grad_clip)
@@ -519,7 +519,7 @@ def parser():
     p.add_argument("--lr-end", type=number(float, 0, 1), default=0.1, help="the rate falls along a cosine to this share")
     p.add_argument("--grad-clip", type=number(float, 0), default=1.0, help="largest gradient norm")
     p.add_argument("--max-tokens", type=number(int, 1), default=8192, help="longest prompt and demonstration allowed, tokens")
-    p.add_argument("--micro-tokens", type=number(int, 1), default=16384, help="tokens, pads included, in one pass on each rank")
+    p.add_argument("--micro-tokens", type=number(int, 1), default=16384, help="tokens in one forward and backward pass on each rank")
     p.add_argument("--recompute", action=argparse.BooleanOptionalAction, default=True, help="activation checkpointing")
     p.add_argument("--save-every", type=number(int, 0), default=200, help="steps between checkpoints; 0: only at the end")
     p.add_argument("--keep", type=number(int, 1), default=2, help="checkpoints kept")
