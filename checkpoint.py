@@ -23,7 +23,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from safetensors import SafetensorError
 
 import model as M
 
@@ -35,11 +34,9 @@ REQUEUE = 75  # exit status of a run that a signal stopped: EX_TEMPFAIL of sysex
 # ---------------------------------------------------------------------------------------------------- many processes
 
 def all_reduce(x):
-    """Sum over ranks, in place."""
+    """Sum a CPU tensor over ranks, in place."""
     if M.world_size() > 1:
-        on_device = x.to("cuda") if torch.cuda.is_available() else x
-        dist.all_reduce(on_device)
-        x.copy_(on_device)
+        dist.all_reduce(x)
     return x
 
 

@@ -24,13 +24,13 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
+SAFETENSORS_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 LOGIT_CHUNK = 512  # tokens whose [chunk, V] logits exist at once: 0.25 GB in float32 for Llama 3's 128k vocabulary
 
 
@@ -549,8 +549,8 @@ def local(p):
 
 
 def full(p):
-    """The whole tensor on every rank; a collective call where p is sharded."""
-    return p.detach().full_tensor() if isinstance(p, DTensor) else p.detach()
+    """The whole tensor on every rank, on the mesh's device; a collective call where p is sharded."""
+    return p.detach().to(p.device_mesh.device_type).full_tensor() if isinstance(p, DTensor) else p.detach()
 
 
 @torch.no_grad()
@@ -585,8 +585,8 @@ def load_tensors(targets, folder, ignore=()):
                         raise ValueError(f"{file}: {name}: {e}") from None
 
 
-def load_model(cls, folder, dtype=torch.bfloat16, device="cpu", mesh=None, compute_dtype=None, init_seed=None):
-    """A Llama or Critic from a Hugging Face folder, sharded over `mesh` where one is given.
+def load_model(cls, folder, dtype=torch.bfloat16, device="cpu", mesh=None, compute_dtype=None, init_seed=None, offload=False):
+    """A Llama or Critic from a Hugging Face folder, sharded over `mesh` where one is given; offload: as in shard.
 
     A Critic takes the policy's trunk, and its head from `init_seed`. A Llama with `init_seed` starts at random.
     """
@@ -597,8 +597,9 @@ def load_model(cls, folder, dtype=torch.bfloat16, device="cpu", mesh=None, compu
     if scratch:
         init_weights(model, init_seed)
     compute_dtype = compute_dtype or dtype
-    if mesh is not None and (mesh.size() > 1 or compute_dtype != dtype):  # FSDP would only cost time where it has nothing to do
-        shard(model, mesh, compute_dtype)
+    if mesh is not None and (mesh.size() > 1 or compute_dtype != dtype or offload):  # FSDP would only cost time where it has nothing to do
+        shard(model, mesh, compute_dtype, offload)
+    device = "cpu" if offload else device
     if scratch:
         return model.to(device)
     model.to_empty(device=device)
@@ -615,35 +616,43 @@ def load_model(cls, folder, dtype=torch.bfloat16, device="cpu", mesh=None, compu
 
 @torch.no_grad()
 def save_tensors(named, folder, dtype=None, max_bytes=5 * 10**9):
-    """Write (name, tensor) pairs as safetensors, in several files with an index beyond max_bytes. Called by every rank;
-    sharded tensors are gathered one by one, rank 0 writes, each file aside and then renamed."""
-    folder, files, batch, size = Path(folder), [], {}, 0
-
-    def flush():
-        nonlocal batch, size
-        if rank() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            part = folder / f".part-{len(files)}"
-            save_file(batch, part, metadata={"format": "pt"})
-            files.append((part, list(batch), size))
-        batch, size = {}, 0
-
+    """Write (name, tensor) pairs as safetensors, in several files with an index beyond max_bytes. Called by every rank. Sharded
+    tensors are gathered one by one and rank 0 writes each at once: never more than one whole tensor is in memory. Files are
+    written aside and then renamed."""
+    folder, files, size = Path(folder), [[]], 0  # files: lists of (name, tensor, type in the file, bytes)
     for name, p in named:
-        tensor = full(p)
-        if rank() == 0:
-            tensor = tensor.to("cpu", dtype or tensor.dtype).contiguous()
-            if batch and size + tensor.nbytes > max_bytes:
-                flush()
-            batch[name], size = tensor, size + tensor.nbytes
-    flush()
+        kind = dtype or p.dtype
+        n = p.numel() * kind.itemsize
+        if files[-1] and size + n > max_bytes:
+            files.append([])
+            size = 0
+        files[-1].append((name, p, kind, n))
+        size += n
     if rank() == 0:
-        for i, (part, _, _) in enumerate(files):
-            os.replace(part, folder / (shard_name(i, len(files))))
+        folder.mkdir(parents=True, exist_ok=True)
+    for i, entries in enumerate(files):
+        with open(folder / f".part-{i}" if rank() == 0 else os.devnull, "wb") as f:
+            # the format: 8 bytes of length, a header in JSON padded to a multiple of 8, the tensors' bytes one after the other
+            header, at = {"__metadata__": {"format": "pt"}}, 0
+            for name, p, kind, n in entries:
+                header[name] = {"dtype": SAFETENSORS_TYPES[kind], "shape": list(p.shape), "data_offsets": [at, at + n]}
+                at += n
+            text = json.dumps(header).encode()
+            text += b" " * (-len(text) % 8)
+            f.write(len(text).to_bytes(8, "little") + text)
+            for _, p, kind, _ in entries:
+                tensor = full(p.to(kind))
+                if rank() == 0:
+                    f.write(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+                del tensor
+    if rank() == 0:
+        for i in range(len(files)):
+            os.replace(folder / f".part-{i}", folder / shard_name(i, len(files)))
         index = folder / "model.safetensors.index.json"
         if len(files) > 1:
             write_text(index, json.dumps({
-                "metadata": {"total_size": sum(s for _, _, s in files)},
-                "weight_map": {n: shard_name(i, len(files)) for i, (_, names, _) in enumerate(files) for n in names}}, indent=2) + "\n")
+                "metadata": {"total_size": sum(n for entries in files for *_, n in entries)},
+                "weight_map": {e[0]: shard_name(i, len(files)) for i, entries in enumerate(files) for e in entries}}, indent=2) + "\n")
         else:
             index.unlink(missing_ok=True)
 
@@ -712,23 +721,36 @@ def world_size():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def start_processes():
-    """Join torchrun's processes, or be a group of one. Returns (device, mesh): NCCL on GPUs, gloo on CPU.
+def start_processes(shard_ranks=0):
+    """Join torchrun's processes, or be a group of one. Returns (device, mesh): NCCL on GPUs, gloo on CPU and for CPU tensors.
 
-    With several nodes the mesh is two-dimensional, and FSDP replicates over nodes and shards inside each (HSDP).
+    Weights are sharded over shard_ranks processes (0: those of a node) and replicated over such groups: if there is more than
+    one group, the mesh is two-dimensional (HSDP).
     """
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    shards = shard_ranks or int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    if ranks % shards:
+        raise ValueError(f"--shard-ranks is {shards}, expected a divisor of the number of processes, {ranks}")
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        if "RANK" in os.environ:
-            dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
-        else:
-            dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
-    nodes = max(1, world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", world_size())))
-    shape, names = ((nodes, world_size() // nodes), ("replicate", "shard")) if nodes > 1 else ((world_size(),), ("shard",))
+        alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **alone)
+    shape, names = ((ranks // shards, shards), ("replicate", "shard")) if shards < ranks else ((ranks,), ("shard",))
     return device, init_device_mesh(device.type, shape, mesh_dim_names=names)
+
+
+def memory():
+    """(bytes of this process's GPU, or None; its share of the machine's memory; both in words)."""
+    n = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    words = f"{host / 1e9:.1f} GB of memory for {n} process{'es' * (n > 1)}"
+    if not torch.cuda.is_available():
+        return None, host // n, words
+    gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return gpu.total_memory, host // n, f"{gpu.name} with {gpu.total_memory / 1e9:.1f} GB, {words}"
 
 
 def stop_processes():
@@ -744,20 +766,44 @@ def stop_processes():
         os._exit(0)
 
 
-def shard(model, mesh, compute_dtype):
-    """FSDP: float32 (or given) master weights, each block and the root a unit, compute in compute_dtype, reduce in float32."""
+def shard(model, mesh, compute_dtype, offload=False):
+    """FSDP: float32 (or given) master weights, each block and the root a unit, compute in compute_dtype, reduce in float32.
+
+    offload: weights, gradients and optimizer state stay in host memory, and a unit's weights travel when it computes. The root
+    is resharded after its forward, too, unlike FSDP's default, so that outside of forward and backward a model is its shards alone.
+    """
+    policy = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if offload else OffloadPolicy()
+    how = dict(mesh=mesh, reshard_after_forward=True, offload_policy=policy)
     precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     for block in model.model.layers:
-        fully_shard(block, mesh=mesh, mp_policy=precision)
+        fully_shard(block, mp_policy=precision, **how)
     if isinstance(model, Critic):
-        fully_shard(model.value_head, mesh=mesh)  # stays in float32
-    fully_shard(model, mesh=mesh, mp_policy=precision)
+        fully_shard(model.value_head, **how)  # stays in float32
+    fully_shard(model, mp_policy=precision, **how)
     if isinstance(model, Llama):
-        register_fsdp_forward_method(model, "logprobs")  # gathers weights as forward does
+        for method in ("logprobs", "next_logits"):
+            register_fsdp_forward_method(model, method)  # gathers weights as forward does
 
 
 @torch.no_grad()
 def copy_weights(source, target):
-    """Refresh an unsharded copy, one parameter at a time, so that only one whole tensor more is in memory."""
-    for (name, p), (_, q) in zip(source.named_parameters(), target.named_parameters(), strict=True):
-        q.copy_(full(p))
+    """Refresh a copy of the model: shards from shards in place, a whole copy (of which free_weights may have taken the memory)
+    one parameter at a time, so that only one whole tensor more is in memory."""
+    for p, q in zip(source.parameters(), target.parameters(), strict=True):
+        if isinstance(q, DTensor):
+            local(q).copy_(local(p))
+        else:
+            q.untyped_storage().resize_(q.nbytes)
+            q.copy_(full(p.to(q.dtype)))
+
+
+def lockstep(sampler):
+    """What `generate` is told beside: with a sharded sampler all ranks compute together, until the last one is done."""
+    return {"lockstep": True} if sampler == "sharded" else {}
+
+
+def free_weights(model):
+    """Give back the memory of a whole copy until copy_weights fills it again."""
+    for p in model.parameters():
+        if not isinstance(p, DTensor):
+            p.untyped_storage().resize_(0)

@@ -49,6 +49,9 @@ class PPOConfig:
     max_response: int = flag(4096, "longest response, tokens; longer ones are truncated", 1)
     temperature: float = flag(0.7, "sampling temperature; log-probs are scored at the same one", 1e-3)
     slots: int = flag(64, "sequences decoded at once on each rank", 1)
+    kv_gb: float = flag(0.0, "memory for the KV cache on each rank, GB; 0: what slots sequences need", 0)
+    sampler: str = flag("whole", "the rollout's copy of the policy: whole on each rank, or sharded as the reference is, which "
+                        "gathers all weights for every token", choices=("whole", "sharded"))
     # Reward, Eq. 1
     exploration: str = flag("length", "exploration reward R_ex", choices=("none", "length", "steps", "judge"))
     alpha: float = flag(0.8, "weight of correctness in Eq. 1 (ignored by exploration none)", 0, 1)
@@ -82,6 +85,8 @@ class PPOConfig:
     freeze_steps: int = flag(4, "first steps that train the critic alone (ignored by advantage group)", 0)
     dtype: str = flag("bfloat16", "compute type; master weights are float32", choices=("bfloat16", "float32"))
     recompute: bool = flag(True, "activation checkpointing: less memory, a third more compute")
+    offload: bool = flag(False, "policy and critic with gradients and optimizer stay in host memory, for few GPUs")
+    shard_ranks: int = flag(0, "processes over which weights are sharded, the rest are replicas; 0: those of a node", 0)
     # Run
     seed: int = flag(0, "seed of everything random", 0)
     save_every: int = flag(20, "steps between checkpoints; 0: only at the end", 0)
@@ -288,12 +293,13 @@ class Trainer:
         self.judged = rewards.read_judged(self.run)  # what the judge said before a resume is not asked again
 
         load = lambda cls, dtype, **kw: M.load_model(cls, folder, dtype, device, mesh, self.dtype, **kw)
-        self.policy = load(M.Llama, torch.float32)
+        self.policy = load(M.Llama, torch.float32, offload=config.offload)
         self.reference = load(M.Llama, self.dtype).requires_grad_(False)
-        self.sampler = M.Llama.from_pretrained(folder, self.dtype, device).requires_grad_(False)  # whole, on every rank
+        self.sampler = load(M.Llama, self.dtype) if config.sampler == "sharded" else M.Llama.from_pretrained(folder, self.dtype, device)
+        self.sampler.requires_grad_(False)
         self.trained = {"policy": (self.policy, config.lr)}
         if config.advantage == "gae":
-            self.critic = load(M.Critic, torch.float32, init_seed=config.seed)
+            self.critic = load(M.Critic, torch.float32, init_seed=config.seed, offload=config.offload)
             self.trained["critic"] = (self.critic, config.critic_lr)
         self.nets = {name: net for name, (net, _) in self.trained.items()}
         for net in self.nets.values():
@@ -346,7 +352,8 @@ class Trainer:
         with tqdm(total=len(mine), desc=f"step {self.step + 1} rollout", leave=False, disable=M.rank() != 0) as bar, signals.may_interrupt():
             responses, logprobs = M.generate(
                 self.sampler, [self.prompts[chosen[i]] for i in mine], c.max_response, c.temperature, self.eos,
-                seed=c.seed, streams=[self.step * len(chosen) + i for i in mine], slots=c.slots, return_logprobs=True, progress=bar)
+                seed=c.seed, streams=[self.step * len(chosen) + i for i in mine], slots=c.slots, return_logprobs=True, progress=bar,
+                **M.lockstep(c.sampler))
         signals.stop_if_asked()
         texts = [self.tokenizer.decode(response, skip_special_tokens=True) for response in responses]
         efforts = [None] * len(mine)
@@ -489,6 +496,7 @@ class Trainer:
         """Rollout, experience, update, refreshed sampler. Returns (metrics, samples, batch)."""
         started, cpu_started = time.perf_counter(), time.process_time()
         samples = self.rollout()
+        M.free_weights(self.sampler)  # until its refresh: the update needs the memory
         rolled = time.perf_counter()
         batch = self.experience(samples)
         scored = time.perf_counter()
@@ -548,7 +556,6 @@ class Trainer:
             logprob, _ = self.policy.logprobs(part["tokens"], part["mask"], self.config.temperature)
             if mine:
                 new[mine, : logprob.shape[1]] = logprob.cpu()
-        self.policy.reshard()  # no backward does it; the root's whole weights would stay in memory over the next rollout
         batch["new_logprob"] = all_reduce(new)
         names = ["old_logprob", "new_logprob", "ref_logprob", "entropy", "reward", "advantage", "raw_advantage"]
         names += ["value", "return"] if "critic" in self.trained else []

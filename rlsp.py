@@ -4,6 +4,7 @@
     python rlsp.py ppo    --model FOLDER --data FILE.jsonl --out runs/ppo     PPO with verifier and exploration reward
     python rlsp.py eval   --model FOLDER ... --data FILE.jsonl --out runs/ev  accuracy, pass@k, maj@k, lengths
     python rlsp.py sample --model FOLDER --problem TEXT                       look at some responses
+    python rlsp.py plan   --model FOLDER --gpus N --gpu-memory GB             memory and hours of PPO, from config.json alone
     python rlsp.py report runs/ppo runs/ev ...                                one HTML page of runs and evaluations
 
 The same commands run on several processes: torchrun --nproc_per_node 8 rlsp.py ppo ...
@@ -38,14 +39,17 @@ from tqdm import tqdm
 
 import checkpoint
 import model as M
+import plan
 import ppo
 import report
 import rewards
 
 ROOT = Path(__file__).resolve().parent
 MAY_CHANGE = ("resume", "checkpoint", "save_every", "keep", "log_rollouts", "log_tokens", "slots", "micro_tokens", "recompute",
-              "judge_url", "judge_workers", "judge_failures")  # at --resume
+              "judge_url", "judge_workers", "judge_failures", "kv_gb", "sampler", "offload", "shard_ranks")  # at --resume
 GIVE_AGAIN = ("reward", "judge_url")  # at --resume: no file, maybe a stranger's, shall say what code runs and who gets RLSP_JUDGE_KEY
+PLAN_FLAGS = ("steps", "rollout_batch", "samples", "max_prompt", "max_response", "slots", "kv_gb", "sampler", "advantage", "train_batch",
+              "epochs", "micro_tokens", "dtype", "recompute", "offload", "shard_ranks")
 REWARD_FLAGS = ("exploration", "alpha", "length_scale", "length_floor", "steps_scale")  # of Eq. 1; `sample` has them, too
 
 
@@ -133,8 +137,7 @@ def new_run(args):
         folder.mkdir(parents=True, exist_ok=True)  # must_be_new has looked
         git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
         versions = {"python": platform.python_version(), "torch": torch.__version__, "git": git.stdout.strip() or None,
-                    "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {M.world_size()} process(es)"
-                    + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "")}
+                    "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {M.world_size()} process(es), {M.memory()[2]}"}
         M.write_text(folder / "config.json", json.dumps({"flags": vars(args), "versions": versions}, indent=2, default=str) + "\n")
 
     if not args.resume:
@@ -183,6 +186,13 @@ def read_flags(words):
     return args
 
 
+def check_memory(folder, config, mesh, stage):
+    """Rank 0 prints the plan; ValueError where it does not fit."""
+    line = plan.check(M.Config.from_pretrained(folder), config, M.world_size(), mesh["shard"].size(), *M.memory(), stage)
+    if M.rank() == 0:
+        print(line, flush=True)
+
+
 # ---------------------------------------------------------------------------------------------------- sft
 
 def sft_example(tokenizer, row):
@@ -209,12 +219,14 @@ def sft(args):
         for row, (ids, _) in zip(rows, examples):
             if len(ids) > args.max_tokens:
                 raise ValueError(f"{args.data}:{row['line']}: {len(ids)} tokens, expected at most {args.max_tokens} (--max-tokens)")
-        check_length(args.model, max(len(ids) for ids, _ in examples))
-    device, mesh = M.start_processes()
-    with checked_input():
+        longest = max(len(ids) for ids, _ in examples)
+        check_length(args.model, longest)
+        device, mesh = M.start_processes(args.shard_ranks)
+        check_memory(args.model, ppo.PPOConfig(max_prompt=longest, max_response=0, train_batch=args.batch, micro_tokens=args.micro_tokens,
+                                               dtype=args.dtype, recompute=args.recompute, offload=args.offload), mesh, "sft")
         found = checkpoint.find(args.run, args.checkpoint) if args.resume else None
         policy = M.load_model(M.Llama, args.model, torch.float32, device, mesh, getattr(torch, args.dtype),
-                              init_seed=args.seed if args.from_scratch else None)
+                              init_seed=args.seed if args.from_scratch else None, offload=args.offload)
         run = new_run(args)
         policy.model.recompute = args.recompute
         optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0, fused=True)
@@ -277,8 +289,8 @@ def run_ppo(args):
         longest = check_prompts(args.data, problems, tokenizer, config.max_prompt)
         check_length(args.model, longest + config.max_response)
         function = load_function(args.reward) if args.reward else None
-    device, mesh = M.start_processes()
-    with checked_input():
+        device, mesh = M.start_processes(config.shard_ranks)
+        check_memory(args.model, dataclasses.replace(config, max_prompt=longest), mesh, "ppo")
         found = checkpoint.find(args.run, args.checkpoint) if args.resume else None
         trainer = ppo.Trainer(config, args.model, problems, tokenizer, args.run, device, mesh, function)
         new_run(args)
@@ -287,6 +299,21 @@ def run_ppo(args):
     trainer.train()
     if M.rank() == 0:
         print(f"wrote {Path(args.run) / 'model'}")
+
+
+# ---------------------------------------------------------------------------------------------------- plan
+
+def run_plan(args):
+    """Print what PPO would need on GPUs that nobody has to have; exit status 2 where it does not fit."""
+    with checked_input():
+        config = M.Config.from_pretrained(args.model)
+        c = ppo.PPOConfig(**{name: getattr(args, name) for name in PLAN_FLAGS})
+        shards = c.shard_ranks or min(args.gpus, args.gpus_per_node)
+        if args.gpus % shards:
+            raise ValueError(f"--shard-ranks is {shards}, expected a divisor of --gpus {args.gpus}")
+        lengths = args.mean_prompt, args.mean_response
+        fits = plan.report(config, c, args.gpus, shards, args.gpu_memory * plan.GB, *lengths, args.flops, args.bandwidth, args.network)
+    sys.exit(0 if fits else 2)
 
 
 # ---------------------------------------------------------------------------------------------------- eval
@@ -333,16 +360,17 @@ def summarize(rows, n):
     return out
 
 
-def evaluate(folder, rows, args, device):
+def evaluate(folder, rows, args, device, mesh):
     """Sample and verify; every rank does its share. Returns one dict a problem, in order, on every rank."""
     tokenizer = load_tokenizer(folder)
-    net, eos = M.Llama.from_pretrained(folder, getattr(torch, args.dtype), device).eval(), M.eos_ids(folder, tokenizer)
+    net = M.load_model(M.Llama, folder, getattr(torch, args.dtype), device, mesh if args.sampler == "sharded" else None).eval()
+    eos = M.eos_ids(folder, tokenizer)
     n, ranks = args.samples, M.world_size()
     mine = range(M.rank(), len(rows) * n, ranks)
     prompts = [M.chat_prompt(tokenizer, r["problem"]) for r in rows]
     with tqdm(total=len(mine), desc=f"eval {folder}", disable=M.rank() != 0) as bar:
         responses = M.generate(net, [prompts[i // n] for i in mine], args.max_response, args.temperature, eos, seed=args.seed,
-                               streams=mine, slots=args.slots, progress=bar)
+                               streams=mine, slots=args.slots, progress=bar, **M.lockstep(args.sampler))
     results = []
     for i, response in zip(mine, responses):
         text = tokenizer.decode(response, skip_special_tokens=True)
@@ -374,15 +402,14 @@ def run_eval(args):
             check_length(folder, longest + (args.max_response or 1))
             room = min(room, M.Config.from_pretrained(folder).max_position_embeddings - longest)
         args.max_response = args.max_response or room
-    device, _ = M.start_processes()
-    with checked_input():
+        device, mesh = M.start_processes(args.shard_ranks)
         run = new_run(args)
     summaries = {}
     for i, folder in enumerate(args.model):
         file = run / f"outputs-{i + 1}.jsonl"  # there as a whole or not at all
-        results = [row for _, row in read_jsonl(file)] if args.resume and checkpoint.together(file.exists)[0] else None
+        results = [row for _, row in M.read_jsonl(file)] if args.resume and checkpoint.together(file.exists)[0] else None
         if results is None or len(results) != len(rows):
-            results = evaluate(folder, rows, args, device)
+            results = evaluate(folder, rows, args, device, mesh)
             checkpoint.together(lambda: M.write_text(file, "".join(json.dumps(row) + "\n" for row in results)))
         total = summarize(results, args.samples)
         summaries[folder] = {"all": total}
@@ -500,13 +527,15 @@ def parser():
                        help="longest response, tokens" + ("" if response else "; without it 8192, or what the model leaves room for"))
         p.add_argument("--limit", type=number(int, 1), default=None, help="only the first problems of the file")
 
-    def setting(p, f):
-        m, name = f.metadata, "--" + f.name.replace("_", "-")
-        if m["kind"] is bool:
-            p.add_argument(name, action=argparse.BooleanOptionalAction, default=f.default, help=m["help"])
-        else:
-            kind = number(m["kind"], m["low"], m["high"]) if m["kind"] in (int, float) else str
-            p.add_argument(name, type=kind, choices=m["choices"], default=f.default, help=m["help"])
+    def settings(p, *names):
+        """Flags from fields of ppo.PPOConfig."""
+        for f in (f for f in dataclasses.fields(ppo.PPOConfig) if f.name in names):
+            m, name = f.metadata, "--" + f.name.replace("_", "-")
+            if m["kind"] is bool:
+                p.add_argument(name, action=argparse.BooleanOptionalAction, default=f.default, help=m["help"])
+            else:
+                kind = number(m["kind"], m["low"], m["high"]) if m["kind"] in (int, float) else str
+                p.add_argument(name, type=kind, choices=m["choices"], default=f.default, help=m["help"])
 
     p = command("sft", sft, "supervised fine-tuning on demonstrations of the reasoning process")
     p.add_argument("--model", required=True, help="Hugging Face model folder")
@@ -520,7 +549,7 @@ def parser():
     p.add_argument("--grad-clip", type=number(float, 0), default=1.0, help="largest gradient norm")
     p.add_argument("--max-tokens", type=number(int, 1), default=8192, help="longest prompt and demonstration allowed, tokens")
     p.add_argument("--micro-tokens", type=number(int, 1), default=16384, help="tokens in one forward and backward pass on each rank")
-    p.add_argument("--recompute", action=argparse.BooleanOptionalAction, default=True, help="activation checkpointing")
+    settings(p, "recompute", "offload", "shard_ranks")
     p.add_argument("--save-every", type=number(int, 0), default=200, help="steps between checkpoints; 0: only at the end")
     p.add_argument("--keep", type=number(int, 1), default=2, help="checkpoints kept")
     common(p, "runs/sft")
@@ -529,15 +558,26 @@ def parser():
     p.add_argument("--model", required=True, help="Hugging Face model folder: policy, critic and reference start from it")
     p.add_argument("--data", required=True, help="jsonl with problem and answer")
     folder(p, "runs/ppo")
-    for f in dataclasses.fields(ppo.PPOConfig):
-        setting(p, f)
+    settings(p, *(f.name for f in dataclasses.fields(ppo.PPOConfig)))
+
+    p = command("plan", run_plan, "memory of each phase, FLOPs and hours of PPO, from config.json alone; exit status 2 if it does not fit")
+    p.add_argument("--model", required=True, help="folder with config.json; no weights are needed")
+    p.add_argument("--gpus", type=number(int, 1), default=8, help="GPUs, one process each")
+    p.add_argument("--gpus-per-node", type=number(int, 1), default=8, help="over these weights are sharded unless --shard-ranks says otherwise")
+    p.add_argument("--gpu-memory", type=number(float, 1e-3), default=80.0, help="GB (1e9 bytes) of a GPU")
+    p.add_argument("--flops", type=number(float, 1), default=1.5e14, help="FLOP/s a GPU that matrix products reach, not its peak")
+    p.add_argument("--bandwidth", type=number(float, 1), default=1e12, help="bytes/s at which decoding reads a GPU's memory")
+    p.add_argument("--network", type=number(float, 1), default=5e10, help="bytes/s at which a GPU gathers others' weights (sharded sampler)")
+    p.add_argument("--mean-prompt", type=number(float, 1), default=150.0, help="mean tokens of a prompt, for the hours")
+    p.add_argument("--mean-response", type=number(float, 1), default=1000.0, help="mean tokens of a response, for the hours")
+    settings(p, *PLAN_FLAGS)
 
     p = command("eval", run_eval, "accuracy of one or more models on a problem file")
     p.add_argument("--model", required=True, nargs="+", help="Hugging Face model folders; the table has a row for each")
     p.add_argument("--data", required=True, help="jsonl with problem and answer")
     p.add_argument("--any-answer", action="store_true", help="without a box, take 'the answer is', #### or the last number")
     p.add_argument("--max-prompt", type=number(int, 1), default=2048, help="longest prompt allowed, tokens")
-    p.add_argument("--slots", type=number(int, 1), default=64, help="sequences decoded at once on each rank")
+    settings(p, "slots", "sampler", "shard_ranks")
     decoding(p, 0.7, None)
     common(p, "runs/eval")
 
@@ -546,9 +586,7 @@ def parser():
     p.add_argument("--problem", help="text of a problem")
     p.add_argument("--answer", help="its answer, if the verifier shall judge")
     p.add_argument("--data", help="jsonl with problem and answer, instead of --problem")
-    for f in dataclasses.fields(ppo.PPOConfig):
-        if f.name in REWARD_FLAGS:
-            setting(p, f)
+    settings(p, *REWARD_FLAGS)
     decoding(p, 0.7, 1024)
     common(p, None)
 
