@@ -45,10 +45,12 @@ def held_out(folder):
 def curve(folder):
     """Of a PPO run, step by step: accuracy of the rollouts, length, behaviours, tokens sampled and seconds so far."""
     tokens = seconds = 0.0
+    timing = folder / "timing.jsonl"  # older runs have it in metrics.jsonl
+    timing = {row["step"]: row["seconds"] for row in rows(timing)} if timing.is_file() else {}
     config, out = json.loads((folder / "config.json").read_text())["flags"], []
     for row in rows(folder / "metrics.jsonl"):
         tokens += row["response_length"] * config["rollout_batch"] * config["samples"]
-        seconds += row["timing"]["seconds"]
+        seconds += timing[row["step"]] if timing else row["timing"]["seconds"]
         out.append({"step": row["step"], "accuracy": 100 * row["accuracy"], "length": row["response_length"],
                     "backtracking": 100 * row["backtracking"], "verification": 100 * row["verification"], "tokens": tokens, "seconds": seconds})
     for key in ("accuracy", "length", "backtracking", "verification"):        # means of five steps: one is 96 responses

@@ -12,13 +12,15 @@ import experiment  # noqa: E402
 import hacking  # noqa: E402
 
 
-def a_run(folder, accuracy, lengths, held_out):
-    """What `rlsp.py ppo` and `eval` write, as far as the table reads it."""
+def a_run(folder, accuracy, lengths, held_out, old=False):
+    """What `rlsp.py ppo` and `eval` write, as far as the table reads it; old: with the timing inside metrics.jsonl."""
     for name in ("ppo", "eval"):
         (folder / name).mkdir(parents=True)
     (folder / "ppo/config.json").write_text(json.dumps({"flags": {"rollout_batch": 10, "samples": 1}}))
-    rows = [{"step": i + 1, "accuracy": accuracy, "response_length": n, "backtracking": 0.5, "verification": 0.0, "timing": {"seconds": 2.0}}
+    rows = [{"step": i + 1, "accuracy": accuracy, "response_length": n, "backtracking": 0.5, "verification": 0.0} | ({"timing": {"seconds": 2.0}} if old else {})
             for i, n in enumerate(lengths)]
+    if not old:
+        (folder / "ppo/timing.jsonl").write_text("".join(json.dumps({"step": row["step"], "seconds": 2.0}) + "\n" for row in rows))
     (folder / "ppo/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "eval/summary.json").write_text(json.dumps({"m": {"all": {"accuracy": held_out, "maj@4": held_out, "tokens": lengths[-1]}}}))
     (folder / "eval/outputs-1.jsonl").write_text(json.dumps({"responses": ["Wait. No.", "yes", "yes", "yes"]}) + "\n")
@@ -26,7 +28,7 @@ def a_run(folder, accuracy, lengths, held_out):
 
 def test_table_and_figure(tmp_path, capsys, monkeypatch):
     for seed, none, length in ((0, 0.2, 0.5), (1, 0.4, 0.9)):
-        a_run(tmp_path / f"seed-{seed}/none", none, [4] * 8, none)
+        a_run(tmp_path / f"seed-{seed}/none", none, [4] * 8, none, old=seed == 0)
         a_run(tmp_path / f"seed-{seed}/length", length, [8] * 8, length)
     monkeypatch.setattr(sys, "argv", ["experiment.py", str(tmp_path), "--figure", str(tmp_path / "f.svg")])
     experiment.main()
