@@ -79,7 +79,7 @@ def log(run, rows):
 
 
 def rewind(run, step):
-    """Take back what a run logged after its checkpoint of `step`: whole lines, a half one at the end, a checkpoint half written."""
+    """Take back what a run did after its checkpoint of `step`: lines of logs, a half one at the end, checkpoints, one half written."""
     for file in (run / f"{name}.jsonl" for name in LOGS):
         if file.is_file():
             try:
@@ -88,6 +88,7 @@ def rewind(run, step):
                 sync(file)
             except (ValueError, KeyError, TypeError, RecursionError) as e:
                 raise ValueError(f"{file}: not a log of this program: {e!r}") from None
+    remove(f for f in steps(run) if int(f.name[5:]) > step)
     clear(run / "checkpoints")
     (run / "stopped").unlink(missing_ok=True)
 
@@ -183,15 +184,10 @@ def save(run, nets, optimizers, step, updates, keep, **more):
         for path in (*(run / f"{name}.jsonl" for name in LOGS), aside / "state.json", aside):
             if path.exists():
                 sync(path)
-        if folder.exists():  # of a run that went back behind it
-            folder.rename(aside.with_name(f".{folder.name}.old.part"))
+        remove([folder] if folder.exists() else [])
         aside.rename(folder)
         sync(folder.parent)
-        there = steps(run)
-        now = there.index(folder)
-        for old in (*there[: max(0, now + 1 - keep)], *there[now + 1:]):
-            old.rename(old.with_name(f".{old.name}.old.part"))  # half a removed one shall not count either
-        clear(folder.parent)
+        remove(steps(run)[:-keep])
 
     try:
         together(lambda: (folder.parent.mkdir(parents=True, exist_ok=True), clear(folder.parent)))
@@ -243,6 +239,12 @@ def steps(run):
     """Folders of the run's checkpoints, oldest first."""
     found = [f for f in (Path(run) / "checkpoints").glob("step-*") if f.name[5:].isdecimal()]
     return sorted(found, key=lambda f: int(f.name[5:]))
+
+
+def remove(folders):
+    for folder in folders:
+        aside = folder.rename(folder.with_name(f".{folder.name}.old.part"))  # half a removed one shall not count
+        shutil.rmtree(aside)
 
 
 def clear(checkpoints):

@@ -48,7 +48,7 @@ def curve(folder):
     tokens = seconds = 0.0
     config, out = json.loads((folder / "config.json").read_text())["flags"], []
     metrics, file = rows(folder / "metrics.jsonl"), folder / "timing.jsonl"
-    timing = rows(file) if file.is_file() else [row["timing"] for row in metrics]
+    timing = rows(file) if file.is_file() else [row["timing"] for row in metrics]  # there in older runs
     for row, took in zip(metrics, timing, strict=True):
         tokens += row["response_length"] * config["rollout_batch"] * config["samples"]
         seconds += took["cpu_seconds"]

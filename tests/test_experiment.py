@@ -12,13 +12,18 @@ import experiment  # noqa: E402
 import hacking  # noqa: E402
 
 
-def a_run(folder, accuracy, lengths, held_out, samples=1):
-    """What `rlsp.py ppo` and `eval` write, as far as the table reads it."""
+def a_run(folder, accuracy, lengths, held_out, samples=1, old=False):
+    """What `rlsp.py ppo` and `eval` write, as far as the table reads it; old: with the timing inside metrics.jsonl."""
     for name in ("ppo", "eval"):
         (folder / name).mkdir(parents=True)
     (folder / "ppo/config.json").write_text(json.dumps({"flags": {"rollout_batch": 10, "samples": 1}}))
-    rows = [{"step": i + 1, "accuracy": accuracy, "response_length": n, "backtracking": 0.5, "verification": 0.0,
-             "timing": {"seconds": 99.0, "cpu_seconds": 2.0}} for i, n in enumerate(lengths)]
+    rows = [{"step": i + 1, "accuracy": accuracy, "response_length": n, "backtracking": 0.5, "verification": 0.0}
+            for i, n in enumerate(lengths)]
+    timing = {"seconds": 99.0, "cpu_seconds": 2.0}
+    if old:
+        rows = [row | {"timing": timing} for row in rows]
+    else:
+        (folder / "ppo/timing.jsonl").write_text("".join(json.dumps({"step": row["step"]} | timing) + "\n" for row in rows))
     (folder / "ppo/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "eval/summary.json").write_text(json.dumps({"m": {"all": {"accuracy": held_out, "maj@4": held_out, "tokens": lengths[-1]}}}))
     answers = (["3", "2", "2", "4", "2", "5", "5", "2"] * 2)[:samples]
@@ -35,7 +40,7 @@ def tables(folder, capsys, monkeypatch):
 
 def test_table_and_figure(tmp_path, capsys, monkeypatch):
     for seed, none, length in ((0, 0.2, 0.5), (1, 0.4, 0.9)):
-        a_run(tmp_path / f"seed-{seed}/none", none, [4] * 8, none)
+        a_run(tmp_path / f"seed-{seed}/none", none, [4] * 8, none, old=seed == 0)
         a_run(tmp_path / f"seed-{seed}/length", length, [8] * 8, length)
     printed = tables(tmp_path, capsys, monkeypatch)
     assert "| outcome only | 2 | 30.0 ± 10.0 | 30.0 ± 10.0 | 4.0 ± 0.0 | 25.0 ± 0.0 | 0.0 ± 0.0 |" in printed

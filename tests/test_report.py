@@ -126,11 +126,12 @@ def ppo_run(out, name, seed=0, steps=2, rollouts=(), tokens=(), **flags):
     """A run's folder as ppo writes it."""
     run = out / name
     run.mkdir(parents=True)
+    write_jsonl(run / "timing.jsonl", [{"step": s, "seconds": 1.5} for s in range(1, steps + 1)])
     flags = {"command": "ppo", "model": f"somewhere/{seed}", "data": "d.jsonl", "run": str(run), "seed": seed, "exploration": "length",
              "gamma": 1.0, "lam": 0.5, "clip": 0.2, "samples": 1} | flags
     (run / "config.json").write_text(json.dumps({"flags": flags, "versions": {"torch": "2.6", "git": "0123456789abcdef", "machine": "m"}}))
-    write_jsonl(run / "metrics.jsonl", [{"step": s, "accuracy": (s + seed) / 10, "response_length": 100.0 * s, "novel": 3,
-                                         "timing": {"seconds": 1.5}} for s in range(1, steps + 1)])
+    write_jsonl(run / "metrics.jsonl", [{"step": s, "accuracy": (s + seed) / 10, "response_length": 100.0 * s, "novel": 3}
+                                        for s in range(1, steps + 1)])
     write_jsonl(run / "rollouts.jsonl", rollouts)
     write_jsonl(run / "tokens.jsonl", tokens)
     return run

@@ -1,0 +1,452 @@
+"""A run survives: checkpoints that are damaged or hostile, kills, signals, full disks, dead ranks, numbers that are not finite."""
+import contextlib
+import json
+import os
+import pickle
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zlib
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import checkpoint
+import kill
+import model as M
+import ppo
+import rlsp
+from conftest import ROOT
+from test_cli import refused, rlsp_py  # noqa: F401  (refused is a fixture)
+from test_ppo import folder, lines, trainer, weights  # noqa: F401  (folder is a fixture)
+
+DATA = ROOT / "data/tiny/train.jsonl"
+SMALL = ["--rollout-batch", "6", "--train-batch", "3", "--max-response", "16", "--freeze-steps", "0", "--dtype", "float32", "--save-every", "1",
+         "--lr", "1e-3"]
+
+
+@pytest.fixture
+def run(folder, tmp_path):  # noqa: F811
+    """A run with checkpoints of steps 1 and 2, which is to have 3."""
+    t = trainer(folder, tmp_path / "run", steps=3, save_every=1)
+    for _ in range(2):
+        t.train_step()
+        t.save()
+    return tmp_path / "run"
+
+
+def shard(run, step):
+    return run / f"checkpoints/step-{step:06d}/shard-00001-model-00001-of-00001.safetensors"
+
+
+def rewrite_state(run, **changes):
+    """state.json of step 2 with other values and a CRC that fits them, as somebody with bad intent would."""
+    file = run / "checkpoints/step-000002/state.json"
+    state = {k: v for k, v in json.loads(file.read_text()).items() if k != "crc32"} | changes
+    file.write_text(json.dumps(state | {"crc32": zlib.crc32(json.dumps(state).encode())}))
+
+
+def flip(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def linked(file):
+    file.rename(file.parents[2] / "elsewhere")
+    file.symlink_to(file.parents[2] / "elsewhere")
+
+
+# ---- damaged and hostile checkpoints
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda run: os.truncate(shard(run, 2), 1000), "shard-00001-model-00001-of-00001.safetensors: truncated or altered: bytes 1000"),
+    (lambda run: flip(shard(run, 2)), "of-00001.safetensors: truncated or altered: CRC-32"),
+    (lambda run: shard(run, 2).unlink(), "of-00001.safetensors: no such file, but state.json names it"),
+    (lambda run: (shard(run, 2).parent / ".metadata").write_bytes(pickle.dumps(1)), ".metadata: not in state.json"),
+    (lambda run: linked(shard(run, 2)), "of-00001.safetensors: expected a file, and no link"),
+    (lambda run: os.truncate(run / "checkpoints/step-000002/state.json", 50), "state.json: not valid JSON"),
+    (lambda run: (run / "checkpoints/step-000002/state.json").unlink(), "state.json: expected a file"),
+    (lambda run: flip(run / "checkpoints/step-000002/state.json"), "state.json: "),
+    (lambda run: rewrite_state(run, files={"../../config.json": [1, 1]}), "no such file, but state.json names it"),
+    (lambda run: rewrite_state(run, files={shard(run, 2).name: 7}), "not the state of a checkpoint"),
+    (lambda run: rewrite_state(run, updates={"policy": -1}), "not the state of a checkpoint"),
+    (lambda run: rewrite_state(run, kl_coef=10**400), "not the state of a checkpoint"),
+    (lambda run: rewrite_state(run, step=3), "not the state of a checkpoint"),
+    (lambda run: (run / "checkpoints/step-000002/state.json").write_text("[" * 10**5), "state.json: not valid JSON")])
+def test_a_damaged_checkpoint_is_named_before_it_is_loaded_and_the_one_before_offered(run, monkeypatch, damage, message):
+    damage(run)
+    monkeypatch.setattr(checkpoint.dcp, "load", None)
+    with pytest.raises(ValueError) as e:
+        checkpoint.find(run)
+    assert message in str(e.value) and "step-000002" in str(e.value) and len(str(e.value).splitlines()) == 1
+    assert str(e.value).endswith(f"step-000001 is good: go on from there with --resume {run} --checkpoint step-000001")
+    assert checkpoint.find(run, "step-000001")[1]["step"] == 1
+    flip(shard(run, 1))
+    with pytest.raises(ValueError, match="no checkpoint before it is good"):
+        checkpoint.find(run)
+
+
+def test_going_on_from_an_older_checkpoint_forgets_the_newer_ones(folder, run):  # noqa: F811
+    flip(shard(run, 2))
+    t = trainer(folder, run, steps=3, save_every=0)
+    t.resume(checkpoint.find(run, "step-000001"))
+    assert t.step == 1
+    t.train()
+    assert [f.name for f in checkpoint.steps(run)] == ["step-000001", "step-000003"]  # the damaged one is gone
+    with pytest.raises(ValueError, match="--checkpoint ../../x: not one of step-000001, step-000003"):
+        checkpoint.find(run, "../../x")
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda t: t.pop("policy.model.norm.weight"), "policy.model.norm.weight"),
+    (lambda t: t.update({"policy.model.norm.weight": torch.ones(7)}), "policy.model.norm.weight"),
+    (lambda t: None, "DCP_SHARDING_INFO is hostile")])
+def test_a_consistent_but_wrong_checkpoint_gets_one_line(folder, run, change, message, capfd):  # noqa: F811
+    tensors = load_file(shard(run, 2))
+    change(tensors)
+    offsets = {k: {"saved_offsets": [0] * v.dim()} for k, v in tensors.items()}
+    info = json.dumps({} if "hostile" in message else offsets)
+    save_file(tensors, shard(run, 2), metadata={"DCP_SHARDING_INFO": info, "format": "pt"})
+    rewrite_state(run, files={shard(run, 2).name: checkpoint.measure(shard(run, 2))})
+    t = trainer(folder, run)
+    with pytest.raises(ValueError) as e:
+        t.resume()
+    assert ("hostile" in message or message in str(e.value)) and len(str(e.value).splitlines()) == 1 and "Traceback" not in capfd.readouterr().err
+
+
+def test_checkpoints_hold_safetensors_and_json_only(run, monkeypatch, folder):  # noqa: F811
+    assert {f.suffix for f in (run / "checkpoints").glob("*/*")} == {".safetensors", ".json"}
+    monkeypatch.setattr(torch, "load", None)
+    monkeypatch.setattr(pickle, "load", None)
+    trainer(folder, run).resume()
+
+
+# ---- written aside and renamed
+
+@pytest.mark.parametrize("moment", ["write", "measure", "sync", "rename"])
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(folder, run, monkeypatch, moment):  # noqa: F811
+    """Every write of a third checkpoint broken off: what is found is the second, and what is left over goes with the next save."""
+    t = trainer(folder, run, steps=4)
+    t.resume()
+    t.train_step()
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*args, **kw):
+        raise Killed
+    with monkeypatch.context() as m:
+        if moment == "write":
+            save_ = checkpoint.dcp.save
+            m.setattr(checkpoint.dcp, "save", lambda *a, **kw: (save_(*a, **kw), killed()))
+        elif moment == "rename":
+            m.setattr(type(run), "rename", killed)
+        else:
+            m.setattr(checkpoint, moment, killed)
+        with pytest.raises(Killed):
+            t.save()
+    assert list((run / "checkpoints").glob(".step-*"))
+    assert checkpoint.find(run)[1]["step"] == 2
+    t.save()
+    assert [f.name for f in sorted((run / "checkpoints").iterdir())] == ["step-000002", "step-000003"]
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(folder, tmp_path):  # noqa: F811
+    whole = trainer(folder, tmp_path / "whole", steps=2)
+    whole.train()
+    broken = trainer(folder, tmp_path / "broken", steps=2)
+    checkpoint.log(broken.run, {"metrics": [{"step": 1, "reward": 0}], "tokens": []})
+    broken.resume()
+    assert broken.step == 0 and lines(tmp_path / "broken") == []
+    broken.train()
+    assert lines(tmp_path / "whole") == lines(tmp_path / "broken")
+
+
+def test_killed_and_resumed_equals_unbroken_byte_for_byte(folder, tmp_path):  # noqa: F811
+    """The short form of `python -m tests.kill`: PPO on two ranks, killed three times."""
+    result = kill.trial(tmp_path, 2, 3, seed=1, steps=5, model=folder)
+    assert result["differ"] == [] and result["kills"] == 3, result
+    assert result["lines"]["p/metrics.jsonl"] == result["lines"]["p/timing.jsonl"] == 5 and result["lines"]["p/rollouts.jsonl"] == 40
+
+
+# ---- signals
+
+@pytest.fixture
+def signals(monkeypatch):
+    """This process's handlers, put back afterwards."""
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    checkpoint.signals.install()
+    yield checkpoint.signals
+    for n, handler in before.items():
+        signal.signal(n, handler)
+    checkpoint.signals.__init__()
+
+
+def terminate(*args, **kw):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("where, step", [("rollout", 1), ("scoring", 1), ("first minibatch", 1), ("second minibatch", 2), ("logs", 2), ("last step", 3)])
+def test_a_signal_stops_at_a_whole_step_with_a_checkpoint(folder, tmp_path, signals, monkeypatch, where, step):  # noqa: F811
+    whole = trainer(folder, tmp_path / "whole", steps=3, save_every=0)
+    whole.train()
+    t = trainer(folder, tmp_path / "run", steps=3, save_every=0)
+
+    def at(owner, name, call=2, then=terminate):
+        """Send the signal in front of the call-th call of a function."""
+        inner, calls = getattr(owner, name), []
+
+        def function(*args, **kw):
+            calls.append(1)
+            if len(calls) == call:
+                then()
+            return inner(*args, **kw)
+        monkeypatch.setattr(owner, name, function)
+
+    generated = []
+    if where == "rollout":
+        at(M, "generate")
+        inner = M.Llama.next_logits
+        monkeypatch.setattr(M.Llama, "next_logits", lambda *a: (generated.append(t.step), inner(*a))[1])
+    elif where == "scoring":
+        at(t, "experience")
+    elif where == "first minibatch":
+        at(t, "update")
+    elif where == "second minibatch":
+        at(t, "minibatch", call=4)
+    elif where == "logs":
+        at(t, "token_rows")
+    else:
+        at(t, "token_rows", call=3)
+    if where == "last step":
+        t.train()  # nothing is left to do: the run ends as it would have
+        assert (tmp_path / "run/model/model.safetensors").is_file()
+    else:
+        with pytest.raises(checkpoint.Stopped):
+            t.train()
+        assert 1 not in generated  # the rollout was left at once
+        assert not (tmp_path / "run/model").exists()
+    assert [f.name for f in checkpoint.steps(tmp_path / "run")] == [f"step-{step:06d}"]
+    monkeypatch.undo()
+    signals.__init__()
+    again = trainer(folder, tmp_path / "run", steps=3, save_every=0)
+    again.resume()
+    again.train()
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+    assert torch.equal(weights(again.policy), weights(whole.policy)) and torch.equal(weights(again.critic), weights(whole.critic))
+
+
+def start(words, ranks=1, **env):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+    return subprocess.Popen([sys.executable, *launch, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env=os.environ | {"OMP_NUM_THREADS": "1"} | env)
+
+
+def wait_for(file, process, n=1):
+    """Until a log has n lines."""
+    while process.poll() is None and not (file.is_file() and len(file.read_text().splitlines()) >= n):
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()[1][-2000:]
+
+
+def last_line(error):
+    return error.strip().splitlines()[-1]
+
+
+def test_sigterm_has_its_exit_status_and_the_next_command_in_its_message(folder, tmp_path):  # noqa: F811
+    process = start([ROOT / "rlsp.py", "ppo", "--model", folder, "--data", DATA, "--out", tmp_path / "run", "--steps", "500", *SMALL])
+    wait_for(tmp_path / "run/metrics.jsonl", process, 2)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75, error[-2000:]
+    assert last_line(error) == f"rlsp.py: stopped by SIGTERM; go on with: rlsp.py ppo --resume {tmp_path / 'run'}"
+    assert (tmp_path / "run/stopped").read_text() == "SIGTERM\n"
+    state = checkpoint.find(tmp_path / "run")[1]
+    assert state["step"] == len(lines(tmp_path / "run"))
+
+
+def test_sft_stops_on_ctrl_c_and_goes_on(tmp_path):
+    (tmp_path / "d.jsonl").write_text("".join((ROOT / "data/tiny/sft.jsonl").read_text().splitlines(True)[:300]))
+    words = ["sft", "--model", ROOT / "data/tiny/model", "--from-scratch", "--data", tmp_path / "d.jsonl", "--batch", "4", "--epochs", "1",
+             "--dtype", "float32", "--max-tokens", "400"]
+    process = start([ROOT / "rlsp.py", *words, "--out", tmp_path / "run"])
+    wait_for(tmp_path / "run/metrics.jsonl", process, 3)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) and process.returncode == 75
+    for out in ("run", "whole"):
+        done = rlsp_py(*(["sft", "--resume", tmp_path / "run"] if out == "run" else [*words, "--out", tmp_path / "whole"]))
+        assert done.returncode == 0, done.stderr
+    for name in ("metrics.jsonl", "model/model.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert len(lines(tmp_path / "run")) == 75 and not (tmp_path / "run/stopped").exists()
+
+
+@pytest.mark.parametrize("who", ["torchrun", "rank 1"])
+def test_all_ranks_stop_together(folder, tmp_path, who):  # noqa: F811
+    phases = tmp_path / "phases"
+    phases.mkdir()
+    process = start([ROOT / "tests/kill.py", "--child", "ppo", "--model", folder, "--data", DATA, "--out", tmp_path / "run", "--steps", "500",
+                     *SMALL], ranks=2, KILL_PHASES=str(phases))
+    wait_for(tmp_path / "run/metrics.jsonl", process, 2)
+    started = time.monotonic()
+    os.kill(process.pid if who == "torchrun" else dict(enumerate(kill.look(phases, 2)))[1][0], signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert time.monotonic() - started < 30  # torchrun's time until it kills
+    assert process.returncode == 1 and (tmp_path / "run/stopped").is_file(), error[-3000:]  # torchrun makes 1 of any status
+    assert error.count("rlsp.py: stopped by") == 1 and "lost another rank" not in error
+    assert checkpoint.find(tmp_path / "run")[1]["step"] == len(lines(tmp_path / "run"))
+
+
+# ---- what breaks from outside
+
+def limited(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(folder, run):  # noqa: F811
+    """A limit on the size of files stands in for a full disk: the same write fails, with EFBIG for ENOSPC."""
+    t = trainer(folder, run, steps=3)
+    t.resume()
+    t.train_step()
+    limited(100_000)
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*\.step-000003\.part"):
+            t.save()
+    finally:
+        limited(resource.RLIM_INFINITY)
+    assert sorted(f.name for f in (run / "checkpoints").iterdir()) == ["step-000001", "step-000002"]
+    assert checkpoint.find(run)[1]["step"] == 2
+    limited((run / "metrics.jsonl").stat().st_size if (run / "metrics.jsonl").exists() else 1)
+    try:
+        with pytest.raises(OSError, match="metrics.jsonl"):
+            checkpoint.log(run, {"metrics": [{"step": 3}] * 1000})
+    finally:
+        limited(resource.RLIM_INFINITY)
+    again = trainer(folder, run, steps=3)
+    again.resume()
+    assert again.step == 2 and lines(run) == []
+
+
+def test_outer_failures_get_one_line(folder, tmp_path):  # noqa: F811
+    words = ["ppo", "--model", folder, "--data", DATA, "--out", tmp_path / "run", "--steps", "1", *SMALL]
+    process = subprocess.run([sys.executable, str(ROOT / "rlsp.py"), *map(str, words)], capture_output=True, text=True, preexec_fn=lambda: limited(100_000))
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    assert last_line(process.stderr).startswith("rlsp.py: [Errno 27] File too large: ")
+    assert checkpoint.steps(tmp_path / "run") == []
+    done = rlsp_py("ppo", "--resume", tmp_path / "run")  # there is room again
+    assert done.returncode == 0, done.stderr
+    done = rlsp_py(*[w if w != tmp_path / "run" else "/proc/rlsp" for w in words])  # no folder can be made there
+    assert done.returncode == 2 and "'/proc/rlsp'" in last_line(done.stderr) and "Traceback" not in done.stderr
+
+
+def test_vanished_files_are_named(folder, run, tmp_path, refused):  # noqa: F811
+    shutil.copyfile(DATA, tmp_path / "data.jsonl")
+    shutil.copytree(folder, tmp_path / "model")
+    done = rlsp_py("ppo", "--model", tmp_path / "model", "--data", tmp_path / "data.jsonl", "--out", tmp_path / "r", "--steps", "1", *SMALL)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "data.jsonl").unlink()
+    assert "data.jsonl: no such file" in refused("ppo", "--resume", tmp_path / "r")
+    assert checkpoint.find(tmp_path / "r")[1]["step"] == 1
+    t = trainer(tmp_path / "model", tmp_path / "x", steps=1)
+    shutil.rmtree(tmp_path / "model")
+    with pytest.raises(FileNotFoundError, match="model/tokenizer.json"):
+        t.train()
+    assert checkpoint.find(tmp_path / "x")[1]["step"] == 1
+
+
+def test_code_and_servers_that_a_runs_file_names_must_be_given_again(folder, tmp_path, refused):  # noqa: F811
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write('x')\ndef f(response, problem): return 1.0\n")
+    words = ["--reward", f"{tmp_path}/mine.py:f"]
+    done = rlsp_py("ppo", "--model", folder, "--data", DATA, "--out", tmp_path / "run", "--steps", "1", *SMALL, *words)
+    assert done.returncode == 0 and (tmp_path / "ran").read_text() == "x", done.stderr
+    assert "mine.py:f; give it again" in refused("ppo", "--resume", tmp_path / "run") and (tmp_path / "ran").read_text() == "x"
+    assert rlsp_py("ppo", "--resume", tmp_path / "run", *words).returncode == 0
+
+
+# ---- ranks that die
+
+def test_a_dead_rank_ends_the_run_within_a_minute(folder, tmp_path):  # noqa: F811
+    phases = tmp_path / "phases"
+    phases.mkdir()
+    process = start([ROOT / "tests/kill.py", "--child", "ppo", "--model", folder, "--data", DATA, "--out", tmp_path / "run", "--steps", "500",
+                     *SMALL], ranks=2, KILL_PHASES=str(phases))
+    wait_for(tmp_path / "run/metrics.jsonl", process, 2)
+    started = time.monotonic()
+    os.kill(kill.look(phases, 2)[1][0], signal.SIGKILL)
+    _, error = process.communicate(timeout=60)
+    assert time.monotonic() - started < 60 and process.returncode == 1
+    ours = error.split("torch.distributed.elastic.multiprocessing.errors.ChildFailedError")[0]
+    assert ours.count("lost another rank") <= 1 and "Signal 9 (SIGKILL)" in error, error
+    assert checkpoint.find(tmp_path / "run")[1]["step"] >= 1
+
+
+def test_the_first_error_is_on_top(folder, tmp_path):  # noqa: F811
+    (tmp_path / "mine.py").write_text("import os\ndef f(response, problem):\n    if os.environ['RANK'] == '1':\n        raise KeyError('broken here')\n"
+                                      "    return 0.0\n")
+    process = start([ROOT / "rlsp.py", "ppo", "--model", folder, "--data", DATA, "--out", tmp_path / "run", "--steps", "5", *SMALL,
+                     "--reward", f"{tmp_path}/mine.py:f"], ranks=2)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    traces = [line for line in error.splitlines() if "Traceback" in line or "lost another rank" in line]
+    assert "Traceback" in traces[0] and error.index("broken here") < error.find("lost another rank") % (len(error) + 1), error
+    summary = error.split("ChildFailedError")[-1]
+    assert "broken here" in summary  # torchrun's own last words name the rank and the error
+
+
+# ---- numbers that are not finite
+
+def poison(monkeypatch, key):
+    """Make a gradient infinite between the backward pass and the clipping."""
+    inner = ppo.clip_gradients
+
+    def clip(net, limit):
+        M.local(dict(net.named_parameters())[key].grad).view(-1)[0] = float("inf")
+        return inner(net, limit)
+    monkeypatch.setattr(ppo, "clip_gradients", clip)
+
+
+def test_the_first_tensor_that_is_not_finite_is_named(folder, run, monkeypatch):  # noqa: F811
+    key = "model.layers.1.mlp.up_proj.weight"
+    t = trainer(folder, run, steps=4)
+    t.resume()
+    poison(monkeypatch, key)
+    with pytest.raises(ppo.TrainingError, match=f"step 3: policy_grad_norm is not finite, nor is the gradient of policy's {key}; the batch is in"):
+        t.train_step()
+    assert "advantage" in load_file(run / "nonfinite-step-3.safetensors")
+    assert checkpoint.find(run)[1]["step"] == 2
+    monkeypatch.undo()
+    t = trainer(folder, run, steps=4)
+    t.resume()
+    with torch.no_grad():
+        M.local(dict(t.critic.named_parameters())[key]).view(-1)[5] = float("nan")
+    with pytest.raises(ppo.TrainingError, match=f"step 3: value is not finite, nor is critic's {key}; "):
+        t.train_step()
+
+
+def test_sft_names_it_too(tmp_path, monkeypatch, capsys):
+    key = "model.layers.0.self_attn.q_proj.weight"
+    poison(monkeypatch, key)
+    monkeypatch.setattr(checkpoint.signals, "install", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["rlsp.py", "sft", "--model", str(ROOT / "data/tiny/model"), "--from-scratch", "--data",
+                                      str(ROOT / "data/tiny/sft.jsonl"), "--out", str(tmp_path / "run"), "--batch", "4", "--dtype", "float32"])
+    with pytest.raises(SystemExit) as e:
+        rlsp.main()
+    assert e.value.code == 1
+    assert f"rlsp.py: step 1: grad_norm is not finite, nor is the gradient of policy's {key}; the batch is in" in last_line(capsys.readouterr().err)
+    assert load_file(tmp_path / "run/nonfinite-step-1.safetensors")["tokens"].shape[0] == 4
+
+
+def test_a_clipped_gradient_is_what_pytorchs_own_function_makes_of_it():
+    nets = [torch.nn.Linear(5, 3) for _ in range(2)]
+    for limit in (0.1, 100.0):
+        for net in nets:
+            for i, p in enumerate(net.parameters()):
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
+        norm = torch.nn.utils.clip_grad_norm_(nets[0].parameters(), limit)
+        assert ppo.clip_gradients(nets[1], limit) == float(norm)
+        assert all(torch.equal(a.grad, b.grad) for a, b in zip(*(net.parameters() for net in nets)))
