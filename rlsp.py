@@ -640,6 +640,7 @@ def parser():
 
 def main():
     args = parser().parse_args()
+    M.keep_freed_memory()
     function = args.__dict__.pop("function")
     try:
         function(args)
