@@ -11,11 +11,13 @@ Shapes: B sequences, T tokens, D hidden size, V vocabulary, H query heads, K key
 References: Llama (2302.13971), RoPE (2104.09864), GQA (2305.13245), SwiGLU (2002.05202), RMSNorm (1910.07467);
 the numbers follow transformers' modeling_llama.py and modeling_qwen2.py, against which tests/test_model.py checks them.
 """
+import ctypes
 import functools
 import json
 import math
 import os
 import sys
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -719,6 +721,41 @@ def rank():
 
 def world_size():
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def keep_freed_memory():
+    """Under Linux's glibc: freed tensors stay with the process, and large ones lie on huge pages. By default the memory of every
+    tensor of some MB goes back to the kernel, which clears each page anew for the next one: a quarter of an update's time on CPU."""
+    libc = ctypes.CDLL(None)
+    if sys.platform == "linux" and hasattr(libc, "mallopt"):
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks, too, come from the heap
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first allocation
+
+
+@functools.lru_cache
+def matrix_peak(device, dtype):
+    """FLOP/s of a large matrix product, measured: the best of five, some tenths of a second in all. What `mfu` is a share of."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, best = torch.ones(n, n, dtype=dtype, device=device), math.inf
+    for _ in range(5):
+        started = time.perf_counter()
+        float((a @ a)[0, 0])  # float() waits for a GPU
+        best = min(best, time.perf_counter() - started)
+    return 2 * n**3 / best
+
+
+def flops(config, lengths, scored):
+    """Model FLOPs of one forward and backward pass over sequences of these lengths, `scored` tokens of which need the token head.
+
+    A weight costs 6 a token, 2 forward and 4 backward. Causal attention over t tokens multiplies t (t + 1) / 2 pairs of H x d
+    numbers in each of two products (Q K^T, P V), backward twice that: 6 H d t (t + 1) a layer. What is computed a second time
+    (activation checkpointing, the head's logits, attention's own backward) does not count; norms and embeddings neither."""
+    c = config
+    width, kv_width = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    layer = c.hidden_size * (2 * width + 2 * kv_width + 3 * c.intermediate_size)
+    pairs = sum(t * (t + 1) for t in lengths)
+    return 6 * (c.num_hidden_layers * (layer * sum(lengths) + width * pairs) + c.vocab_size * c.hidden_size * scored)
 
 
 def start_processes(shard_ranks=0):

@@ -501,18 +501,28 @@ class Trainer:
         batch = self.experience(samples)
         scored = time.perf_counter()
         metrics = self.describe(samples, batch) | self.update(batch)
+        updated = time.perf_counter()
         M.copy_weights(self.policy, self.sampler)
         done, cpu_done = time.perf_counter(), time.process_time()
         if self.config.kl_target:  # adaptive controller of 1909.08593, with its horizon of 10,000 responses
             error = max(-0.2, min(0.2, metrics["kl_response"] / self.config.kl_target - 1))
             self.kl_coef *= 1 + error * len(samples) / 10_000
         self.step += 1
-        actions, tokens = int(batch["mask"].sum()), int(batch["length"].sum())
+        actions, lengths = int(batch["mask"].sum()), batch["length"].tolist()
+        flops_per_s = self.flops(lengths, actions, metrics) / (updated - scored)
+        plan = micro_batches(range(len(samples)), lengths, self.config.micro_tokens, M.world_size())
         timing = dict(seconds=done - started, cpu_seconds=cpu_done - cpu_started,  # of all threads, other programs left out
-                      rollout_seconds=rolled - started, scoring_seconds=scored - rolled, update_seconds=done - scored,
-                      rollout_tokens_per_s=actions / (rolled - started),
-                      update_tokens_per_s=tokens * self.config.epochs / (done - scored))
+                      rollout_seconds=rolled - started, scoring_seconds=scored - rolled, update_seconds=updated - scored,
+                      copy_seconds=done - updated, rollout_tokens_per_s=actions / (rolled - started),
+                      update_tokens_per_s=sum(lengths) * self.config.epochs / (updated - scored), flops_per_s=flops_per_s,
+                      mfu=flops_per_s / M.world_size() / M.matrix_peak(self.device, self.dtype), padding=idle_share(plan, lengths))
         return {"step": self.step, **metrics, "timing": timing}, samples, batch
+
+    def flops(self, lengths, actions, metrics):
+        """Model FLOPs of a step's update, over all ranks (model.flops): what was trained, each net over every epoch."""
+        heads = {"policy": actions, "critic": 0}
+        return self.config.epochs * sum(M.flops(net.config, lengths, heads[name]) for name, (net, _) in self.trained.items()
+                                        if f"{name}_lr" in metrics)
 
     def describe(self, samples, batch):
         """Metrics of a rollout; everything a token is a mean over actions, everything else a mean over responses."""

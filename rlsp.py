@@ -612,6 +612,7 @@ def leave(status, line="", error=None):
 def main():
     with checked_input():
         args = read_flags(sys.argv[1:])
+    M.keep_freed_memory()
     function = args.__dict__.pop("function")
     if args.command in ("sft", "ppo", "eval"):
         checkpoint.signals.install()

@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import model as M
 from conftest import TINY, tiny_llama
@@ -168,13 +170,61 @@ def test_checklist_2_logits_are_float32_before_the_softmax():
     assert (logprob[:, 1:] - reference)[mask[:, 1:]].abs().max() < 1e-5  # a bfloat16 softmax is off by 1e-2
 
 
+class Largest(TorchDispatchMode):
+    """The size of the largest tensor that any operation makes, forward and backward; views of what was there do not count."""
+    numel = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        out, memory = op(*args, **kwargs or {}), lambda x: x.untyped_storage().data_ptr()
+        tensors = lambda tree: [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
+        old = {memory(x) for x in tensors((args, kwargs))}
+        self.numel = max([self.numel, *(x.numel() for x in tensors(out) if memory(x) not in old)])
+        return out
+
+
 def test_checklist_2_no_logits_of_the_whole_batch(monkeypatch):
-    net, seen = tiny_llama(), []
     monkeypatch.setattr(M, "LOGIT_CHUNK", 8)
-    head = net.head
-    monkeypatch.setattr(net, "head", lambda h: seen.append(h.shape) or head(h))
-    net.logprobs(torch.zeros(4, 20, dtype=torch.long), torch.arange(20)[None].expand(4, -1) > 4)[0].sum().backward()
-    assert max(s[0] for s in seen) == 8 and sum(s[0] for s in seen) == 2 * 4 * 15  # once forward, once recomputed
+    net = tiny_llama(vocab_size=5000)
+    for rows in (2, 4):
+        with Largest() as largest:
+            tokens = torch.arange(rows * 20).view(rows, 20)
+            net.logprobs(tokens, (torch.arange(20) > 4).expand(rows, -1))[0].sum().backward()
+        assert largest.numel == 5000 * 32  # the head's gradient; [tokens, V] would be 15 a row times 5000
+    with Largest() as largest, torch.no_grad():
+        net.logprobs(tokens, (torch.arange(20) > 4).expand(rows, -1))
+    assert largest.numel == 8 * 5000
+
+
+def test_scores_without_pads_equal_the_plain_forward():
+    """Values and gradients of rows of many lengths, against one plain forward of each row alone; whatever stands in the pads."""
+    torch.manual_seed(0)
+    net, critic = tiny_llama(), M.Critic(M.Config.from_dict(TINY))
+    lengths, starts, T = [20, 1, 2, 7, 13, 5], [3, 1, 1, 6, 1, 9], 23  # of row 1 and row 5 nothing is scored
+    tokens = torch.randint(0, 97, (6, T), generator=torch.Generator().manual_seed(2))
+    at = torch.arange(T)
+    mask = (at >= torch.tensor(starts)[:, None]) & (at < torch.tensor(lengths)[:, None])
+    mask[0, 10] = False  # a hole, such as SFT's untrained pieces leave
+    weight = torch.randn(6, T)
+    losses, grads = [], []
+    for packed in (True, True, False):
+        if packed:
+            logprob, value = net.logprobs(tokens, mask, 0.7)[0], critic(tokens, mask)
+            tokens = torch.where(at < torch.tensor(lengths)[:, None], tokens, (tokens + 1) % 97)  # other pads the second time
+        else:
+            logprob, value = torch.zeros(6, T), torch.zeros(6, T)
+            for b, n in enumerate(lengths):
+                if n > 1:
+                    score = torch.log_softmax(net(tokens[b : b + 1, :n])[0] / 0.7, -1)[:-1].gather(-1, tokens[b, 1:n, None])[:, 0]
+                    logprob[b, 1:n] = score * mask[b, 1:n]
+                    value[b, 1:n] = critic.value_head(critic.model(tokens[b : b + 1, :n]))[0, :-1, 0] * mask[b, 1:n]
+        assert not logprob[~mask].any() and not value[~mask].any()
+        losses.append(torch.stack([logprob, value]).detach())
+        for p in (*net.parameters(), *critic.parameters()):
+            p.grad = None
+        ((logprob * weight).sum() + (value * weight).sum()).backward()
+        grads.append(torch.cat([p.grad.flatten() for p in (*net.parameters(), *critic.parameters())]))
+    assert torch.equal(losses[0], losses[1]) and torch.equal(grads[0], grads[1])
+    assert (losses[0] - losses[2]).abs().max() < 1e-5 and (grads[0] - grads[2]).abs().max() < 2e-5 * grads[2].abs().max()
 
 
 def test_checklist_5_token_t_is_scored_by_the_state_before_it():

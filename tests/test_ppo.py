@@ -140,7 +140,10 @@ def test_micro_batches_keep_the_budget_and_every_sample_once(seed):
     for shares in plan:
         assert len(shares) == ranks
         for share in filter(None, shares):
-            assert len(share) == 1 or len(share) * max(lengths[i] for i in share) <= budget
+            assert len(share) == 1 or sum(lengths[i] for i in share) <= budget
+    full = [sum(sum(lengths[i] for i in share) for share in shares) for shares in plan]
+    slots = sum(max(sum(lengths[i] for i in share) for share in shares) * ranks for shares in plan)
+    assert ppo.idle_share(plan, lengths) == pytest.approx(1 - sum(full) / slots) and (ranks > 1 or sum(full) == slots)
 
 
 def test_checklist_18_shuffles_are_shared_and_streams_are_distinct():
