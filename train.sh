@@ -4,6 +4,7 @@
 #   bash train.sh                             tiny model from scratch on CPU: SFT, PPO, evaluation of each stage
 #   MODEL=folder DATA=file bash train.sh ...  PPO on a Hugging Face model with the paper's values, on all GPUs (or one process)
 #   bash train.sh experiment                  the paper's comparison on the tiny model, some hours; goes on where it was stopped
+#   SETTING=rare bash train.sh experiment     the same where SFT shows half as many searches; SETTING=hacking: rewards that pay for words
 #   bash train.sh test ...                    the tests; further words go to pytest
 #   bash train.sh setup                       .venv alone
 #
@@ -36,7 +37,7 @@ setup_tests() {
 
 TINY=data/tiny
 
-# The three stages of SFT: $1 is the folder of the runs.
+# The three stages of SFT: $1 is the folder of the runs, $2 the file of demonstrations.
 tiny_sft() {
     local small="--dtype float32 --no-recompute --seed $SEED"
     echo "== SFT 1: arithmetic facts, from scratch (runs are written to $1)"
@@ -46,7 +47,7 @@ tiny_sft() {
     python rlsp.py sft --model "$1/facts/model" --data $TINY/steps.jsonl --out "$1/steps" $small \
         --lr 2e-3 --batch 16 --epochs 4 --micro-tokens 6000
     echo "== SFT 3: demonstrations, most of them short guesses, some of them searches"
-    python rlsp.py sft --model "$1/steps/model" --data $TINY/sft.jsonl --out "$1/sft" $small \
+    python rlsp.py sft --model "$1/steps/model" --data "$2" --out "$1/sft" $small \
         --lr 1e-3 --batch 32 --epochs 3 --micro-tokens 2500
 }
 
@@ -63,7 +64,7 @@ tiny_eval() {
 
 tiny() {
     local started=$SECONDS
-    tiny_sft "$RUN"
+    tiny_sft "$RUN" $TINY/sft.jsonl
     echo "== PPO: outcome verifier and exploration reward"
     tiny_ppo "$RUN/sft/model" "$RUN/ppo" "$@"
     echo "== Held-out problems, before and after PPO"
@@ -75,10 +76,16 @@ tiny() {
 # The paper's comparison: for each seed one SFT model, from it PPO with each exploration reward, then held-out problems.
 # Whatever is finished is kept: the same command goes on where it was stopped.
 experiment() {
-    local arm
+    local arm arms
+    case $SETTING in
+        main) arms="none length steps anneal only" ;;
+        rare) arms="none length steps anneal" ;;
+        hacking) arms="unguarded guarded" ;;
+        *) echo "train.sh: SETTING is $SETTING, expected main, rare or hacking" >&2; exit 2 ;;
+    esac
     for SEED in ${SEEDS:-0 1 2 3 4}; do
         finished "$RUN/seed-$SEED/start" start
-        for arm in none length steps anneal only; do
+        for arm in $arms; do
             finished "$RUN/seed-$SEED/$arm" arm "$arm"
         done
     done
@@ -95,8 +102,13 @@ finished() {
 }
 
 start() {
-    tiny_sft "$1"
-    tiny_eval "$1/eval" --samples 4 --model "$1/sft/model"
+    local demonstrations=$TINY/sft.jsonl
+    if [ "$SETTING" = rare ]; then  # the same problems and the same other files; 10 % of the demonstrations search instead of 20 %
+        python data/generate.py --out "$1/data" --direct 0.66 --partial 0.24 --search 0.06
+        demonstrations=$1/data/sft.jsonl
+    fi
+    tiny_sft "$1" "$demonstrations"
+    tiny_eval "$1/eval" --samples 8 --model "$1/sft/model"  # 8: for a majority vote that costs what one long response costs
 }
 
 arm() {
@@ -107,6 +119,7 @@ arm() {
         steps) flags="--exploration steps --steps-scale 10" ;;
         anneal) flags="--alpha-end 1" ;;  # the length reward fades out
         only) flags="--alpha 0" ;;  # the length reward without any outcome
+        *guarded) flags="--steps 30 --exploration none --reward data/hacking.py:$2" ;;
     esac
     echo "== seed $SEED, $2"
     tiny_ppo "$RUN/seed-$SEED/start/sft/model" "$1/ppo" $flags
@@ -132,7 +145,7 @@ SEED=${SEED:-0}
 setup
 case "${1:-}" in
     setup) ;;
-    experiment) RUN=${RUN:-runs/experiment}; experiment ;;
+    experiment) SETTING=${SETTING:-main}; RUN=${RUN:-runs/experiment-$SETTING}; experiment ;;
     test) shift; setup_tests; exec python -m pytest "$@" ;;
     *)
         if [ -n "${MODEL:-}" ]; then

@@ -2,8 +2,9 @@
 
     python data/experiment.py runs/experiment [--figure FILE.svg]
 
-Reads RUN/seed-*/{start,none,length,steps,anneal,only}/{ppo,eval}; arms that are not there yet are left out. Held-out numbers
-come from eval/ (problems that no stage was trained on), curves from ppo/metrics.jsonl (rollouts on training problems).
+Reads RUN/seed-*/{start,none,length,steps,anneal,only}/{ppo,eval}; arms that are not there (yet) are left out. Held-out numbers
+come from eval/ (problems that no stage was trained on), curves from ppo/*.jsonl (rollouts on training problems). Arms run beside
+each other, so their time is the processor's: on a machine with one idle core it is the time on the clock.
 A standard error is over seeds; differences are taken seed by seed, so what a seed's SFT model was like cancels.
 """
 import argparse
@@ -17,8 +18,9 @@ import rewards  # noqa: E402
 import rlsp  # noqa: E402
 
 ARMS = {"start": "SFT, before PPO", "none": "outcome only", "length": "+ length", "steps": "+ steps",
-        "anneal": "+ length, fading", "only": "length alone"}
-COLOURS = {"none": "#000000", "length": "#0072b2", "steps": "#009e73", "anneal": "#e69f00", "only": "#cc79a7"}
+        "anneal": "+ length, fading", "only": "length alone", "unguarded": "words alone", "guarded": "words alone, guarded"}
+COLOURS = {"none": "#000000", "length": "#0072b2", "steps": "#009e73", "anneal": "#e69f00", "only": "#cc79a7",
+           "unguarded": "#d55e00", "guarded": "#56b4e9"}
 
 
 def rows(path):
@@ -131,7 +133,7 @@ def compare(curves):
 
 def votes(folders):
     """A majority of k responses of the SFT model against one of PPO, k such that both cost as many tokens."""
-    print("\nOne sample after PPO against a majority vote of as many tokens by the SFT model (held-out problems):\n")
+    print("\nOne sample after PPO against a majority vote of the SFT model for as many tokens, as far as its samples go (held-out problems):\n")
     lines = []
     for arm, seeds in folders.items():
         found = []  # (k, tokens of the vote, accuracy of the vote, tokens and accuracy of one sample)
@@ -140,9 +142,7 @@ def votes(folders):
                 continue
             start, trained = (rows(f / "eval" / "outputs-1.jsonl") for f in (folders["start"][seed], folder))
             tokens, long = (sum(sum(r["tokens"]) for r in x) / sum(len(r["tokens"]) for r in x) for x in (start, trained))
-            k = max(1, round(long / tokens))
-            if k > len(start[0]["answers"]):
-                sys.exit(f"{folders['start'][seed]}: {len(start[0]['answers'])} samples, expected at least {k}: as many tokens as one of {arm}")
+            k = min(len(start[0]["answers"]), max(1, round(long / tokens)))
             vote, one = 100 * rlsp.maj_at_k(start, k), 100 * rlsp.summarize(trained, 1)["accuracy"]
             found.append((k, k * tokens, vote, long, one, one - vote))
         if found:
@@ -171,8 +171,8 @@ def main():
                                   for arm, found in results.items()]))
     if "none" in curves:
         compare(curves)
-    if "start" in folders:
-        votes(folders)
+        if "start" in folders:
+            votes(folders)
     if args.figure:
         args.figure.write_text(figure(curves), encoding="utf-8")
         print(f"\nwrote {args.figure}")

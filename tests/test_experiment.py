@@ -74,9 +74,8 @@ def test_a_vote_costs_what_one_long_response_costs(tmp_path, capsys, monkeypatch
     a_run(tmp_path / "seed-0/none", 0.2, [16], 0.2, samples=1)
     # 16 / 5 is 3 responses: majorities of 3,2,2 and of 4,2,5 (a tie: the earlier one); the last two are no group of three
     assert "| outcome only | 3.0 | 15.0 | 50.0 | 16.0 | 0.0 | -50.0 |" in tables(tmp_path, capsys, monkeypatch)
-    a_run(tmp_path / "seed-0/length", 0.2, [60], 0.2)
-    with pytest.raises(SystemExit, match="8 samples, expected at least 12"):
-        tables(tmp_path, capsys, monkeypatch)
+    a_run(tmp_path / "seed-0/length", 0.2, [60], 0.2)  # 12 responses; there are 8, of which four say 2
+    assert "| + length | 8.0 | 40.0 | 100.0 | 60.0 | 0.0 | -100.0 |" in tables(tmp_path, capsys, monkeypatch)
 
 
 def test_budgets_are_reached_from_below_and_a_short_run_keeps_its_last_value():

@@ -351,3 +351,27 @@ def test_the_microscope_shows_the_logged_numbers(page):
     assert page.js("document.querySelectorAll('#trace .curve').length") == 3 and page.problems == []
     set_control(page, "#microscope select", "1")
     assert shown_numbers(page)["token"] == "3 of 3" and page.problems == []
+
+
+def sft_run(out, steps):
+    """A run of sft: no rollouts, no tokens; its norm is missing or not a number at some steps."""
+    run = out / f"sft-{steps}"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"flags": {"command": "sft", "model": "m", "data": "d", "seed": 0}, "versions": {}}))
+    norms = [{}, {"grad_norm": math.nan}, {"grad_norm": math.inf}, {"grad_norm": 1.0}]
+    write_jsonl(run / "metrics.jsonl", [{"step": s, "loss": 2.0 / s} | norms[s % 4] for s in range(1, steps + 1)])
+    return run
+
+
+@pytest.mark.parametrize("case", ["evaluation alone", "sft alone", "one step", "200 steps, gaps, seeds, text from right to left, a huge token"])
+def test_other_pages_have_no_errors_either(page, tmp_path, case):  # the last test: it takes the browser away from the page above
+    rtl, huge = "\u202e עברית Wait. \\boxed{2}", "x" * 20_000
+    folders = {"evaluation alone": lambda: [eval_folder(tmp_path, "e")], "sft alone": lambda: [sft_run(tmp_path, 9)],
+               "one step": lambda: [sft_run(tmp_path, 1), ppo_run(tmp_path, "p", steps=1)]}.get(case, lambda: [
+                   sft_run(tmp_path, 200), *(ppo_run(tmp_path, f"p{s}", s, 200 - s, [rollout(t, rtl + huge) for t in range(1, 200 - s)],
+                                                     [token_row(199 - s, [rtl, huge, "b"])]) for s in range(3))])()
+    report(*folders, out=tmp_path / "r.html")
+    page.open(tmp_path / "r.html")
+    assert page.js("document.documentElement.dataset.ready") == "yes" and page.problems == []
+    assert page.js("document.querySelectorAll('#curves .curve').length") >= 2 * len(folders) - 2 * (case == "evaluation alone")
+    assert page.js("document.documentElement.scrollWidth <= document.documentElement.clientWidth")  # nothing sticks out
