@@ -34,6 +34,7 @@ from torch.utils.checkpoint import checkpoint
 
 SAFETENSORS_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 LOGIT_CHUNK = 512  # tokens whose [chunk, V] logits exist at once: 0.25 GB in float32 for Llama 3's 128k vocabulary
+PREFILL_TOKENS = 8192  # prompt tokens in one forward pass of `generate`
 
 
 # ---------------------------------------------------------------------------------------------------- 1. Config
@@ -165,6 +166,13 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
+    def cached(self, x, cos, sin, attend):
+        """forward with a KVCache: attend(layer, q, k, v) keeps the new keys and values and looks at all that are held."""
+        B, T, _ = x.shape
+        q, k, v = (p(x).view(B, T, -1, self.head_dim).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        y = attend(self.layer, rotate(q, cos, sin), rotate(k, cos, sin), v)  # [B, H, T, d]
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+
 
 @torch.compiler.disable  # the number of sequences differs from call to call; the layers around are compiled without it
 def attend_each(q, k, v, lengths):
@@ -199,6 +207,10 @@ class Block(nn.Module):
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, rows, positions, lengths)
         return x + self.mlp(self.post_attention_layernorm(x))
 
+    def cached(self, x, cos, sin, attend):
+        x = x + self.self_attn.cached(self.input_layernorm(x), cos, sin, attend)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
 
 class Trunk(nn.Module):
     """Tokens [B, T] to normalised hidden states [B, T, D]. Sequences are padded on the right: causal attention never sees pads.
@@ -231,6 +243,14 @@ class Trunk(nn.Module):
         """The hidden state before each token under `mask` [B, T], in row-major order: [N, D], computed without pads."""
         packed, lengths, chosen = pack(tokens, mask)
         return self(packed, lengths=lengths)[0][chosen]
+
+    def cached(self, tokens, positions, attend):  # tokens [B, T] at positions [B or 1, T]
+        x = self.embed_tokens(tokens)
+        angle = positions[:, None, :, None] * rope_frequencies(self.config, tokens.device)
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        for block in self.layers:
+            x = block.cached(x, cos, sin, attend)
+        return self.norm(x)
 
 
 def pack(tokens, mask):
@@ -301,10 +321,15 @@ class Llama(nn.Module):
         """LongTensor [B, T] -> float32 logits [B, T, V]; logits[:, t] are for token t + 1."""
         return self.head(self.model(tokens))
 
-    def next_logits(self, tokens, last, cache, rows, positions):
-        """Logits [B, V] after each sequence's position `last` [B], with tokens [B, T] put into the cache at rows x positions."""
-        h = self.model(tokens, cache, rows, positions)
-        return self.head(h[torch.arange(len(h), device=h.device), last])
+    def prefill(self, tokens, cache, row, start):
+        """Put tokens [B, T] into rows row, row + 1, ... of the cache, which hold `start` positions already."""
+        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
+        self.model.cached(tokens, positions, cache.prefill(row, start))
+
+    def decode(self, tokens, positions, cache, counts):
+        """Logits [n, V] after tokens [n], the sequences in the cache's first n rows, whose positions [n] they take.
+        counts[j]: how many of these rows reach the cache's block j."""
+        return self.head(self.model.cached(tokens[:, None], positions[:, None], cache.decode(positions, counts))[:, 0])
 
     def logprobs(self, tokens, mask, temperature=1.0, entropy=True):
         """Log-probability and entropy (nats) of every token under `mask` [B, T]; both [B, T], zero elsewhere.
@@ -368,23 +393,66 @@ def init_weights(model, seed):
 # ---------------------------------------------------------------------------------------------------- 3. generate
 
 class KVCache:
-    """Keys and values [layers, slots, K, S, d]; allocated once, rows belong to whichever sequence sits in the slot."""
+    """Keys and values of `slots` sequences of up to `length` tokens; allocated once and used by any number of `generate`.
+
+    [layers, blocks, slots, K, BLOCK, d]: position p lies in block p // BLOCK. Decoding reads each block for the rows that
+    reach it and no further, and each such read is one contiguous piece, which CPU's matrix products take without a copy.
+    """
+    BLOCK = 128
 
     def __init__(self, config, slots, length, dtype, device):
-        shape = (config.num_hidden_layers, slots, config.num_key_value_heads, length, config.head_dim)
+        blocks = -(-length // self.BLOCK)
+        shape = (config.num_hidden_layers, blocks, slots, config.num_key_value_heads, self.BLOCK, config.head_dim)
         self.k, self.v = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-        self.length = 1  # the longest sequence so far among the rows to be read; set by the decode loop
+        self.slots, self.length = slots, length
 
-    def write(self, layer, rows, positions, k, v):  # rows [B], positions [B, T], k and v [B, K, T, d]
-        self.k[layer][rows[:, None], :, positions] = k.transpose(1, 2)
-        self.v[layer][rows[:, None], :, positions] = v.transpose(1, 2)
+    @classmethod
+    def position_bytes(cls, config, dtype):
+        return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
 
-    def read(self, layer, n, positions):  # the first n rows, each up to its own position
-        mask = torch.arange(self.length, device=positions.device) <= positions[:, :, None]  # [n, 1, length]
-        return self.k[layer, :n, :, : self.length], self.v[layer, :n, :, : self.length], mask[:, None]
+    def blocks(self, length):
+        return -(-length // self.BLOCK)
 
-    def move(self, source, target):
-        self.k[:, target], self.v[:, target] = self.k[:, source], self.v[:, source]
+    def copy(self, source, target, length):
+        """The first `length` positions of row `source` into the rows `target`, a list or a slice."""
+        for x in (self.k[:, : self.blocks(length)], self.v[:, : self.blocks(length)]):
+            x[:, :, target] = x[:, :, source : source + 1]
+
+    def prefill(self, row, start):
+        """attend for a group of prompts in neighbouring rows, whose first `start` positions are held already."""
+        def attend(layer, q, k, v):  # [B, H, T, d], [B, K, T, d]
+            B, _, T, d = q.shape
+            rows, stop = slice(row, row + B), start + T
+            for x, new in (self.k[layer], k), (self.v[layer], v):
+                for j in range(start // self.BLOCK, self.blocks(stop)):
+                    a, b = max(start, j * self.BLOCK), min(stop, (j + 1) * self.BLOCK)
+                    x[j, rows, :, a - j * self.BLOCK : b - j * self.BLOCK] = new[:, :, a - start : b - start]
+            if start == 0:
+                return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            k, v = (x[layer, : self.blocks(stop), rows].permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :stop] for x in (self.k, self.v))
+            mask = torch.ones(T, stop, dtype=torch.bool, device=q.device).tril(start)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        return attend
+
+    def decode(self, positions, counts):
+        """attend for one new token in each of the first n rows, at positions [n]; counts[j] rows reach block j."""
+        n, S, device = len(positions), len(counts) * self.BLOCK, positions.device
+        at = (positions // self.BLOCK, torch.arange(n, device=device), slice(None), positions % self.BLOCK)
+        hidden = torch.zeros(n, S, device=device).masked_fill_(torch.arange(S, device=device) > positions[:, None], -math.inf)
+
+        def attend(layer, q, k, v):  # [n, H, 1, d], [n, K, 1, d]
+            self.k[layer][at], self.v[layer][at] = k[:, :, 0], v[:, :, 0]
+            # The query heads that share a key head are rows of one product: no key is read twice.
+            q = q.view(n, k.shape[1], -1, q.shape[-1])  # [n, K, H/K, d]
+            scores = torch.full((*q.shape[:3], S), -math.inf, device=device)
+            for j, m in enumerate(counts):
+                scores[:m, ..., j * self.BLOCK : (j + 1) * self.BLOCK] = q[:m] @ self.k[layer, j, :m].transpose(-1, -2)
+            p = torch.softmax(torch.add(hidden[:, None, None], scores, alpha=q.shape[-1] ** -0.5), -1).to(q.dtype)
+            y = p[..., : self.BLOCK] @ self.v[layer, 0, :n]
+            for j, m in list(enumerate(counts))[1:]:
+                y[:m] += p[:m, ..., j * self.BLOCK : (j + 1) * self.BLOCK] @ self.v[layer, j, :m]
+            return y.view(n, -1, 1, q.shape[-1])
+        return attend
 
 
 def uniforms(seed, stream, n):
@@ -395,82 +463,180 @@ def uniforms(seed, stream, n):
 
 
 def sample(logits, temperature, u):
-    """One token a row from float32 logits [n, V]: the arg max at temperature 0, else where the cumulative sum passes u [n]."""
+    """A token a row and its log-probability, from float32 logits [n, V]: the arg max at temperature 0, else the first token
+    whose cumulative probability passes u [n]. It is found in two steps, by sums over blocks of tokens, then inside the block."""
     if temperature == 0:
-        return logits.argmax(-1)
-    cdf = torch.softmax(logits / temperature, -1).cumsum(-1)
-    # u is scaled by the last sum, which rounding leaves near 1; right=True never lands on a token of probability 0
-    return torch.searchsorted(cdf, (u[:, None] * cdf[:, -1:]), right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+        best, token = logits.max(-1)
+        return token, best - logits.logsumexp(-1)
+    p = torch.softmax(logits / temperature, -1)
+    p = p.view(len(p), -1, math.gcd(p.shape[-1], 256))  # [n, blocks, tokens of a block]
+    cdf = p.sum(-1).cumsum(-1)
+    target = u[:, None] * cdf[:, -1:]  # u is scaled by the last sum, which rounding leaves near 1
+    # right=True never lands on a probability of 0
+    block = torch.searchsorted(cdf, target, right=True).clamp(max=p.shape[1] - 1)  # [n, 1]
+    inside = p.gather(1, block[..., None].expand(-1, -1, p.shape[-1]))[:, 0]
+    target = target - F.pad(cdf, (1, 0)).gather(1, block)
+    cdf = inside.cumsum(-1)
+    target = torch.minimum(target, torch.nextafter(cdf[:, -1:], torch.zeros_like(target)))  # rounding may not pass the block's end
+    token = torch.searchsorted(cdf, target, right=True).clamp(max=p.shape[-1] - 1)
+    return (block * p.shape[-1] + token)[:, 0], inside.gather(1, token)[:, 0].log()
 
 
 @torch.inference_mode()
 def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0, streams=None, slots=64,
-             return_logprobs=False, progress=None):
+             return_logprobs=False, progress=None, cache=None, lockstep=False, look=None, stats=None):
     """Continue each prompt until an EOS id or max_new_tokens.
 
     prompts: token lists of any lengths >= 1. Returns the new tokens as lists in the same order, EOS kept; with
     return_logprobs also the log-probability of each, as float lists, at the sampling temperature. Temperature 0 is greedy.
     Every sequence draws from its own stream of numbers, (seed, streams[i]), default i: a response does not depend on what
     else is in the batch, on `slots` (sequences decoded at once) or on the number of processes.
-    A finished sequence leaves at once: its slot is taken by the last active one, and free slots are refilled from the queue.
+
+    cache: a KVCache to use again, which bounds `slots`. lockstep: the weights are sharded, each forward is a collective;
+    every rank calls, with prompts or without. look: tokens between two looks of the host. stats: a dict to fill with kv_use,
+    decode_waste and prefill_padding, shares of the cache's positions, of the decoded and of the prefilled tokens.
+
+    A prompt is prefilled without its last token, which is the first one that decoding takes. A finished sequence leaves at
+    once: its slot goes to the next sample of its own prompt, whose keys are there, or to the last active one.
     """
     if temperature < 0 or max_new_tokens < 1 or slots < 1:
         raise ValueError(f"generate: temperature {temperature}, max_new_tokens {max_new_tokens} or slots {slots} out of range")
     if any(len(p) == 0 for p in prompts):
         raise ValueError(f"generate: prompt {next(i for i, p in enumerate(prompts) if not p)} is empty")
-    out, logprobs = [[] for _ in prompts], [[] for _ in prompts]
-    if not prompts:
-        return (out, logprobs) if return_logprobs else out
     weight = model.model.embed_tokens.weight
-    device, eos = weight.device, set(eos_ids)
-    slots = min(slots, len(prompts))
-    cache = KVCache(model.config, slots, max(map(len, prompts)) + max_new_tokens, weight.dtype, device)
+    device, cuda, eos = weight.device, weight.is_cuda, set(eos_ids)
+    length = max(map(len, prompts), default=1) + max_new_tokens - 1  # the last token is not looked back at
+    if cache is None:
+        cache = KVCache(model.config, max(1, min(slots, len(prompts))), length, weight.dtype, device)
+    if cache.length < length:
+        raise ValueError(f"generate: prompt and response need {length} positions, the cache has {cache.length}")
+    slots = min(slots, cache.slots)
+    look = 1 if lockstep else look or (8 if cuda else 1)
+    out, logprobs = [[] for _ in prompts], [[] for _ in prompts]
+    # Longest first: neighbours are of like length. Samples of one prompt stand side by side.
+    known = {}
+    prompt_of = [known.setdefault(tuple(p), i) for i, p in enumerate(prompts)]  # equal prompts have one number
+    waiting = deque(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), prompt_of[i], i)))
+    active = []  # active[row] = index of the prompt that sits in this row of the cache
+    head = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1) if prompts else 0  # all prompts begin alike
+    prefills = deque([(0, [prompts[0][:head]], 0)] if head else [])  # (first row, tokens of each, positions held before)
+    copies = [(0, slice(1, slots), head)] if head else []  # (row, rows, positions) to copy once these are done
+    state = torch.zeros(4, slots, dtype=torch.long, device=device)  # of each row: last token, its position, tokens out, prompt
     streams = range(len(prompts)) if streams is None else streams
-    noise = [uniforms(seed, s, max_new_tokens) for s in streams] if temperature else None
-    waiting, active = deque(range(len(prompts))), []  # active[row] = index of the prompt that sits in this row of the cache
+    to_device = lambda x: (x.pin_memory() if cuda else x).to(device, non_blocking=True)
+    noise = to_device(torch.stack([uniforms(seed, s, max_new_tokens) for s in streams])) if temperature and prompts else None
+    graphs, moved = {}, False  # moved: rows changed hands since `state` was written
+    held = steps = row_steps = prefilled = prefill_tokens = 0
 
-    def choose(logits, rows):  # the next token of each given row
-        u = torch.stack([noise[active[r]][len(out[active[r]])] for r in rows]).to(device) if temperature else None
-        tokens = sample(logits, temperature, u)
-        if return_logprobs:
-            scores = torch.log_softmax(logits / (temperature or 1.0), -1).gather(-1, tokens[:, None])[:, 0].tolist()
-            for r, s in zip(rows, scores):
-                logprobs[active[r]].append(s)
-        for r, t in zip(rows, tokens.tolist()):
-            out[active[r]].append(t)
+    def refill():
+        """Waiting sequences into free rows: those whose prompt is in no row yet, to be prefilled, then copies of such rows."""
+        row_of = {prompt_of[i]: row for row, i in enumerate(active)}
+        fresh, again, start = [], {}, len(active)
+        new = [waiting.popleft() for _ in range(min(slots - start, len(waiting)))]
+        for i in new:
+            if prompt_of[i] not in row_of:
+                row_of[prompt_of[i]] = start + len(fresh)
+                fresh.append(i)
+        active.extend(fresh)
+        for i in new:
+            if i not in fresh:
+                again.setdefault(row_of[prompt_of[i]], []).append(len(active))
+                active.append(i)
+        copies.extend((row, rows, len(prompts[active[row]]) - 1) for row, rows in again.items())
+        lengths = [len(prompts[i]) - 1 - head for i in fresh]
+        first = 0
+        for j in range(1, len(fresh) + 1):  # a group is prefilled at once: of like length, so that little is padding
+            if j == len(fresh) or lengths[j] < 0.9 * lengths[first] or (j - first + 1) * lengths[first] > PREFILL_TOKENS:
+                if lengths[first]:
+                    prefills.append((start + first, [prompts[i][head:-1] for i in fresh[first:j]], head))
+                first = j
 
-    def drop_finished():
-        for row in reversed(range(len(active))):
-            tokens = out[active[row]]
-            if tokens[-1] in eos or len(tokens) == max_new_tokens:
-                last = active.pop()
-                if row < len(active):
-                    cache.move(len(active), row)
-                    active[row] = last
+    def step(n, counts):
+        """One token more in the first n rows. The host looks at nothing here, so that a graph can be captured of it."""
+        token, position, count, index = (x[:n] for x in state)
+        u = noise[index, count] if temperature else None
+        logits = model.decode(token, position, cache, counts)
+        rows = n if cuda else 16  # on CPU as many logits at a time as its own caches hold
+        parts = [sample(logits[r : r + rows], temperature, u if u is None else u[r : r + rows]) for r in range(0, n, rows)]
+        new, logprob = (torch.cat(x) for x in zip(*parts))
+        token.copy_(new)
+        position.add_(1).clamp_(max=cache.length - 1)  # the clamps are for rows that hold no sequence, see replay
+        count.add_(1).clamp_(max=max_new_tokens - 1)
+        return torch.stack([new.double(), logprob.double()])  # one tensor: one transfer brings both
+
+    def replay(n, counts):
+        """step as a CUDA graph: one launch in place of thousands. n is rounded up, so that few graphs do for all."""
+        n = min(slots, -(-n // 8) * 8)
+        counts = (n,) * len(counts)
+        if counts not in graphs:  # the first time without: libraries allocate memory then, which a capture must not
+            graphs[counts] = None
+            return step(n, counts)
+        if graphs[counts] is None:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                graphs[counts] = graph, step(n, counts)
+        graph, result = graphs[counts]
+        graph.replay()
+        return result.clone()
+
+    def decode():
+        """`look` steps of all rows, then one look of the host at the new tokens; the finished ones leave."""
+        nonlocal moved, held, steps, row_steps
+        ends = [len(prompts[i]) + len(out[i]) for i in active]
+        n, ahead = len(active), min(look, min(max_new_tokens - len(out[i]) for i in active))
+        if moved:
+            rows = [((out[i] or prompts[i])[-1], end - 1, len(out[i]), i) for i, end in zip(active, ends)]
+            rows += [(0, head, 0, 0)] * (slots - n)
+            state.copy_(to_device(torch.tensor(rows).T.contiguous()), non_blocking=True)
+            moved = False
+        counts = tuple(1 + max(r for r, end in enumerate(ends) if end + ahead > j * cache.BLOCK + 1)
+                       for j in range(cache.blocks(max(ends) + ahead - 1)))
+        results = torch.stack([(replay if cuda and not lockstep else step)(n, counts) for _ in range(ahead)])
+        held, steps, row_steps = held + ahead * sum(ends), steps + ahead, row_steps + ahead * n
+        for tokens, scores in results.tolist():
+            for i, token, score in zip(active, tokens, scores):
+                if not (out[i] and out[i][-1] in eos):
+                    out[i].append(int(token))
+                    logprobs[i].append(score)
+        for row in reversed(range(n)):
+            i = active[row]
+            if out[i][-1] in eos or len(out[i]) == max_new_tokens:
+                moved = True
+                if waiting and prompt_of[waiting[0]] == prompt_of[i]:  # the prompt's keys are in this row
+                    active[row] = waiting.popleft()
+                else:
+                    end = active.pop()
+                    if row < len(active):
+                        cache.copy(len(active), [row], len(prompts[end]) + len(out[end]))
+                        active[row] = end
                 if progress:
                     progress.update()
 
-    while waiting or active:
-        free = slots - len(active)
-        if waiting and (not active or free >= max(1, slots // 8)):  # several prompts share one prefill
-            new = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-            rows = torch.arange(len(active), len(active) + len(new), device=device)
-            active += new
-            lengths = torch.tensor([len(prompts[i]) for i in new], device=device)
-            tokens = nn.utils.rnn.pad_sequence([torch.tensor(prompts[i]) for i in new], batch_first=True).to(device)
-            positions = torch.arange(tokens.shape[1], device=device)[None].expand(len(new), -1)
-            # pads write keys past a prompt's end; decoding overwrites each before its position is first looked at
-            choose(model.next_logits(tokens, lengths - 1, cache, rows, positions), rows.tolist())
-            drop_finished()
-        if active:
-            n = len(active)
-            ends = [len(prompts[i]) + len(out[i]) for i in active]
-            cache.length = max(ends)
-            tokens = torch.tensor([[out[i][-1]] for i in active], device=device)
-            positions = torch.tensor(ends, device=device)[:, None] - 1
-            rows = torch.arange(n, device=device)
-            choose(model.next_logits(tokens, torch.zeros_like(rows), cache, rows, positions), range(n))
-            drop_finished()
+    while True:
+        if waiting and not prefills and (not active or slots - len(active) >= max(1, slots // 8)):
+            refill()  # several prompts share one prefill
+            moved = True
+        work = bool(prefills or active)
+        if lockstep:
+            work = torch.tensor(work, dtype=torch.int, device=device)
+            dist.all_reduce(work, dist.ReduceOp.MAX)
+        if not work:
+            break
+        if prefills:
+            row, parts, start = prefills.popleft()
+            tokens = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in parts], batch_first=True)
+            model.prefill(to_device(tokens), cache, row, start)  # decoding overwrites what pads leave before it is looked at
+            prefilled, prefill_tokens = prefilled + sum(map(len, parts)), prefill_tokens + tokens.numel()
+        elif active:
+            decode()
+        else:  # another rank has work: take part in its collectives
+            model.decode(state[0, :1], state[1, :1], cache, (1,))
+        if not prefills:
+            while copies:
+                cache.copy(*copies.pop())
+    if stats is not None:
+        stats |= dict(kv_use=held / max(1, steps * cache.slots * cache.length),
+                      decode_waste=1 - sum(map(len, out)) / max(1, row_steps), prefill_padding=1 - prefilled / max(1, prefill_tokens))
     return (out, logprobs) if return_logprobs else out
 
 

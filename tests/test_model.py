@@ -299,19 +299,19 @@ def test_a_response_depends_on_its_seed_and_stream_alone():
 def test_samples_follow_the_softmax():
     logits = torch.tensor([[2.0, 0.0, -1.0, float("-inf"), 1.0]])
     n = 20000
-    tokens = M.sample(logits.expand(n, -1), 0.7, M.uniforms(0, 0, n))
+    tokens, logprobs = M.sample(logits.expand(n, -1), 0.7, M.uniforms(0, 0, n))
     counts, p = torch.bincount(tokens, minlength=5).double(), torch.softmax(logits[0].double() / 0.7, -1)
     assert counts[3] == 0
     assert all(abs(counts[i] - n * p[i]) < 5 * math.sqrt(n * p[i] * (1 - p[i])) for i in (0, 1, 2, 4))
-    assert M.sample(logits, 1.0, torch.tensor([0.99999994])).item() == 4 and M.sample(logits, 0, None).item() == 0
+    assert M.sample(logits, 1.0, torch.tensor([0.99999994]))[0].item() == 4 and M.sample(logits, 0, None)[0].item() == 0
 
 
 def test_a_finished_sequence_costs_no_compute(monkeypatch):
     net = tiny_llama()
     eos = {int(net(torch.tensor([[9, 8, 7]]))[0, -1].argmax())}
     lengths = [len(naive_greedy(net, p, 20, eos)) for p in PROMPTS]
-    rows, step = [], net.next_logits
-    monkeypatch.setattr(net, "next_logits", lambda tokens, *a: rows.append(tokens.shape) or step(tokens, *a))
+    rows, step = [], net.decode
+    monkeypatch.setattr(net, "decode", lambda tokens, *a: rows.append(tokens.shape) or step(tokens, *a))
     M.generate(net, PROMPTS, 20, temperature=0, eos_ids=eos, slots=6)
     assert sum(s[0] for s in rows) == sum(lengths)  # one row of work for each token kept
 
