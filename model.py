@@ -340,8 +340,12 @@ class KVCache:
         self.slots, self.length = slots, length
 
     @classmethod
-    def position_bytes(cls, config, dtype):
-        return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
+    def sized(cls, config, slots, length, dtype, device, gb):
+        """A cache of `slots` rows, or of as many as fit into gb * 1e9 bytes; gb 0 sets no limit."""
+        row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize * -(-length // cls.BLOCK) * cls.BLOCK
+        if gb and gb * 1e9 < row:
+            raise ValueError(f"--kv-gb is {gb:g}, expected at least {row / 1e9:.3g}: keys and values of one sequence of {length} tokens")
+        return cls(config, min(slots, int(gb * 1e9 / row)) if gb else slots, length, dtype, device)
 
     def blocks(self, length):
         return -(-length // self.BLOCK)
@@ -567,7 +571,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0
             model.decode(state[0, :1], state[1, :1], cache, (1,))
     if stats is not None:
         stats |= dict(kv_use=held / max(1, steps * cache.slots * cache.length),
-                      decode_waste=1 - sum(map(len, out)) / max(1, row_steps), prefill_padding=1 - prefilled / max(1, prefill_tokens))
+                      decode_waste=(row_steps - sum(map(len, out))) / max(1, row_steps),
+                      prefill_padding=(prefill_tokens - prefilled) / max(1, prefill_tokens))
     return (out, logprobs) if return_logprobs else out
 
 
@@ -827,11 +832,13 @@ def shard(model, mesh, compute_dtype):
     precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     for block in model.model.layers:
         fully_shard(block, mesh=mesh, mp_policy=precision)
+        register_fsdp_forward_method(block, "cached")
     if isinstance(model, Critic):
         fully_shard(model.value_head, mesh=mesh)  # stays in float32
     fully_shard(model, mesh=mesh, mp_policy=precision)
     if isinstance(model, Llama):
-        register_fsdp_forward_method(model, "logprobs")  # gathers weights as forward does
+        for method in "logprobs", "prefill", "decode":  # gather weights as forward does
+            register_fsdp_forward_method(model, method)
 
 
 @torch.no_grad()

@@ -49,6 +49,7 @@ class PPOConfig:
     max_response: int = flag(4096, "longest response, tokens; longer ones are truncated", 1)
     temperature: float = flag(0.7, "sampling temperature; log-probs are scored at the same one", 1e-3)
     slots: int = flag(64, "sequences decoded at once on each rank", 1)
+    kv_gb: float = flag(0.0, "GB of keys and values on each rank, which then limit the slots; 0: what the slots need", 0)
     # Reward, Eq. 1
     exploration: str = flag("length", "exploration reward R_ex", choices=("none", "length", "steps", "judge"))
     alpha: float = flag(0.8, "weight of correctness in Eq. 1 (ignored by exploration none)", 0, 1)
@@ -263,6 +264,8 @@ class Trainer:
         self.step, self.updates, self.kl_coef = 0, {"policy": 0, "critic": 0}, config.kl_coef
         self.judged = rewards.read_judged(self.run)  # what the judge said before a resume is not asked again
 
+        length, rows = max(map(len, self.prompts)) + config.max_response, math.ceil(config.rollout_batch * config.samples / M.world_size())
+        self.cache = M.KVCache.sized(M.Config.from_pretrained(folder), min(config.slots, rows), length, self.dtype, device, config.kv_gb)
         load = lambda cls, dtype, **kw: M.load_model(cls, folder, dtype, device, mesh, self.dtype, **kw)
         self.policy = load(M.Llama, torch.float32)
         self.reference = load(M.Llama, self.dtype).requires_grad_(False)
@@ -315,11 +318,12 @@ class Trainer:
         c, ranks = self.config, M.world_size()
         chosen = problems_of_step(len(self.problems), self.step, c.rollout_batch, c.seed)
         chosen = [i for i in chosen for _ in range(c.samples)]
-        mine = range(M.rank(), len(chosen), ranks)
+        mine, stats = range(M.rank(), len(chosen), ranks), {}
         with tqdm(total=len(mine), desc=f"step {self.step + 1} rollout", leave=False, disable=M.rank() != 0) as bar:
             responses, logprobs = M.generate(
                 self.sampler, [self.prompts[chosen[i]] for i in mine], c.max_response, c.temperature, self.eos,
-                seed=c.seed, streams=[self.step * len(chosen) + i for i in mine], slots=c.slots, return_logprobs=True, progress=bar)
+                seed=c.seed, streams=[self.step * len(chosen) + i for i in mine], slots=c.slots, return_logprobs=True, progress=bar,
+                cache=self.cache, stats=stats)
         texts = [self.tokenizer.decode(response, skip_special_tokens=True) for response in responses]
         efforts = [None] * len(mine)
         if c.exploration == "judge":
@@ -329,7 +333,8 @@ class Trainer:
             problem, truncated = self.problems[chosen[i]], response[-1] not in self.eos
             samples.append(Sample(problem, self.prompts[chosen[i]], response, logprob, text, truncated,
                                   self.reward(problem, text, truncated, effort or 0.0), effort))
-        gathered = gather(samples)
+        gathered, every = zip(*gather((samples, stats)))
+        self.decoding = {k: sum(s[k] for s in every) / ranks for k in stats}
         return [gathered[i % ranks][i // ranks] for i in range(len(chosen))]
 
     # -- experience
@@ -477,7 +482,7 @@ class Trainer:
         actions, tokens = int(batch["mask"].sum()), int(batch["length"].sum())
         timing = dict(seconds=done - started, rollout_seconds=rolled - started, scoring_seconds=scored - rolled,
                       update_seconds=done - scored, rollout_tokens_per_s=actions / (rolled - started),
-                      update_tokens_per_s=tokens * self.config.epochs / (done - scored))
+                      update_tokens_per_s=tokens * self.config.epochs / (done - scored), **self.decoding)
         return {"step": self.step, **metrics, "timing": timing}, samples, batch
 
     def describe(self, samples, batch):

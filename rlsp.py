@@ -34,7 +34,7 @@ import ppo
 import rewards
 
 ROOT = Path(__file__).resolve().parent
-MAY_CHANGE = ("resume", "save_every", "keep", "log_rollouts", "log_tokens", "slots", "micro_tokens", "recompute",
+MAY_CHANGE = ("resume", "save_every", "keep", "log_rollouts", "log_tokens", "slots", "kv_gb", "micro_tokens", "recompute",
               "judge_url", "judge_workers", "judge_failures")  # at --resume
 REWARD_FLAGS = ("exploration", "alpha", "length_scale", "length_floor", "steps_scale")  # of Eq. 1; `sample` has them, too
 
@@ -313,9 +313,11 @@ def evaluate(folder, rows, args, device):
     n, ranks = args.samples, M.world_size()
     mine = range(M.rank(), len(rows) * n, ranks)
     prompts = [M.chat_prompt(tokenizer, r["problem"]) for r in rows]
+    longest = max(map(len, prompts)) + args.max_response
+    cache = M.KVCache.sized(net.config, min(args.slots, max(1, len(mine))), longest, getattr(torch, args.dtype), device, args.kv_gb)
     with tqdm(total=len(mine), desc=f"eval {folder}", disable=M.rank() != 0) as bar:
         responses = M.generate(net, [prompts[i // n] for i in mine], args.max_response, args.temperature, eos, seed=args.seed,
-                               streams=mine, slots=args.slots, progress=bar)
+                               streams=mine, slots=args.slots, progress=bar, cache=cache)
     results = []
     for i, response in zip(mine, responses):
         text = tokenizer.decode(response, skip_special_tokens=True)
@@ -618,6 +620,7 @@ def parser():
     p.add_argument("--any-answer", action="store_true", help="without a box, take 'the answer is', #### or the last number")
     p.add_argument("--max-prompt", type=number(int, 1), default=2048, help="longest prompt allowed, tokens")
     p.add_argument("--slots", type=number(int, 1), default=64, help="sequences decoded at once on each rank")
+    p.add_argument("--kv-gb", type=number(float, 0), default=0.0, help="GB of keys and values on each rank; 0: what the slots need")
     decoding(p, 0.7, None)
     common(p, "runs/eval")
 
