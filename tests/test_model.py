@@ -330,3 +330,10 @@ def test_the_cache_keeps_to_its_budget():
         M.KVCache.sized(config, 64, 200, torch.float32, "cpu", 0.9 * row / 1e9)
     with pytest.raises(ValueError, match="need 202 positions, the cache has 200"):
         M.generate(tiny_llama(), [[1, 2, 3]], 200, cache=cache)
+
+
+def test_the_benchmark_prints_its_table(capsys):
+    import bench
+    bench.main(["rollout", "--toy"])
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("GFLOP/s", "rlsp", "tokens/s", "decode_waste", "limit"))
