@@ -292,6 +292,8 @@ class Trainer:
         self.step, self.saved, self.updates, self.kl_coef = 0, 0, {"policy": 0, "critic": 0}, config.kl_coef
         self.judged = rewards.read_judged(self.run)  # what the judge said before a resume is not asked again
 
+        length, rows = max(map(len, self.prompts)) + config.max_response, math.ceil(config.rollout_batch * config.samples / M.world_size())
+        self.cache = M.KVCache.sized(M.Config.from_pretrained(folder), min(config.slots, rows), length, self.dtype, device, config.kv_gb)
         load = lambda cls, dtype, **kw: M.load_model(cls, folder, dtype, device, mesh, self.dtype, **kw)
         self.policy = load(M.Llama, torch.float32, offload=config.offload)
         self.reference = load(M.Llama, self.dtype).requires_grad_(False)
@@ -348,12 +350,12 @@ class Trainer:
         c, ranks = self.config, M.world_size()
         chosen = problems_of_step(len(self.problems), self.step, c.rollout_batch, c.seed)
         chosen = [i for i in chosen for _ in range(c.samples)]
-        mine = range(M.rank(), len(chosen), ranks)
+        mine, stats = range(M.rank(), len(chosen), ranks), {}
         with tqdm(total=len(mine), desc=f"step {self.step + 1} rollout", leave=False, disable=M.rank() != 0) as bar, signals.may_interrupt():
             responses, logprobs = M.generate(
                 self.sampler, [self.prompts[chosen[i]] for i in mine], c.max_response, c.temperature, self.eos,
                 seed=c.seed, streams=[self.step * len(chosen) + i for i in mine], slots=c.slots, return_logprobs=True, progress=bar,
-                **M.lockstep(c.sampler))
+                cache=self.cache, stats=stats, **M.lockstep(c.sampler))
         signals.stop_if_asked()
         texts = [self.tokenizer.decode(response, skip_special_tokens=True) for response in responses]
         efforts = [None] * len(mine)
@@ -364,7 +366,8 @@ class Trainer:
             problem, truncated = self.problems[chosen[i]], response[-1] not in self.eos
             samples.append(Sample(problem, self.prompts[chosen[i]], response, logprob, text, truncated,
                                   self.reward(problem, text, truncated, effort or 0.0), effort))
-        gathered = gather(samples)
+        gathered, every = zip(*gather((samples, stats)))
+        self.decoding = {k: sum(s[k] for s in every) / ranks for k in stats}
         return [gathered[i % ranks][i // ranks] for i in range(len(chosen))]
 
     # -- experience
@@ -515,7 +518,7 @@ class Trainer:
                       rollout_seconds=rolled - started, scoring_seconds=scored - rolled, update_seconds=updated - scored,
                       copy_seconds=done - updated, rollout_tokens_per_s=actions / (rolled - started),
                       update_tokens_per_s=sum(lengths) * self.config.epochs / (updated - scored), flops_per_s=flops_per_s,
-                      mfu=flops_per_s / M.world_size() / M.matrix_peak(self.device, self.dtype), padding=idle_share(plan, lengths))
+                      mfu=flops_per_s / M.world_size() / M.matrix_peak(self.device, self.dtype), padding=idle_share(plan, lengths), **self.decoding)
         return {"step": self.step, **metrics, "timing": timing}, samples, batch
 
     def flops(self, lengths, actions, metrics):

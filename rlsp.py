@@ -368,9 +368,11 @@ def evaluate(folder, rows, args, device, mesh):
     n, ranks = args.samples, M.world_size()
     mine = range(M.rank(), len(rows) * n, ranks)
     prompts = [M.chat_prompt(tokenizer, r["problem"]) for r in rows]
+    longest = max(map(len, prompts)) + args.max_response
+    cache = M.KVCache.sized(net.config, min(args.slots, max(1, len(mine))), longest, getattr(torch, args.dtype), device, args.kv_gb)
     with tqdm(total=len(mine), desc=f"eval {folder}", disable=M.rank() != 0) as bar:
         responses = M.generate(net, [prompts[i // n] for i in mine], args.max_response, args.temperature, eos, seed=args.seed,
-                               streams=mine, slots=args.slots, progress=bar, **M.lockstep(args.sampler))
+                               streams=mine, slots=args.slots, progress=bar, cache=cache, **M.lockstep(args.sampler))
     results = []
     for i, response in zip(mine, responses):
         text = tokenizer.decode(response, skip_special_tokens=True)
@@ -577,7 +579,7 @@ def parser():
     p.add_argument("--data", required=True, help="jsonl with problem and answer")
     p.add_argument("--any-answer", action="store_true", help="without a box, take 'the answer is', #### or the last number")
     p.add_argument("--max-prompt", type=number(int, 1), default=2048, help="longest prompt allowed, tokens")
-    settings(p, "slots", "sampler", "shard_ranks")
+    settings(p, "slots", "kv_gb", "sampler", "shard_ranks")
     decoding(p, 0.7, None)
     common(p, "runs/eval")
 

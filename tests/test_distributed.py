@@ -60,3 +60,14 @@ def test_a_checkpoint_resumes_on_any_number_of_ranks(folder, alone, tmp_path, wr
     for k, v in alone[0].items():
         if not k.startswith("batch."):
             assert (tensors[k] - v).abs().max() < 1e-4, k
+
+
+def test_sharded_weights_decode_in_lockstep(folder, tmp_path):  # noqa: F811
+    """Ranks with many, few and no prompts make the same number of forwards: nobody waits for ever, and the tokens are one process's."""
+    for ranks in (1, 2, 3):
+        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), str(ROOT / "tests" / "lockstep.py"),
+                               str(folder), str(tmp_path)], capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr[-3000:]
+    read = lambda ranks: sum((json.loads((tmp_path / f"{ranks}-{r}.json").read_text()) for r in range(ranks)), [])
+    assert len({len(t) for t in read(1)}) > 1
+    assert read(1) == read(2) == read(3)

@@ -324,3 +324,66 @@ def test_generate_refuses_nonsense():
             M.generate(net, [[1]], **(dict(max_new_tokens=3) | bad))
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         M.generate(net, [[1], []], 3)
+
+
+LONG = PROMPTS + [list(range(97)) * 2, [7, *range(50, 90)]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_neither_slots_nor_mates_nor_looks_change_a_response(dtype):
+    """In bfloat16, too: sequences of more than one block of the cache, several samples of a prompt, slots that free up late."""
+    net = tiny_llama(max_position_embeddings=1024).to(dtype)
+    run = lambda prompts=LONG * 3, **kw: M.generate(net, prompts, 150, 0.8, (3,), seed=1, return_logprobs=True, **kw)
+    tokens, logprobs = run(slots=24)
+    assert 20 < len({len(t) for t in tokens}) and max(map(len, tokens)) == 150
+    for kw in dict(slots=4), dict(slots=7), dict(slots=24, look=8), dict(slots=5, look=3):
+        again = run(**kw)
+        assert again[0] == tokens
+        if dtype == torch.bfloat16:
+            assert again[1] == logprobs  # bit for bit
+    cache = M.KVCache(net.config, 5, 400, dtype, "cpu")
+    assert run(cache=cache)[0] == run(cache=cache)[0] == tokens  # what an earlier call left there is never seen
+    assert run(LONG[3:], streams=range(3, 8))[0] == tokens[3:8]
+
+
+def test_sampled_tokens_equal_a_full_forward_with_the_same_numbers():
+    net = tiny_llama()
+    for i, (prompt, response) in enumerate(zip(PROMPTS, M.generate(net, PROMPTS, 30, 0.7, seed=9, slots=4))):
+        u, tokens = M.uniforms(9, i, 30).double(), list(prompt)
+        for t in range(30):
+            with torch.no_grad():
+                cdf = torch.softmax(net(torch.tensor([tokens]))[0, -1].double() / 0.7, -1).cumsum(-1)
+            tokens.append(int((cdf <= u[t]).sum()))
+        assert response == tokens[len(prompt):]
+
+
+def test_a_prompt_and_the_head_of_all_are_prefilled_once(monkeypatch):
+    net, seen, prefill = tiny_llama(), [], M.Llama.prefill
+    monkeypatch.setattr(M.Llama, "prefill", lambda self, tokens, *a: seen.extend(tokens.flatten().tolist()) or prefill(self, tokens, *a))
+    prompts = [[1, 2, 3, 10 + i, 20 + i] for i in range(4) for _ in range(6)]  # six samples of each
+    stats = {}
+    responses = M.generate(net, prompts, 30, eos_ids=range(40, 60), slots=5, stats=stats)
+    assert len({len(r) for r in responses}) > 3  # slots become free at different times
+    assert sorted(seen) == [1, 2, 3, 10, 11, 12, 13]  # a prompt's last token is decoded
+    assert stats["prefill_padding"] == stats["decode_waste"] == 0 and 0 < stats["kv_use"] < 1
+    M.generate(net, prompts, 30, eos_ids=range(40, 60), slots=5, stats=stats, look=8)
+    assert 0 < stats["decode_waste"] < 0.5
+
+
+def test_the_cache_keeps_to_its_budget():
+    config = M.Config.from_dict(TINY)
+    row = 2 * 2 * 2 * 8 * 4 * 256  # keys and values x layers x heads x channels x bytes x two blocks
+    cache = M.KVCache.sized(config, 64, 200, torch.float32, "cpu", 3.5 * row / 1e9)
+    assert cache.slots == 3 and cache.k.nbytes + cache.v.nbytes == 3 * row
+    assert M.KVCache.sized(config, 2, 200, torch.float32, "cpu", 0).slots == 2
+    with pytest.raises(ValueError, match="--kv-gb"):
+        M.KVCache.sized(config, 64, 200, torch.float32, "cpu", 0.9 * row / 1e9)
+    with pytest.raises(ValueError, match="need 202 positions, the cache has 200"):
+        M.generate(tiny_llama(), [[1, 2, 3]], 200, cache=cache)
+
+
+def test_the_benchmark_prints_its_table(capsys):
+    import bench
+    bench.main(["rollout", "--toy"])
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("GFLOP/s", "rlsp", "tokens/s", "decode_waste", "limit"))
