@@ -18,6 +18,7 @@ import os
 import sys
 from collections import deque
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -430,6 +431,8 @@ def weight_files(folder):
 
 def read_json(path):
     """A JSON object from a file, or a ValueError that names the file."""
+    if path.stat().st_size > 2**26:  # the index of a model of a trillion parameters has a few MB
+        raise ValueError(f"{path}: {path.stat().st_size} bytes, expected at most {2**26}")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e:
@@ -635,7 +638,8 @@ def start_processes():
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         if "RANK" in os.environ:
-            dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
+            # torchrun ends the others of a dead rank at once; this is for one that hangs, and no rollout or judge may take so long
+            dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None, timeout=timedelta(hours=2))
         else:
             dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     nodes = max(1, world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", world_size())))
