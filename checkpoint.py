@@ -90,6 +90,8 @@ def rewind(run, step):
                 raise ValueError(f"{file}: not a log of this program: {e!r}") from None
     remove(f for f in steps(run) if int(f.name[5:]) > step)
     clear(run / "checkpoints")
+    for left in (f for pattern in (".tmp*", ".part-*", ".*.part") for f in (run / "model").glob(pattern)):
+        left.unlink()  # of a model half written; .tmp* is safetensors'
     (run / "stopped").unlink(missing_ok=True)
 
 

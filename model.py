@@ -20,6 +20,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -670,6 +671,8 @@ def weight_files(folder):
 
 def read_json(path):
     """A JSON object from a file, or a ValueError that names the file."""
+    if path.stat().st_size > 2**26:  # the index of a model of a trillion parameters has a few MB
+        raise ValueError(f"{path}: {path.stat().st_size} bytes, expected at most {2**26}")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e:
@@ -945,7 +948,8 @@ def start_processes(shard_ranks=0):
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **alone)
+        # torchrun ends the others of a dead rank at once; the limit is for one that hangs, and no rollout or judge may take so long
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(hours=2), **alone)
     shape, names = ((ranks // shards, shards), ("replicate", "shard")) if shards < ranks else ((ranks,), ("shard",))
     return device, init_device_mesh(device.type, shape, mesh_dim_names=names)
 

@@ -176,7 +176,7 @@ def read_flags(words):
         if name in GIVE_AGAIN and value and not any(w.split("=")[0] == flag for w in words):
             raise ValueError(f"--resume: the run has {flag} {value}; give it again, a file shall not decide it")
         if isinstance(value, bool):
-            typed += [flag] if value else [] if name == "from_scratch" else ["--no-" + flag[2:]]
+            typed += [flag] if value else ["--no-recompute"] if name == "recompute" else []
         elif value is not None and name not in ("command", "run", "resume", "checkpoint"):
             typed += [flag, *map(str, value)] if isinstance(value, list) else [f"{flag}={value}"]
     started, args = (parser().parse_args(w) for w in (typed, typed + words[1:]))

@@ -134,12 +134,12 @@ def same(a, b):
                   (a / f).read_bytes().replace(str(a).encode(), b"") != (b / f).read_bytes().replace(str(b).encode(), b""))
 
 
-def trial(out, ranks, kills, seed, steps=8, model=None):
+def trial(out, ranks, kills, seed, steps=16, model=None):
     """The recipe twice on this number of ranks, the second time with kills. model: PPO from this one alone. Returns the result's line."""
     random.seed(seed)
     started, hits = time.monotonic(), collections.Counter()
     data = out / "sft.jsonl"
-    data.write_text("".join((TINY / "sft.jsonl").read_text().splitlines(True)[:64]))
+    data.write_text("".join((TINY / "sft.jsonl").read_text().splitlines(True)[:128]))
     for name in ("whole", "broken"):
         for stage, words, often, end in stages(out / name, data, steps):
             if model and stage != "p":
@@ -147,7 +147,8 @@ def trial(out, ranks, kills, seed, steps=8, model=None):
             words = [model or word if word == out / name / "s/model" else word for word in words]
             wanted = kills if model else -(-kills * {"s": 4, "p": 14, "e": 6}[stage] // 20)  # some moments may not come
             wanted = wanted if name == "broken" else 0
-            left = [(often[i % len(often)], random.randint(1, 3)) for i in range(wanted - len(end))] + [(phase, 1) for phase in end]
+            left = [(phase, 1 if phase in ("startup", "evaluation") else random.randint(1, 2)) for phase in (often * wanted)[: wanted - len(end)]]
+            left += [(phase, 1) for phase in end]
             random.shuffle(left)
             left = sorted(left, key=lambda x: x[0] in end)[:wanted]
             while True:
