@@ -8,7 +8,7 @@
 #   bash train.sh setup                       .venv alone
 #
 # MODEL's further variables: SFT_DATA (demonstrations; without it PPO starts from MODEL itself), EVAL_DATA (default: DATA is
-# not evaluated); on several nodes the same command on each, with NNODES, NODE_RANK (0, 1, ...) and RDZV (host:port of node 0), the same
+# not evaluated), SHARD_RANKS and SAMPLER (flags of the same names for all stages); on several nodes the same command on each, with NNODES, NODE_RANK (0, 1, ...) and RDZV (host:port of node 0), the same
 # RUN, and folders that all nodes see. Started by torchrun itself (torchrun ... --no-python bash train.sh) it joins that job. Everywhere: RUN (folder to write), SEED (0; SEEDS="0 1 2 3 4" for experiment). Further words go to `rlsp.py ppo`, for example --steps 50.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -125,7 +125,7 @@ arm() {
 }
 
 large() {
-    local n launch policy=$MODEL
+    local n launch policy=$MODEL shards=${SHARD_RANKS:+--shard-ranks $SHARD_RANKS} sampler=${SAMPLER:+--sampler $SAMPLER}
     export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}  # less lost between pieces of memory
     n=$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')
     if [ -n "${RANK:-}" ]; then launch=joined
@@ -136,12 +136,12 @@ large() {
     else launch="torchrun --standalone --nproc_per_node $n"
     fi
     if [ -n "${SFT_DATA:-}" ]; then
-        $launch rlsp.py sft --model "$MODEL" --data "$SFT_DATA" --out "$RUN/sft" --seed "$SEED"
+        $launch rlsp.py sft --model "$MODEL" --data "$SFT_DATA" --out "$RUN/sft" --seed "$SEED" $shards
         policy=$RUN/sft/model
     fi
-    $launch rlsp.py ppo --model "$policy" --data "$DATA" --out "$RUN/ppo" --seed "$SEED" "$@"
+    $launch rlsp.py ppo --model "$policy" --data "$DATA" --out "$RUN/ppo" --seed "$SEED" $shards $sampler "$@"
     if [ -n "${EVAL_DATA:-}" ]; then
-        $launch rlsp.py eval --model "$policy" "$RUN/ppo/model" --data "$EVAL_DATA" --out "$RUN/eval" --seed "$SEED"
+        $launch rlsp.py eval --model "$policy" "$RUN/ppo/model" --data "$EVAL_DATA" --out "$RUN/eval" --seed "$SEED" $shards $sampler
     fi
 }
 
