@@ -9,13 +9,18 @@
 #   bash train.sh setup                       .venv alone
 #
 # MODEL's further variables: SFT_DATA (demonstrations; without it PPO starts from MODEL itself), EVAL_DATA (default: DATA is
-# not evaluated). Everywhere: RUN (folder to write), SEED (0; SEEDS="0 1 2 3 4" for experiment). Further words go to `rlsp.py ppo`, for example --steps 50.
+# not evaluated), SHARD_RANKS and SAMPLER (flags of the same names for all stages); on several nodes the same command on each, with NNODES, NODE_RANK (0, 1, ...) and RDZV (host:port of node 0), the same
+# RUN, and folders that all nodes see. Started by torchrun itself (torchrun ... --no-python bash train.sh) it joins that job. Everywhere: RUN (folder to write), SEED (0; SEEDS="0 1 2 3 4" for experiment). Further words go to `rlsp.py ppo`, for example --steps 50.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 setup() {
     local stamp
     stamp=$(cksum < requirements.txt)
+    # inside torchrun the node's first process sets up and the others wait for it, at most ten minutes
+    if [ "${LOCAL_RANK:-0}" != 0 ]; then
+        for _ in {1..600}; do [ "$(cat .venv/installed 2>/dev/null)" = "$stamp" ] && break; sleep 1; done
+    fi
     if [ "$(cat .venv/installed 2>/dev/null)" != "$stamp" ]; then
         python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "train.sh: python3 is $(python3 -V 2>&1), expected 3.10 or newer" >&2; exit 2; }
         echo "train.sh: setting up .venv (once, some minutes)"
@@ -36,6 +41,12 @@ setup_tests() {
 }
 
 TINY=data/tiny
+
+# A stage inside a job of torchrun: each stage's process group meets at a port of its own, the last one's may still be closing.
+joined() {
+    MASTER_PORT=$((MASTER_PORT + 1)) TORCHELASTIC_USE_AGENT_STORE=False python "$@"
+    MASTER_PORT=$((MASTER_PORT + 1))
+}
 
 # The three stages of SFT: $1 is the folder of the runs, $2 the file of demonstrations.
 tiny_sft() {
@@ -127,17 +138,23 @@ arm() {
 }
 
 large() {
-    local n launch policy=$MODEL
+    local n launch policy=$MODEL shards=${SHARD_RANKS:+--shard-ranks $SHARD_RANKS} sampler=${SAMPLER:+--sampler $SAMPLER}
+    export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}  # less lost between pieces of memory
     n=$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')
-    launch="torchrun --standalone --nproc_per_node $n"
-    if [ "$n" = 1 ]; then launch=python; fi
+    if [ -n "${RANK:-}" ]; then launch=joined
+    elif [ "${NNODES:-1}" -gt 1 ]; then
+        : "${RDZV:?train.sh: NNODES is given, RDZV (host:port of node 0, the same on all nodes) is not}" "${NODE_RANK:?train.sh: NNODES is given, NODE_RANK (0 to NNODES - 1) is not}"
+        launch="torchrun --nnodes $NNODES --node_rank $NODE_RANK --master_addr ${RDZV%:*} --master_port ${RDZV##*:} --nproc_per_node $n"
+    elif [ "$n" = 1 ]; then launch=python
+    else launch="torchrun --standalone --nproc_per_node $n"
+    fi
     if [ -n "${SFT_DATA:-}" ]; then
-        $launch rlsp.py sft --model "$MODEL" --data "$SFT_DATA" --out "$RUN/sft" --seed "$SEED"
+        $launch rlsp.py sft --model "$MODEL" --data "$SFT_DATA" --out "$RUN/sft" --seed "$SEED" $shards
         policy=$RUN/sft/model
     fi
-    $launch rlsp.py ppo --model "$policy" --data "$DATA" --out "$RUN/ppo" --seed "$SEED" "$@"
+    $launch rlsp.py ppo --model "$policy" --data "$DATA" --out "$RUN/ppo" --seed "$SEED" $shards $sampler "$@"
     if [ -n "${EVAL_DATA:-}" ]; then
-        $launch rlsp.py eval --model "$policy" "$RUN/ppo/model" --data "$EVAL_DATA" --out "$RUN/eval" --seed "$SEED"
+        $launch rlsp.py eval --model "$policy" "$RUN/ppo/model" --data "$EVAL_DATA" --out "$RUN/eval" --seed "$SEED" $shards $sampler
     fi
 }
 
@@ -150,7 +167,13 @@ case "${1:-}" in
     *)
         if [ -n "${MODEL:-}" ]; then
             : "${DATA:?train.sh: MODEL is given, DATA (a jsonl file of problems) is not}"
-            RUN=${RUN:-runs/$(basename "$MODEL")-$(date +%Y%m%d-%H%M%S)}
+            # the same name on all ranks, whose clocks differ: inside torchrun the job's id stands for the time
+            stamp=$(date +%Y%m%d-%H%M%S)
+            if [ -n "${RANK:-}" ]; then stamp=$TORCHELASTIC_RUN_ID; fi
+            if [ -z "${RUN:-}" ] && { [ "$stamp" = none ] || { [ "${NNODES:-1}" -gt 1 ] && [ -z "${RANK:-}" ]; }; }; then
+                echo "train.sh: RUN is not given; expected the same folder on all nodes" >&2; exit 2
+            fi
+            RUN=${RUN:-runs/$(basename "$MODEL")-$stamp}
             large "$@"
         else
             RUN=${RUN:-runs/tiny-$(date +%Y%m%d-%H%M%S)}

@@ -165,7 +165,7 @@ def test_every_flag_has_help_and_a_default():
     for name, command in parser._subparsers._group_actions[0].choices.items():
         for action in command._actions:
             assert action.help, (name, action.dest)
-        assert "--seed" in command.format_help() or name == "report"
+        assert "--seed" in command.format_help() or name in ("report", "plan")
     ppo_flags = {a.dest for a in parser._subparsers._group_actions[0].choices["ppo"]._actions}
     assert {f for f in ppo.PPOConfig.__dataclass_fields__} <= ppo_flags
 

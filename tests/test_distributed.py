@@ -1,4 +1,5 @@
 """1, 2 and 4 gloo processes do the same training (checklist 9, 13, 18), and one's checkpoint is another's."""
+import inspect
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import model as M
 from conftest import ROOT
 from test_ppo import folder  # noqa: F401  (the fixture)
 
@@ -25,12 +27,19 @@ def run(ranks, folder, out, *words):
 
 @pytest.fixture(scope="module")
 def alone(folder, tmp_path_factory):  # noqa: F811
-    return run(1, folder, tmp_path_factory.mktemp("alone"))
+    out = tmp_path_factory.mktemp("alone")
+    return *run(1, folder, out, "stages"), out
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_checklist_9_13_18_any_number_of_ranks_trains_the_same(folder, alone, tmp_path, ranks):  # noqa: F811
-    tensors, metrics, tokens = run(ranks, folder, tmp_path / str(ranks))
+LOCKSTEP = pytest.mark.skipif("lockstep" not in inspect.signature(M.generate).parameters, reason="generate has no lockstep yet")
+
+
+@pytest.mark.parametrize("ranks, words", [(2, ["offload=true"]), (4, []), (4, ["shard_ranks=2"]),
+                                          pytest.param(4, ["sampler=sharded", "shard_ranks=2"], marks=LOCKSTEP)],
+                         ids=["2, offload", "4", "2 x 2", "sharded sampler"])
+def test_checklist_9_13_18_any_number_of_ranks_trains_the_same(folder, alone, tmp_path, ranks, words):  # noqa: F811
+    out = tmp_path / str(ranks)
+    tensors, metrics, tokens = run(ranks, folder, out, "stages", *words)
     assert torch.equal(tensors["batch.tokens"], alone[0]["batch.tokens"])  # shuffle and every sample's stream are the same
     assert (tensors["batch.advantage"] - alone[0]["batch.advantage"]).abs().max() < 1e-4
     mask = tensors["batch.mask"]
@@ -46,6 +55,21 @@ def test_checklist_9_13_18_any_number_of_ranks_trains_the_same(folder, alone, tm
     for k, v in alone[0].items():  # after three steps of updates of about the learning rate, 1e-3
         if not k.startswith("batch."):
             assert (tensors[k] - v).abs().max() < 1e-4, k
+    rows = lambda out, file: [json.loads(line) for line in (out / file).read_text().splitlines()]
+    for mine, theirs in zip(rows(out, "sft/metrics.jsonl"), rows(alone[3], "sft/metrics.jsonl"), strict=True):
+        for k in ("step", "loss", "grad_norm", "lr", "tokens"):
+            assert mine[k] == pytest.approx(theirs[k], rel=1e-4), k
+    assert rows(out, "eval/outputs-1.jsonl") == rows(alone[3], "eval/outputs-1.jsonl")  # three problems: one of 4 ranks has none
+
+
+@pytest.mark.parametrize("words", [[], pytest.param(["sampler=sharded"], marks=LOCKSTEP)], ids=["whole", "sharded"])
+def test_ranks_without_prompts_do_not_hang(folder, tmp_path, words):  # noqa: F811
+    """One prompt a step for four ranks; sharded: three of them still take part in every forward of the sampler."""
+    few = ["rollout_batch=1", "steps=2", *words]
+    tensors, metrics, _ = run(4, folder, tmp_path / "four", *few)
+    alone = run(1, folder, tmp_path / "one", *few)
+    assert torch.equal(tensors["batch.tokens"], alone[0]["batch.tokens"])
+    assert metrics == pytest.approx(alone[1], rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize("writers, readers", [(2, 1), (2, 4), (1, 2)])

@@ -1,0 +1,185 @@
+"""Measurements that test_plan.py holds against plan.py; each prints one JSON object.
+
+    python tests/memory.py simulate CONFIG.json TOKENS SHARDS       a training pass of policy and critic on SHARDS fake ranks, by PyTorch's
+                                                                    own FSDP memory tracker on fake tensors: nothing is allocated
+    torchrun ... tests/memory.py update FOLDER PROBLEMS OUT key=value ...   a real PPO step: live bytes, by summing tensors
+    torchrun ... tests/memory.py load FOLDER OUT [DTYPE]            peak host memory of loading a folder and of saving it
+"""
+import dataclasses
+import json
+import sys
+import threading
+import time
+import weakref
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import model as M  # noqa: E402
+import plan  # noqa: E402
+import ppo  # noqa: E402
+
+
+def local_bytes(tensors):
+    """What tensors hold on this rank; the gradients of an FSDP unit are pieces of one storage."""
+    return sum({s._cdata: s.nbytes() for s in [M.local(t).untyped_storage() for t in tensors]}.values())
+
+
+def simulate(config, tokens, shards):
+    from torch._subclasses import fake_impls
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    def nonzero(mode, func, x):  # fake tensors hold no numbers: let every token but the first be an action
+        with mode:
+            return torch.empty(x.numel(), x.dim(), dtype=torch.long)
+
+    fake_impls.op_implementations_dict[torch.ops.aten.nonzero.default] = nonzero
+    dist.init_process_group("fake", rank=0, world_size=shards, store=FakeStore())
+    mesh = M.init_device_mesh("cpu", (shards,), mesh_dim_names=("shard",))
+    M.Llama.forward = M.Llama.logprobs  # the tracker follows forward alone
+    out = {}
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        for name, kind in (("policy", M.Llama), ("critic", M.Critic)):
+            with torch.device("cpu"):
+                net = kind(config)
+            M.shard(net, mesh, torch.bfloat16)
+            net.model.recompute = True
+            adam = torch.optim.Adam(net.parameters(), foreach=False)
+            rows = torch.zeros(16, tokens // 16, dtype=torch.long)
+            mask = torch.ones(16, tokens // 16, dtype=torch.bool)
+            backward = lambda: tree_leaves(net(rows, mask))[0].sum().backward()
+            backward()  # gradients are there when the second micro-step comes
+            tracker = FSDPMemTracker(net)
+            tracker.track_inputs((rows, mask))
+            with tracker:
+                backward()
+            # Adam is kept out of the tracker, which under fake tensors books DTensor's shape inference as memory
+            adam.step()
+            snapshot = next(s for s in tracker.get_tracker_snapshot("peak").values() if s["Total"])
+            out[name] = {getattr(k, "value", k): v for k, v in snapshot.items()} | {
+                "weights": local_bytes(net.parameters()), "gradients": local_bytes(p.grad for p in net.parameters()),
+                "optimizer": local_bytes(v for s in adam.state.values() for k, v in s.items() if k != "step")}
+    return out
+
+
+class Live(TorchDispatchMode):
+    """The most bytes that the tensors of all operations ever held at once. FSDP frees by resizing, so sizes are read anew each time."""
+
+    def __init__(self):
+        super().__init__()
+        self.storages, self.peak = {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(issubclass(t, DTensor) for t in types):
+            return NotImplemented  # let DTensor turn into operations on local tensors first
+        out = func(*args, **(kwargs or {}))
+        self.know((args, kwargs, out))
+        self.peak = max(self.peak, sum(s.nbytes() for s in [ref() for ref in list(self.storages.values())] if s is not None))
+        return out
+
+    def know(self, tensors):
+        for t in tree_leaves(tensors):
+            if isinstance(t, torch.Tensor) and not isinstance(t, DTensor):
+                storage = t.untyped_storage()
+                self.storages[storage._cdata] = weakref.ref(storage, lambda _, key=storage._cdata: self.storages.pop(key, None))
+
+
+def update(folder, problem_file, run, **settings):
+    """One PPO step in which every response has max_response tokens."""
+    from tokenizers import Tokenizer
+    settings = {f.name: (f.metadata["kind"] if f.metadata["kind"] is not bool else json.loads)(settings[f.name])
+                for f in dataclasses.fields(ppo.PPOConfig) if f.name in settings}
+    config = ppo.PPOConfig(**settings)
+    device, mesh = M.start_processes(config.shard_ranks)
+    problems = [json.loads(line) for line in open(problem_file)][:1]
+    trainer = ppo.Trainer(config, folder, problems, Tokenizer.from_file(f"{folder}/tokenizer.json"), run, device, mesh)
+    trainer.eos = []
+    config.max_prompt = len(trainer.prompts[0])
+    config.micro_tokens *= config.max_prompt + config.max_response  # given as a number of sequences
+    found, live, init = {}, Live(), M.KVCache.__init__
+
+    def spy(cache, *args, **kw):
+        init(cache, *args, **kw)
+        found["kv cache"] = cache.k.nbytes + cache.v.nbytes
+
+    M.KVCache.__init__ = spy
+    found["sampler"] = local_bytes(trainer.sampler.parameters())
+    samples = trainer.rollout()
+    M.free_weights(trainer.sampler)
+    found["sampler freed"] = local_bytes(trainer.sampler.parameters())
+    batch = trainer.experience(samples)
+    nets = [net for net, _ in trainer.trained.values()]
+    step = torch.optim.Adam.step
+
+    def measured_step(optimizer, *args, **kw):
+        found["gradients"] = max(found.get("gradients", 0), local_bytes(p.grad for n in nets for p in n.parameters() if p.grad is not None))
+        return step(optimizer, *args, **kw)
+
+    torch.optim.Adam.step = measured_step
+    trainer.update(batch)  # makes Adam's state
+    found["weights"] = local_bytes(p for n in nets for p in n.parameters())
+    found["reference"] = local_bytes(trainer.reference.parameters())
+    found["optimizer"] = local_bytes(v for o in trainer.optimizers.values() for s in o.state.values() for k, v in s.items() if k != "step")
+    live.know([M.local(p) for n in [*nets, trainer.reference] for p in n.parameters()])
+    live.know([M.local(v) for o in trainer.optimizers.values() for s in o.state.values() for v in s.values()])
+    with live:
+        trainer.update(batch)
+    found["update"] = live.peak
+    found["plan"] = plan.phases(M.Config.from_pretrained(folder), config, M.world_size(), mesh["shard"].size())
+    return found
+
+
+def anonymous():
+    """Bytes of this process that no file backs: pages of safetensors files that are mapped for reading are not counted."""
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) * 1024 for line in f if line.startswith("RssAnon"))
+
+
+def peak_during(function):
+    """(result, peak of anonymous memory over its value before), sampled a thousand times a second."""
+    before, most, done = anonymous(), 0, False
+
+    def watch():
+        nonlocal most
+        while not done:
+            most = max(most, anonymous())
+            time.sleep(0.001)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    result = function()
+    done = True
+    watcher.join()
+    return result, max(most, anonymous()) - before
+
+
+def load(folder, out, dtype="float32"):
+    device, mesh = M.start_processes()
+    if M.world_size() > 1:
+        dist.barrier()  # gloo's own buffers
+    kind = getattr(torch, dtype)
+    net, loading = peak_during(lambda: M.load_model(M.Llama, folder, kind, device, mesh))
+    _, saving = peak_during(lambda: M.save_tensors(net.named_parameters(), Path(out), torch.float32))
+    return {"share": local_bytes(net.parameters()), "largest": max(p.numel() * kind.itemsize for p in net.parameters()),
+            "whole": sum(p.numel() * kind.itemsize for p in net.parameters()), "loading": loading, "saving": saving}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    what, *words = sys.argv[1:]
+    if what == "simulate":
+        print(json.dumps(simulate(M.Config.from_dict(json.loads(words[0])), int(words[1]), int(words[2]))))
+    else:
+        pairs = dict(word.split("=", 1) for word in words if "=" in word)
+        found = {"update": update, "load": load}[what](*[word for word in words if "=" not in word], **pairs)
+        everyone = ppo.gather(found)
+        if M.rank() == 0:
+            print(json.dumps(everyone))
+        M.stop_processes()

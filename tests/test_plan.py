@@ -1,0 +1,212 @@
+"""plan.py against arithmetic by hand, against PyTorch's memory tracker on the 8B model, and against runs; memory of loading and saving;
+what can be shown of the large models and of train.sh's GPU part without a GPU."""
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import model as M
+import plan
+import ppo
+import rlsp
+from conftest import ROOT
+from test_cli import refused  # noqa: F401  (the fixture)
+from test_ppo import folder  # noqa: F401
+
+LLAMA_8B = dict(model_type="llama", vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+                num_key_value_heads=8, rms_norm_eps=1e-5, rope_theta=500000.0, max_position_embeddings=131072, tie_word_embeddings=False)
+LLAMA_70B = LLAMA_8B | dict(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64)
+QWEN_32B = dict(model_type="qwen2", vocab_size=152064, hidden_size=5120, intermediate_size=27648, num_hidden_layers=64, num_attention_heads=40,
+                num_key_value_heads=8, rms_norm_eps=1e-5, rope_theta=1000000.0, max_position_embeddings=32768, tie_word_embeddings=False)
+TRACKED = dict(max_prompt=2048, max_response=4096, micro_tokens=16384)
+
+
+def measure(*words, ranks=1):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+    done = subprocess.run([sys.executable, *launch, str(ROOT / "tests/memory.py"), *map(str, words)], capture_output=True, text=True,
+                          timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+# ---- by hand
+
+@pytest.mark.parametrize("raw, parameters, a_block, outside", [
+    (LLAMA_8B, 8_030_261_248, 218_112_000, 1_050_677_248),
+    (LLAMA_70B, 70_553_706_496, 855_654_400, 2_101_354_496),
+    (QWEN_32B, 32_763_876_352, 487_603_200 + 7_168, 1_557_140_480)], ids=["8B", "70B", "32B"])
+def test_each_quantity_is_the_arithmetic(raw, parameters, a_block, outside):
+    config, c = M.Config.from_dict(raw), ppo.PPOConfig(rollout_batch=64)
+    policy, critic = plan.shapes(config), plan.shapes(config, critic=True)
+    assert plan.elements(policy) == parameters  # the publishers' counts
+    assert plan.elements(plan.block(policy)) == a_block and plan.elements(plan.root(policy)) == outside
+    assert plan.elements(critic) == parameters - (raw["vocab_size"] - 1) * raw["hidden_size"]
+    assert plan.elements({"w": (10, 3)}, 4) == 3 * 3  # ten rows over four ranks: three at most
+    assert plan.weights([policy], 8) == plan.gradients([policy], 8) == parameters * 4 / 8 and plan.optimizer([policy], 8) == parameters * 8 / 8
+    assert plan.frozen_copy(config, c, 8) == parameters * 2 / 8 and plan.frozen_copy(config, c, 1) == parameters * 2
+    layers = raw["num_hidden_layers"]
+    assert plan.kv_token(config, c) == layers * 2 * 8 * 128 * 2  # 128 KiB for 8B
+    assert plan.kv_cache(config, c, 8) == layers * 4096 * 8 * (2048 + 4096)  # 8 prompts a rank, fewer than slots
+    assert plan.kv_cache(config, ppo.PPOConfig(kv_gb=1.5), 8) == 1.5e9
+    D, F = raw["hidden_size"], raw["intermediate_size"]
+    found = plan.phases(config, c, 8, 8)
+    assert found["update"]["weights"] == plan.weights([policy, critic], 8) and found["update"]["optimizer"] == 2 * found["update"]["weights"]
+    inputs, mlp, norms = layers * 16384 * D * 2, 16384 * 6 * F * 2, 16384 * D * 16  # six widths of the MLP, two norms
+    assert found["update"]["activations"] == pytest.approx(inputs + mlp + norms, rel=0.15)
+    tokens = 512 * 1150  # 2 FLOPs a parameter forward, of which the embedding has none
+    assert plan.flops(config, ppo.PPOConfig(), 150, 1000)["rollout"] == pytest.approx(2 * tokens * (parameters - raw["vocab_size"] * D), rel=0.05)
+    assert plan.flops(config, ppo.PPOConfig(), 150, 1000)["update"] == pytest.approx(8 * tokens * 2 * parameters, rel=0.15)
+
+
+def test_weights_and_outputs_of_the_large_models_have_their_shapes():
+    """The device-independent path on the meta device: shapes of Hugging Face's tensors, of logits, log-probs and values."""
+    from torch.fx.experimental import _config
+    for raw in (LLAMA_8B, QWEN_32B):
+        D, F, V, heads = raw["hidden_size"], raw["intermediate_size"], raw["vocab_size"], raw["num_attention_heads"]
+        of_a_block = {"self_attn.q_proj": (heads * 128, D), "self_attn.k_proj": (1024, D), "self_attn.v_proj": (1024, D),
+                      "self_attn.o_proj": (D, heads * 128), "mlp.gate_proj": (F, D), "mlp.up_proj": (F, D), "mlp.down_proj": (D, F),
+                      "input_layernorm": (D,), "post_attention_layernorm": (D,)}
+        expected = {f"model.layers.{i}.{n}.weight": s for i in range(raw["num_hidden_layers"]) for n, s in of_a_block.items()}
+        if raw["model_type"] == "qwen2":
+            expected |= {f"model.layers.{i}.self_attn.{n}_proj.bias": (s,) for i in range(64) for n, s in (("q", D), ("k", 1024), ("v", 1024))}
+        expected |= {"model.embed_tokens.weight": (V, D), "lm_head.weight": (V, D), "model.norm.weight": (D,)}
+        config = M.Config.from_dict(raw)
+        assert plan.shapes(config) == expected
+        with torch.device("meta"), _config.patch(meta_nonzero_assume_all_nonzero=True):
+            policy, critic = M.Llama(config).to(torch.bfloat16), M.Critic(config).to(torch.bfloat16)
+            critic.value_head.float()
+            tokens, mask = torch.zeros(2, 50, dtype=torch.long), torch.ones(2, 50, dtype=torch.bool)
+            logits = policy(tokens)
+            assert logits.shape == (2, 50, V) and logits.dtype == torch.float32
+            for x in (*policy.logprobs(tokens, mask), critic(tokens, mask)):
+                assert x.shape == (2, 50) and x.dtype == torch.float32
+
+
+# ---- by PyTorch's tracker, and by measuring
+
+def test_the_plan_agrees_with_pytorchs_memory_tracker_on_llama_8b_over_8_ranks():
+    found, config, c = measure("simulate", json.dumps(LLAMA_8B), 16384, 8), M.Config.from_dict(LLAMA_8B), ppo.PPOConfig(**TRACKED)
+    moments = {}
+    for name, critic in (("policy", False), ("critic", True)):
+        net, tracked = plan.shapes(config, critic), found[name]
+        for item in ("weights", "gradients", "optimizer"):
+            assert getattr(plan, item)([net], 8) == pytest.approx(tracked[item], rel=1e-3), item
+        head = 0 if critic else 2 * 128256 * 4096  # its gradient is "Temp" to the tracker, "gathered" to the plan
+        gathered, activations = moments[name] = plan.backward(config, c, 8, 16384, net)
+        assert gathered == pytest.approx(head + sum(tracked[k] for k in ("Unsharded Param", "All Gather", "Reduce Scatter", "Unsharded Grad")), rel=0.15)
+        assert activations == pytest.approx(tracked["Activation"] + tracked["Temp"] - head, rel=0.15)
+        assert 2 * plan.weights([net], 8) + gathered + activations == pytest.approx(tracked["Total"], rel=0.15)
+    stays = sum(found[n][k] for n in found for k in ("weights", "gradients", "optimizer")) + 2 * 8_030_261_248 / 8
+    passing = max(t["Total"] - t["Sharded Param"] - t["Sharded Grad"] for t in found.values())
+    assert sum(plan.phases(config, c, 8, 8)["update"].values()) == pytest.approx(stays + passing, rel=0.15)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """4 million parameters, so that weights, logits and activations all count."""
+    out = tmp_path_factory.mktemp("wide")
+    raw = json.loads((ROOT / "data/tiny/model/config.json").read_text())
+    raw |= dict(hidden_size=256, intermediate_size=704, num_hidden_layers=4, head_dim=64, vocab_size=4096)
+    net = M.Llama(M.Config.from_dict(raw))
+    M.init_weights(net, 0)
+    net.save_pretrained(out)
+    ppo.copy_tokenizer(ROOT / "data/tiny/model", out)
+    return out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_plan_agrees_with_a_ppo_step_of_two_ranks(wide, tmp_path, dtype):
+    (tmp_path / "run").mkdir()
+    for rank in measure("update", wide, ROOT / "data/tiny/train.jsonl", tmp_path / "run", f"dtype={dtype}", "rollout_batch=8", "train_batch=8",
+                        "max_response=200", "micro_tokens=2", "freeze_steps=0", "steps=1", ranks=2):
+        planned = rank["plan"]["update"]
+        for item in ("weights", "gradients", "optimizer", "reference"):
+            assert planned[item] == pytest.approx(rank[item], rel=1e-3), item
+        rollout = rank["plan"]["rollout"]
+        assert rollout["sampler"] == rank["sampler"] and rank["sampler freed"] == 0 and rollout["kv cache"] == pytest.approx(rank["kv cache"], rel=0.05)
+        assert sum(planned.values()) == pytest.approx(rank["update"], rel=0.15)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_loading_holds_the_share_and_saving_one_tensor(wide, tmp_path, ranks):
+    raw = json.loads((wide / "config.json").read_text()) | dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=8, vocab_size=8192)
+    with torch.device("meta"):
+        empty = M.Llama(M.Config.from_dict(raw))
+    tmp_path.joinpath("config.json").write_text(json.dumps(raw))
+    M.save_tensors(((n, torch.zeros(p.shape, dtype=torch.bfloat16)) for n, p in empty.named_parameters()), tmp_path, max_bytes=10**8)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    slack = 40e6  # gloo's buffers, the allocator, this interpreter
+    for rank in measure("load", tmp_path, tmp_path / "out", ranks=ranks):
+        assert rank["whole"] > 5e8 and rank["share"] == pytest.approx(rank["whole"] / ranks, rel=0.01)
+        assert rank["loading"] < rank["share"] + rank["largest"] + slack
+        assert rank["saving"] < 3 * rank["largest"] + slack  # gathered pieces, the whole, its bytes
+
+
+# ---- refusing, and advice
+
+def plan_words(tmp_path, raw, *words):
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    return subprocess.run([sys.executable, str(ROOT / "rlsp.py"), "plan", "--model", str(tmp_path), *map(str, words)], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("raw, words", [(LLAMA_8B, "--gpus 8"), (LLAMA_8B, "--gpus 2"), (QWEN_32B, "--gpus 32"), (LLAMA_70B, "--gpus 64")],
+                         ids=["8B on 8", "8B on 2", "32B on 32", "70B on 64"])
+def test_what_does_not_fit_gets_flags_with_which_it_fits(tmp_path, raw, words):
+    first = plan_words(tmp_path, raw, *words.split())
+    assert first.returncode == 2 and "DOES NOT FIT" in first.stdout
+    flags = re.search(r"it fits with (.*)", first.stdout)[1].split()
+    again = plan_words(tmp_path, raw, *words.split(), *flags)
+    assert again.returncode == 0 and ": fits" in again.stdout and "hours" in again.stdout
+
+
+def test_nothing_helps_where_nothing_helps(tmp_path):
+    done = plan_words(tmp_path, LLAMA_70B, "--gpus", 1, "--gpu-memory", 24)
+    assert done.returncode == 2 and "needs more GPUs" in done.stdout
+    assert "divisor of --gpus 8" in plan_words(tmp_path, LLAMA_8B, "--shard-ranks", 3).stderr
+
+
+def test_a_run_that_cannot_fit_is_refused_with_the_arithmetic(folder, tmp_path, refused, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(M, "memory", lambda: (3_010_000_000, 10**12, "a GPU with 3.0 GB"))
+    data = ROOT / "data/tiny/train.jsonl"
+    error = refused("ppo", "--model", folder, "--data", data, "--out", tmp_path / "run", "--max-response", "500")
+    assert "does not fit into a GPU with 3.0 GB: each process needs" in error and "optimizer" in error and "it fits with" in error
+    assert len(error.splitlines()) == 1 and not (tmp_path / "run").exists()
+
+
+def test_the_runs_of_the_readme_are_not_refused():
+    """tiny and SmolLM2-135M on a machine of 16 GB, as many processes as two."""
+    tiny = M.Config.from_pretrained(ROOT / "data/tiny/model")
+    smol = M.Config.from_dict(dict(model_type="llama", vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+                                   num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True))
+    small = ppo.PPOConfig(rollout_batch=96, train_batch=24, max_prompt=40, max_response=400, slots=96, micro_tokens=2500, dtype="float32", recompute=False)
+    real = ppo.PPOConfig(rollout_batch=24, train_batch=12, max_prompt=250, max_response=200, slots=24, micro_tokens=2048)
+    for config, c in ((tiny, small), (smol, real)):
+        for ranks in (1, 2):
+            assert plan.check(config, c, ranks, ranks, None, int(16e9) // ranks, "16 GB", "ppo").startswith("plan: each process needs")
+
+
+# ---- train.sh inside a job of torchrun
+
+def test_train_sh_joins_the_job_of_torchrun(folder, tmp_path):  # noqa: F811
+    for name in ("model.py", "ppo.py", "rewards.py", "answers.py", "plan.py", "rlsp.py", "requirements.txt", "data", "train.sh"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "train.sh").unlink()
+    (tmp_path / "train.sh").write_text((ROOT / "train.sh").read_text())  # it works where it lies
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv/bin").symlink_to(os.path.dirname(sys.executable))
+    (tmp_path / ".venv/installed").write_text(subprocess.run("cksum < requirements.txt", shell=True, cwd=ROOT, capture_output=True, text=True).stdout)
+    (tmp_path / "sft.jsonl").write_text("".join((ROOT / "data/tiny/sft.jsonl").read_text().splitlines(True)[:64]))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python", "bash", "train.sh", "--steps", "1",
+         "--rollout-batch", "2", "--train-batch", "2", "--max-response", "8", "--freeze-steps", "0", "--dtype", "float32"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        env=os.environ | dict(OMP_NUM_THREADS="1", MODEL=str(folder), SFT_DATA="sft.jsonl", DATA="data/tiny/train.jsonl"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = list((tmp_path / "runs").iterdir())  # one, whatever second each rank started in
+    assert len(runs) == 1 and (runs[0] / "ppo/model/config.json").is_file()
+    for stage in ("sft", "ppo"):
+        assert "2 process(es)" in json.loads((runs[0] / stage / "config.json").read_text())["versions"]["machine"]
