@@ -773,6 +773,12 @@ def shard(model, mesh, compute_dtype):
         register_fsdp_forward_method(model, "logprobs")  # gathers weights as forward does
 
 
+def compile_blocks(model):
+    """torch.compile of each block for --compile. Of its forward alone: FSDP's hooks around it stay as they are."""
+    for block in model.model.layers:
+        block.forward = torch.compile(block.forward, dynamic=True)
+
+
 @torch.no_grad()
 def copy_weights(source, target):
     """Refresh an unsharded copy, one parameter at a time, so that only one whole tensor more is in memory."""

@@ -82,6 +82,7 @@ class PPOConfig:
     freeze_steps: int = flag(4, "first steps that train the critic alone (ignored by advantage group)", 0)
     dtype: str = flag("bfloat16", "compute type; master weights are float32", choices=("bfloat16", "float32"))
     recompute: bool = flag(True, "activation checkpointing: less memory, a third more compute")
+    compile: bool = flag(False, "torch.compile of the blocks of policy and critic; needs a C++ compiler, on a GPU Triton")
     # Run
     seed: int = flag(0, "seed of everything random", 0)
     save_every: int = flag(20, "steps between checkpoints; 0: only at the end", 0)
@@ -283,6 +284,8 @@ class Trainer:
             self.trained["critic"] = (self.critic, config.critic_lr)
         for net, _ in self.trained.values():
             net.model.recompute = config.recompute
+            if config.compile:
+                M.compile_blocks(net)
         # no dropout anywhere; eps 1e-5 as in the PPO implementations that reproduce (37 details, no. 3)
         self.optimizers = {name: torch.optim.Adam(net.parameters(), lr=lr, betas=(0.9, 0.95), eps=1e-5, fused=True)
                            for name, (net, lr) in self.trained.items()}

@@ -190,6 +190,8 @@ def sft(args):
                               init_seed=args.seed if args.from_scratch else None)
         run = new_run(args.run, args)
     policy.model.recompute = args.recompute
+    if args.compile:
+        M.compile_blocks(policy)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0, fused=True)
     ranks = M.world_size()
     steps_an_epoch = math.ceil(len(examples) / args.batch)
@@ -218,8 +220,11 @@ def sft(args):
         optimizer.step()
         optimizer.zero_grad()
         if M.rank() == 0:
-            ppo.append_jsonl(run / "metrics.jsonl", [{"step": step + 1, "loss": loss, "grad_norm": norm, "lr": lr, "tokens": count,
-                             "timing": {"tokens_per_s": sum(lengths) / (time.perf_counter() - started)}}])
+            seconds = time.perf_counter() - started
+            flops_per_s = M.flops(policy.config, lengths, count) / seconds
+            timing = {"tokens_per_s": sum(lengths) / seconds, "flops_per_s": flops_per_s,
+                      "mfu": flops_per_s / ranks / M.matrix_peak(device, getattr(torch, args.dtype))}
+            ppo.append_jsonl(run / "metrics.jsonl", [{"step": step + 1, "loss": loss, "grad_norm": norm, "lr": lr, "tokens": count, "timing": timing}])
         bar.update()
         bar.set_postfix(loss=f"{loss:.4f}", grad_norm=f"{norm:.2f}")
     bar.close()
@@ -602,6 +607,7 @@ def parser():
     p.add_argument("--max-tokens", type=number(int, 1), default=8192, help="longest prompt and demonstration allowed, tokens")
     p.add_argument("--micro-tokens", type=number(int, 1), default=16384, help="tokens in one forward and backward pass on each rank")
     p.add_argument("--recompute", action=argparse.BooleanOptionalAction, default=True, help="activation checkpointing")
+    p.add_argument("--compile", action="store_true", help="torch.compile of the blocks; needs a C++ compiler, on a GPU Triton")
     common(p, "runs/sft")
 
     p = command("ppo", run_ppo, "PPO with outcome verifier and exploration reward; defaults are the paper's for an 8B model")

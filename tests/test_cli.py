@@ -66,6 +66,7 @@ def test_the_stages_run_and_a_run_is_a_folder(runs):
                 sampler_logprob_diff alpha kl_coef""".split()
     assert all(math.isfinite(m[k]) for m in metrics for k in wanted)
     assert all(k in metrics[1] for k in "policy_loss approx_kl clip_frac ratio first_ratio policy_grad_norm policy_lr".split())
+    assert all(0 < m["timing"]["mfu"] < 2 and m["timing"]["flops_per_s"] > 0 and m["timing"]["padding"] == 0 for m in metrics)
     assert metrics[1]["timing"]["rollout_tokens_per_s"] > 0 and metrics[1]["timing"]["update_tokens_per_s"] > 0
     rollouts = [json.loads(x) for x in (out / "p/rollouts.jsonl").read_text().splitlines()]
     assert len(rollouts) == 12 and {"total", "outcome", "exploration", "reason"} <= set(rollouts[0]["reward"])
