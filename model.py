@@ -998,6 +998,12 @@ def shard(model, mesh, compute_dtype, offload=False):
             register_fsdp_forward_method(model, method)
 
 
+def compile_blocks(model):
+    """torch.compile of each block for --compile. Of its forward alone: FSDP's hooks around it stay as they are."""
+    for block in model.model.layers:
+        block.forward = torch.compile(block.forward, dynamic=True)
+
+
 @torch.no_grad()
 def copy_weights(source, target):
     """Refresh a copy of the model: shards from shards in place, a whole copy (of which free_weights may have taken the memory)

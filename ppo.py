@@ -87,6 +87,7 @@ class PPOConfig:
     recompute: bool = flag(True, "activation checkpointing: less memory, a third more compute")
     offload: bool = flag(False, "policy and critic with gradients and optimizer stay in host memory, for few GPUs")
     shard_ranks: int = flag(0, "processes over which weights are sharded, the rest are replicas; 0: those of a node", 0)
+    compile: bool = flag(False, "torch.compile of the blocks of policy and critic; needs a C++ compiler, on a GPU Triton")
     # Run
     seed: int = flag(0, "seed of everything random", 0)
     save_every: int = flag(20, "steps between checkpoints; 0: only at the end", 0)
@@ -306,6 +307,8 @@ class Trainer:
         self.nets = {name: net for name, (net, _) in self.trained.items()}
         for net in self.nets.values():
             net.model.recompute = config.recompute
+            if config.compile:
+                M.compile_blocks(net)
         # no dropout anywhere; eps 1e-5 as in the PPO implementations that reproduce (37 details, no. 3)
         self.optimizers = {name: torch.optim.Adam(net.parameters(), lr=lr, betas=(0.9, 0.95), eps=1e-5, fused=True)
                            for name, (net, lr) in self.trained.items()}

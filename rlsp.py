@@ -229,6 +229,8 @@ def sft(args):
                               init_seed=args.seed if args.from_scratch else None, offload=args.offload)
         run = new_run(args)
         policy.model.recompute = args.recompute
+        if args.compile:
+            M.compile_blocks(policy)
         optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0, fused=True)
         nets, optimizers, first = {"policy": policy}, {"policy": optimizer}, 0
         if args.resume:
@@ -260,8 +262,11 @@ def sft(args):
             optimizer.param_groups[0]["lr"] = lr
             optimizer.step()
             optimizer.zero_grad()
-            checkpoint.log(run, {"metrics": [{"step": step, "loss": loss, "grad_norm": norm, "lr": lr, "tokens": count}],
-                                 "timing": [{"step": step, "tokens_per_s": sum(lengths) / (time.perf_counter() - started)}]})
+            seconds = time.perf_counter() - started
+            flops_per_s = M.flops(policy.config, lengths, count) / seconds
+            timing = dict(step=step, seconds=seconds, tokens_per_s=sum(lengths) / seconds, flops_per_s=flops_per_s,
+                          mfu=flops_per_s / ranks / M.matrix_peak(device, getattr(torch, args.dtype)))
+            checkpoint.log(run, {"metrics": [{"step": step, "loss": loss, "grad_norm": norm, "lr": lr, "tokens": count}], "timing": [timing]})
             bar.update()
             bar.set_postfix(loss=f"{loss:.4f}", grad_norm=f"{norm:.2f}")
             checkpoint.after_step(step, total, args.save_every, save)
@@ -551,7 +556,7 @@ def parser():
     p.add_argument("--grad-clip", type=number(float, 0), default=1.0, help="largest gradient norm")
     p.add_argument("--max-tokens", type=number(int, 1), default=8192, help="longest prompt and demonstration allowed, tokens")
     p.add_argument("--micro-tokens", type=number(int, 1), default=16384, help="tokens in one forward and backward pass on each rank")
-    settings(p, "recompute", "offload", "shard_ranks")
+    settings(p, "recompute", "compile", "offload", "shard_ranks")
     p.add_argument("--save-every", type=number(int, 0), default=200, help="steps between checkpoints; 0: only at the end")
     p.add_argument("--keep", type=number(int, 1), default=2, help="checkpoints kept")
     common(p, "runs/sft")

@@ -1,13 +1,21 @@
 """Benchmarks: whole tables, ours beside peers measured in the same run. Not timed tests.
 
-    python -m tests.bench verifier [--cases FILE] [--hostile FILE] [--rounds N]      rewards.verify, and Math-Verify where it is installed    python -m tests.bench rollout --model FOLDER [--peer transformers] [--peer vllm --vllm-python PYTHON]            generate
+    python -m tests.bench verifier [--cases FILE] [--hostile FILE] [--rounds N]      rewards.verify, and Math-Verify where it is installed
+    python -m tests.bench rollout --model FOLDER [--peer transformers] [--peer vllm --vllm-python FILE]              generate
+    python -m tests.bench score|update --model FOLDER                                scoring, update: FLOP/s beside the machine's, by length and size
+    python -m tests.bench step --model FOLDER [--peer trl --trl-python FILE]         one whole PPO step, and TRL's
+
+All but verifier take --toy, a size of seconds.
 
 A case is {"gold", "pred", "kind": "answer" or "response", "equal": true or false, "soft": a careful grader may decline}.
 Without --cases the pairs of tests/test_rewards.py are used.
 """
 import argparse
+import dataclasses
 import json
 import os
+import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -16,8 +24,16 @@ import time
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+import torch  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
+
 import answers  # noqa: E402
+import model as M  # noqa: E402
+import ppo  # noqa: E402
 import rewards  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ROOT / "data" / "tiny" / "model"
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "verifier"
 
@@ -79,6 +95,21 @@ def verifier(args):
         print(f"{len(took)} hostile inputs, rewards.py: mean {1e3 * statistics.mean(took):.2f} ms, worst {1e3 * max(took):.1f} ms")
 
 
+
+# ---- rollout, scoring, update, whole step
+
+def peaks():
+    """A line on the machine: matrix product in both types, memory copy."""
+    device, x = torch.device("cpu"), torch.zeros(2**26)
+    y = x.clone()
+    started = time.perf_counter()
+    for _ in range(3):
+        y.copy_(x)
+    copy = 3 * 2 * x.nbytes / (time.perf_counter() - started)
+    product = ", ".join(f"{M.matrix_peak(device, dtype) / 1e9:.0f} GFLOP/s {str(dtype)[6:]}" for dtype in (torch.bfloat16, torch.float32))
+    return f"{torch.get_num_threads()} threads; matrix product {product}; memory copy {copy / 1e9:.0f} GB/s"
+
+
 def best(function, rounds=7):
     """Least seconds of a call: what the machine can do, for limits."""
     times = []
@@ -89,24 +120,8 @@ def best(function, rounds=7):
     return min(times)
 
 
-def machine():
-    """{bfloat16, float32: FLOP/s of a large matrix product; memory: bytes/s read and written by a copy}, as measured now."""
-    import torch
-    found, n = {}, 2048
-    for dtype in torch.bfloat16, torch.float32:
-        a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
-        found[str(dtype).removeprefix("torch.")] = 2 * n**3 / best(lambda: a @ b)
-    x = torch.zeros(2**26)
-    y = torch.zeros_like(x)
-    found["memory"] = 2 * x.nbytes / best(lambda: y.copy_(x))
-    print(f"machine: {torch.get_num_threads()} threads; matrix product {found['bfloat16'] / 1e9:.0f} GFLOP/s in bfloat16, "
-          f"{found['float32'] / 1e9:.0f} in float32; copy {found['memory'] / 1e9:.1f} GB/s")
-    return found
-
-
 def linear_seconds(net, n):
     """Seconds of the linear layers alone, each with its own weights, for n rows: the limit of a decode step."""
-    import torch
     with torch.inference_mode():
         weights = [m.weight for m in net.modules() if isinstance(m, torch.nn.Linear)]
         weights += [net.model.embed_tokens.weight] if net.config.tie_word_embeddings else []
@@ -115,7 +130,6 @@ def linear_seconds(net, n):
 
 
 def rollout_prompts(tokenizer, count):
-    import model as M
     file = SHARED.parent / "gsm8k" / "test.jsonl"
     if file.is_file():
         texts = [json.loads(line)["question"] for line in open(file)][:count]
@@ -127,17 +141,12 @@ def rollout_prompts(tokenizer, count):
 
 def rollout(args):
     """generate beside peers, then a decode step from 1 to 128 rows beside its limit."""
-    import torch
-    from tokenizers import Tokenizer
-
-    import model as M
-    root = Path(__file__).resolve().parents[1]
-    folder = root / "data" / "tiny" / "model" if args.toy else Path(args.model)
+    folder = TINY if args.toy else Path(args.model)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     net = M.load_model(M.Llama, folder, torch.bfloat16, init_seed=0 if args.toy else None).eval()
     prompts, max_new = rollout_prompts(tokenizer, 8 if args.toy else args.prompts), 8 if args.toy else args.max_new
     rounds, eos, stats = 1 if args.toy else args.rounds, M.eos_ids(folder, tokenizer), {}
-    machine()
+    print(peaks())
     if not args.toy:
         print(f"linear layers alone: {args.slots / linear_seconds(net, args.slots):.0f} tokens/s at {args.slots} rows")
     cache = M.KVCache(net.config, min(args.slots, len(prompts)), max(map(len, prompts)) + max_new, torch.bfloat16, "cpu")
@@ -167,7 +176,7 @@ def rollout(args):
         job = tempfile.NamedTemporaryFile("w", suffix=".json")
         json.dump(dict(model=str(folder), prompts=prompts, max_new=max_new, temperature=0.7, eos=eos, slots=args.slots), job)
         job.flush()
-        server = subprocess.Popen([args.vllm_python, str(root / "tests" / "vllm_peer.py"), job.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        server = subprocess.Popen([args.vllm_python, str(ROOT / "tests" / "vllm_peer.py"), job.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                   text=True, env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "2"})
 
         def vllm(i):
@@ -207,6 +216,132 @@ def rollout(args):
         server.wait()
 
 
+def random_folder(out, **changes):
+    """A model folder with the tiny model's tokenizer and random weights."""
+    raw = json.loads((TINY / "config.json").read_text()) | changes
+    net = M.Llama(M.Config.from_dict(raw))
+    M.init_weights(net, 0)
+    net.save_pretrained(out, torch.bfloat16)
+    ppo.copy_tokenizer(TINY, out)
+    return out
+
+
+def bench_trainer(folder, run, problems, **settings):
+    device, mesh = M.start_processes()
+    settings = dict(freeze_steps=0, recompute=False, micro_tokens=2048, lr=1e-6, critic_lr=1e-6, steps=10, exploration="none") | settings
+    return ppo.Trainer(ppo.PPOConfig(**settings), folder, problems, Tokenizer.from_file(str(Path(folder) / "tokenizer.json")), run, device, mesh)
+
+
+def some_samples(vocab, n, prompt, response, seed=0):
+    """n samples of random tokens; their lengths vary by a half to both sides of the given ones."""
+    draw, parts = random.Random(seed), rewards.score("x", "1")
+    ids = lambda length: [draw.randrange(vocab) for _ in range(draw.randint(length // 2, length * 3 // 2))]
+    samples = []
+    for _ in range(n):
+        answer = ids(response)
+        samples.append(ppo.Sample({"problem": "x", "answer": "1"}, ids(prompt), answer, [-1.0] * len(answer), "x", False, parts))
+    return samples
+
+
+SIZES = {"10M": (256, 768, 8), "30M": (384, 1024, 16), "135M": (576, 1536, 30), "360M": (960, 2560, 32)}  # hidden, intermediate, layers
+
+
+def score_and_update(args):
+    """Seconds, tokens and share of the matrix peak of scoring (policy, reference and critic forward) or update (policy and critic
+    forward, backward, Adam). Scoring's FLOPs are a third of model.flops: forward alone."""
+    print(peaks())
+    print(f"{'model':8} {'type':9} {'tokens':>7} {'response':>9} {args.what + ' s':>9} {'tokens/s':>9} {'GFLOP/s':>8} {'of peak':>8} {'limit s':>8} {'faults':>8}")
+    with tempfile.TemporaryDirectory() as out:
+        out, rows = Path(out), []
+        if args.toy:
+            rows = [("toy", random_folder(out / "toy"), "float32", 8, 30)]
+        else:
+            rows += [("tiny", random_folder(out / "tiny"), dtype, 24, 120) for dtype in ("float32", "bfloat16")]
+            if args.model:
+                rows += [(Path(args.model).name, args.model, "bfloat16", 4096 // (100 + length) or 1, length)
+                         for length in ([64, 128, 256, 512, 1024] if args.growth else [256])]
+            if args.growth:
+                for name, (hidden, inner, layers) in SIZES.items():
+                    heads = hidden // 64
+                    shape = dict(hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, head_dim=64, num_attention_heads=heads,
+                                 num_key_value_heads=heads if heads % 3 else heads // 3, vocab_size=49152, max_position_embeddings=8192)
+                    rows.append((name, random_folder(out / name, **shape), "bfloat16", 8, 256))
+        for name, folder, dtype, n, length in rows:
+            trainer = bench_trainer(folder, out, [{"problem": "x", "answer": "1"}], dtype=dtype, train_batch=n, rollout_batch=n)
+            config = trainer.policy.config
+            samples = some_samples(config.vocab_size, n, 100 if length > 30 else 20, length)
+            took, faults = [], []
+            for _ in range(args.rounds + 1):  # the first warms up
+                trainer.step = 0
+                batch = trainer.experience(samples)
+                used, started = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+                metrics = trainer.update(batch) if args.what == "update" else trainer.experience(samples) and {"policy_lr": 0, "critic_lr": 0}
+                took.append(time.perf_counter() - started)
+                faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - used)
+            lengths, actions = batch["length"].tolist(), int(batch["mask"].sum())
+            flops = trainer.flops(lengths, actions, metrics)
+            if args.what == "score":  # forward alone, and the reference beside the two nets
+                flops = (flops + M.flops(config, lengths, actions)) / 3
+            seconds, peak = statistics.median(took[1:]), M.matrix_peak(torch.device("cpu"), trainer.dtype)
+            print(f"{name:8} {dtype:9} {sum(lengths):7} {length:9} {seconds:9.2f} {sum(lengths) / seconds:9.0f} {flops / seconds / 1e9:8.0f} "
+                  f"{flops / seconds / peak:8.0%} {flops / peak:8.2f} {statistics.median(faults[1:]):8.0f}", flush=True)
+
+
+def gsm8k(limit):
+    file = SHARED.parent / "gsm8k" / "train.jsonl"
+    rows = [json.loads(line) for line in open(file)][:limit]
+    return [{"problem": row["question"], "answer": row["answer"].split("####")[-1].strip()} for row in rows]
+
+
+def our_step(args):
+    """One PPO step in this process; prints a line of JSON and leaves its prompts and responses in STEP.json for the peer."""
+    M.keep_freed_memory()
+    problems = gsm8k(args.prompts) if not args.toy else [{"problem": f"{i} + 1 = ?", "answer": str(i + 1)} for i in range(args.prompts)]
+    trainer = bench_trainer(args.model, args.child, problems, rollout_batch=len(problems), train_batch=len(problems), slots=args.slots,
+                            dtype="bfloat16", max_response=args.max_response, temperature=0.7, micro_tokens=args.micro_tokens,
+                            lr=3e-6, critic_lr=3e-6)
+    metrics, samples, _ = trainer.train_step()
+    pad = next(i for i in range(trainer.policy.config.vocab_size) if i not in {t for s in samples for t in s.prompt} | set(trainer.eos))
+    step = dict(prompts=[s.prompt for s in samples], eos=M.end_of_turn(trainer.tokenizer), pad=pad, batch=min(8, len(samples)),
+                responses=[s.response[:-1] + [M.end_of_turn(trainer.tokenizer) if not s.truncated else s.response[-1]] for s in samples],
+                max_response=args.max_response, temperature=0.7, lr=3e-6)
+    (Path(args.child) / "step.json").write_text(json.dumps(step))
+    t = metrics["timing"]
+    print(json.dumps(dict(seconds=t["seconds"], rollout_seconds=t["rollout_seconds"], rest_seconds=t["seconds"] - t["rollout_seconds"],
+                          score_seconds=t["scoring_seconds"], update_seconds=t["update_seconds"], mfu=t["mfu"],
+                          peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)))
+
+
+def step(args):
+    """A whole PPO step, ours and TRL's, each in a process of its own, in turn. Ours runs first; its responses are replayed in TRL,
+    so that prompts, responses and their lengths are the same token for token."""
+    if args.child:
+        return our_step(args)
+    print(peaks(), flush=True)
+    with tempfile.TemporaryDirectory() as out:
+        model = args.model or str(random_folder(Path(out) / "toy"))
+        ours = [sys.executable, __file__, "step", "--model", model, "--child", out, "--prompts", str(args.prompts), "--slots", str(args.slots),
+                "--max-response", str(args.max_response), "--micro-tokens", str(args.micro_tokens), *(["--toy"] * args.toy)]
+        commands = {"rlsp": ours} | ({"TRL": [args.trl_python, str(ROOT / "tests" / "trl_step.py"), model, f"{out}/step.json"]} if args.peer else {})
+        found = {name: [] for name in commands}
+        for _ in range(args.rounds):
+            for name, command in commands.items():
+                done = subprocess.run(command, capture_output=True, text=True)
+                if done.returncode:
+                    sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
+                found[name].append(json.loads(done.stdout.splitlines()[-1]))
+                print(f"  {name}: {({k: round(v, 3) for k, v in found[name][-1].items()})}", flush=True)
+        given = json.loads((Path(out) / "step.json").read_text())
+        print(f"{len(given['prompts'])} prompts, {sum(map(len, given['prompts']))} tokens; {sum(map(len, given['responses']))} response tokens, "
+              f"longest {max(map(len, given['responses']))}; median of {args.rounds} interleaved runs")
+    median = {name: {k: statistics.median(row[k] for row in rows) for k in rows[0]} for name, rows in found.items()}
+    print(f"{'':16}" + "".join(f"{name:>10}" for name in median) + ("     ratio" if args.peer else ""))
+    for key, label, unit in (("seconds", "step, s", 1), ("rollout_seconds", "  rollout, s", 1), ("rest_seconds", "  the rest, s", 1), ("peak_bytes", "peak RSS, GB", 1e9)):
+        values = [row[key] / unit for row in median.values()]
+        print(f"{label:16}" + "".join(f"{v:10.2f}" for v in values) + (f"{values[1] / values[0]:10.2f}" if args.peer else ""))
+    print("ours: " + ", ".join(f"{k} {median['rlsp'][k]:.2f}" for k in ("score_seconds", "update_seconds", "mfu")))
+
+
 def main(words=None):
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.splitlines()[0])
     what = parser.add_subparsers(dest="what", required=True)
@@ -225,6 +360,21 @@ def main(words=None):
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--toy", action="store_true", help="some seconds, to see that it works")
     p.set_defaults(function=rollout)
+    for name, function in (("score", score_and_update), ("update", score_and_update), ("step", step)):
+        p = what.add_parser(name, help={"score": "policy, reference and critic forward", "update": "policy and critic forward, backward, Adam",
+                                        "step": "rollout, scoring and update, beside TRL"}[name])
+        p.add_argument("--model", help="Hugging Face model folder (SmolLM2-135M-Instruct in the README)")
+        p.add_argument("--rounds", type=int, default=3)
+        p.add_argument("--toy", action="store_true", help="a size that takes seconds")
+        p.add_argument("--growth", action="store_true", help="also response lengths 64 to 1024 and random models of 10M to 360M")
+        p.add_argument("--peer", choices=["trl"])
+        p.add_argument("--trl-python", default="python3", help="a Python with trl==1.9.2, torch, transformers")
+        p.add_argument("--prompts", type=int, default=32)
+        p.add_argument("--slots", type=int, default=8)
+        p.add_argument("--max-response", type=int, default=256)
+        p.add_argument("--micro-tokens", type=int, default=2048)
+        p.add_argument("--child", help=argparse.SUPPRESS)
+        p.set_defaults(function=function)
     args = parser.parse_args(words)
     args.function(args)
 

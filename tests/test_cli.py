@@ -70,6 +70,7 @@ def test_the_stages_run_and_a_run_is_a_folder(runs):
     assert all(k in metrics[1] for k in "policy_loss approx_kl clip_frac ratio first_ratio policy_grad_norm policy_lr".split())
     timing = [json.loads(x) for x in (out / "p/timing.jsonl").read_text().splitlines()]
     assert [t["step"] for t in timing] == [1, 2] and all(t["rollout_tokens_per_s"] > 0 and t["update_tokens_per_s"] > 0 for t in timing)
+    assert all(0 < t["mfu"] < 2 and t["flops_per_s"] > 0 and t["padding"] == 0 for t in timing)
     rollouts = [json.loads(x) for x in (out / "p/rollouts.jsonl").read_text().splitlines()]
     assert len(rollouts) == 12 and {"total", "outcome", "exploration", "reason"} <= set(rollouts[0]["reward"])
     assert (out / "p/checkpoints/step-000002/state.json").is_file()

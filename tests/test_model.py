@@ -1,13 +1,16 @@
 """model.py against transformers, against slow loops, and against itself under changes that must not matter."""
 import json
 import math
+import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 import model as M
 from conftest import TINY, tiny_llama
@@ -250,6 +253,35 @@ def test_right_padding_does_not_change_a_score():
     alone = net.logprobs(tokens, mask)[0]
     padded = net.logprobs(F.pad(tokens, (0, 6), value=5), F.pad(mask, (0, 6)))[0]
     assert (alone - padded[:, :9]).abs().max() < 1e-6
+
+
+def test_flops_are_those_of_the_products():
+    """Against torch's own counter of a plain forward and backward; it counts attention without the causal half."""
+    net = tiny_llama()
+    tokens = torch.zeros(1, 64, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        net(tokens).sum().backward()
+    pairs = 6 * 2 * 32 * 64 * (64 - 1)  # what the other half of two layers costs
+    assert M.flops(net.config, [64], 64) + pairs == counter.get_total_flops()
+    assert M.flops(net.config, [3, 64], 0) == M.flops(net.config, [3], 0) + M.flops(net.config, [64], 0)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on CPU needs a C++ compiler, g++ is not installed")
+def test_compiled_blocks_compute_the_same():
+    results = []
+    for compiled in (False, True):
+        net = tiny_llama()
+        if compiled:
+            M.compile_blocks(net)
+        for lengths in ((5, 9, 3), (11, 2)):  # another number of sequences, too
+            tokens = torch.arange(len(lengths) * 12).view(-1, 12)
+            mask = (torch.arange(12) > 0) & (torch.arange(12) <= torch.tensor(lengths)[:, None])
+            logprob = net.logprobs(tokens, mask)[0]
+            logprob.sum().backward()
+            results.append(logprob.detach())
+        results.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    for plain, compiled in zip(results[:3], results[3:]):
+        assert (plain - compiled).abs().max() < 1e-5 * max(1, plain.abs().max())
 
 
 # ---- generate

@@ -1,8 +1,11 @@
 """ppo.py, line by line of the checklist for PPO on language models: each named test has its own slow, obvious oracle."""
 import json
 import math
+import os
 import random
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -401,6 +404,28 @@ def test_a_checkpoint_of_a_frozen_policy_has_its_float32_weights(folder, tmp_pat
     saved = load_file(tmp_path / "checkpoints" / "step-000001" / "shard-00001-model-00001-of-00001.safetensors")
     assert {k for k in saved if k.startswith("policy.")} == {f"policy.{k}" for k in before}
     assert all(torch.equal(saved[f"policy.{k}"], before[k]) for k in before)
+
+
+def test_memory_stays_flat_over_50_steps(folder, tmp_path):
+    """Resident memory after each of 50 steps, in a process of its own; a kept batch, graph or cache would add its size each step."""
+    code = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[3:]
+import model as M
+M.keep_freed_memory()
+import test_ppo
+t = test_ppo.trainer(Path(sys.argv[1]), Path(sys.argv[2]), steps=60, log_tokens=2)
+for step in range(50):
+    _, samples, batch = t.train_step()
+    t.token_rows(samples, batch)
+    print(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(folder), str(tmp_path), str(ROOT / "tests"), str(ROOT)],
+                          capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    resident = [int(line) for line in done.stdout.splitlines()]
+    assert len(resident) == 50 and max(resident[20:]) - max(resident[:20]) < 4e6, resident
 
 
 def test_another_seed_gives_another_run(folder, tmp_path):
