@@ -153,36 +153,29 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.qkv_bias)
         self.o_proj = nn.Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=c.o_bias)
 
-    def forward(self, x, cos, sin, cache=None, rows=None, positions=None, lengths=None):
+    def forward(self, x, cos, sin, lengths=None, attend=None):
+        """Attention is the one place where tokens meet: inside sequences that lie end to end (lengths), with those that a
+        KVCache holds (attend), or, the plain case, inside each row."""
         B, T, _ = x.shape
         q, k, v = (p(x).view(B, T, -1, self.head_dim).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)  # [B, H, T, d], [B, K, T, d]
-        mask = None
-        if cache is not None:
-            cache.write(self.layer, rows, positions, k, v)
-            if T == 1:  # decoding: look at everything cached; a prefill starts its rows, so it sees only itself
-                k, v, mask = cache.read(self.layer, B, positions)
-        if lengths is not None:
-            return self.o_proj(attend_each(q, k, v, lengths).reshape(B, T, -1))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
-
-    def cached(self, x, cos, sin, attend):
-        """forward with a KVCache: attend(layer, q, k, v) keeps the new keys and values and looks at all that are held."""
-        B, T, _ = x.shape
-        q, k, v = (p(x).view(B, T, -1, self.head_dim).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
-        y = attend(self.layer, rotate(q, cos, sin), rotate(k, cos, sin), v)  # [B, H, T, d]
+        if attend is not None:
+            y = attend(self.layer, q, k, v)
+        elif lengths is not None:
+            y = attend_each(q, k, v, lengths)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 
 @torch.compiler.disable  # the number of sequences differs from call to call; the layers around are compiled without it
 def attend_each(q, k, v, lengths):
-    """Causal attention inside each of the sequences that lie end to end in q [1, H, N, d], k and v [1, K, N, d] -> [1, N, H, d].
+    """Causal attention inside each of the sequences that lie end to end in q [1, H, N, d], k and v [1, K, N, d] -> [1, H, N, d].
 
     One call a sequence computes no pads and copies nothing on its way in. Sequences are hundreds to thousands of tokens long,
     so on a GPU, too, the calls are few against the work in each."""
     each = zip(*(x.split(lengths.tolist(), dim=2) for x in (q, k, v)))
-    return torch.cat([F.scaled_dot_product_attention(*qkv, is_causal=True, enable_gqa=True).transpose(1, 2) for qkv in each], dim=1)
+    return torch.cat([F.scaled_dot_product_attention(*qkv, is_causal=True, enable_gqa=True).transpose(1, 2) for qkv in each], dim=1).transpose(1, 2)
 
 
 class MLP(nn.Module):
@@ -204,19 +197,16 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.mlp = MLP(c)
 
-    def forward(self, x, cos, sin, cache=None, rows=None, positions=None, lengths=None):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, rows, positions, lengths)
-        return x + self.mlp(self.post_attention_layernorm(x))
-
-    def cached(self, x, cos, sin, attend):
-        x = x + self.self_attn.cached(self.input_layernorm(x), cos, sin, attend)
+    def forward(self, x, cos, sin, lengths=None, attend=None):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, lengths, attend)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Trunk(nn.Module):
     """Tokens [B, T] to normalised hidden states [B, T, D]. Sequences are padded on the right: causal attention never sees pads.
 
-    With lengths (LongTensor [S] on the CPU), tokens [1, N] are S sequences end to end, without any pad (`pack`)."""
+    With lengths (LongTensor [S] on the CPU), tokens [1, N] are S sequences end to end, without any pad (`pack`); with attend, of a
+    KVCache, tokens [B, T] go on at positions [B or 1, T] after what the cache holds."""
 
     def __init__(self, c):
         super().__init__()
@@ -225,7 +215,7 @@ class Trunk(nn.Module):
         self.layers = nn.ModuleList(Block(c, i) for i in range(c.num_hidden_layers))
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
-    def forward(self, tokens, cache=None, rows=None, positions=None, lengths=None):
+    def forward(self, tokens, positions=None, lengths=None, attend=None):
         if lengths is not None:
             positions = torch.cat([torch.arange(n) for n in lengths.tolist()])[None].to(tokens.device)
         elif positions is None:
@@ -235,23 +225,15 @@ class Trunk(nn.Module):
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         for block in self.layers:
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, cos, sin, lengths=lengths, use_reentrant=False)
+                x = checkpoint(block, x, cos, sin, lengths, use_reentrant=False)
             else:
-                x = block(x, cos, sin, cache, rows, positions, lengths)
+                x = block(x, cos, sin, lengths, attend)
         return self.norm(x)
 
     def states(self, tokens, mask):
         """The hidden state before each token under `mask` [B, T], in row-major order: [N, D], computed without pads."""
         packed, lengths, chosen = pack(tokens, mask)
         return self(packed, lengths=lengths)[0][chosen]
-
-    def cached(self, tokens, positions, attend):  # tokens [B, T] at positions [B or 1, T]
-        x = self.embed_tokens(tokens)
-        angle = positions[:, None, :, None] * rope_frequencies(self.config, tokens.device)
-        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-        for block in self.layers:
-            x = block.cached(x, cos, sin, attend)
-        return self.norm(x)
 
 
 def pack(tokens, mask):
@@ -326,13 +308,13 @@ class Llama(nn.Module):
         """Put tokens [n, T] into rows row, row + 1, ... of the cache, which hold `start` positions already."""
         n, T = tokens.shape
         positions = torch.arange(start, start + T, device=tokens.device)[None]
-        self.model.cached(tokens, positions, cache.attend(row, positions, (n,) * cache.blocks(start + T)))
+        self.model(tokens, positions, attend=cache.attend(row, positions, (n,) * cache.blocks(start + T)))
 
     def decode(self, tokens, positions, cache, counts):
         """Logits [n, V] after tokens [n] of the sequences in the cache's first n rows, which take positions [n] there.
         counts[j]: how many of these rows reach the cache's block j."""
         attend = cache.attend(0, positions[:, None], counts)
-        return self.head(self.model.cached(tokens[:, None], positions[:, None], attend)[:, 0])
+        return self.head(self.model(tokens[:, None], positions[:, None], attend=attend)[:, 0])
 
     def logprobs(self, tokens, mask, temperature=1.0, entropy=True):
         """Log-probability and entropy (nats) of every token under `mask` [B, T]; both [B, T], zero elsewhere.
@@ -431,7 +413,7 @@ class KVCache:
         Plain products and one softmax, block by block: on CPU, twice as fast at one query as scaled_dot_product_attention,
         which copies keys, and of fixed shapes: a row's numbers are the same, bit for bit, whatever else is computed with it.
         """
-        T, S, device = positions.shape[1], len(counts) * self.BLOCK, positions.device
+        S, device = len(counts) * self.BLOCK, positions.device
         rows = torch.arange(row, row + counts[0], device=device)[:, None]
         hidden = torch.zeros(*positions.shape, S, device=device)
         hidden.masked_fill_(torch.arange(S, device=device) > positions[..., None], -math.inf)
@@ -989,7 +971,6 @@ def shard(model, mesh, compute_dtype, offload=False):
     precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     for block in model.model.layers:
         fully_shard(block, mp_policy=precision, **how)
-        register_fsdp_forward_method(block, "cached")
     if isinstance(model, Critic):
         fully_shard(model.value_head, **how)  # stays in float32
     fully_shard(model, mp_policy=precision, **how)

@@ -15,6 +15,7 @@ whitening and minibatches are then the same for any number of ranks by construct
 References: PPO (1707.06347), GAE (1506.02438), RLHF's per-token KL (1909.08593), k1 and k3 (joschu.net/blog/kl-approx.html),
 "The N implementation details of RLHF with PPO", RLSP (2502.06773; its official code departs from it where marked).
 """
+import contextlib
 import hashlib
 import math
 import shutil
@@ -218,7 +219,7 @@ def micro_batches(indices, lengths, budget, ranks):
     Longest first, each to the rank with the least to do. Every rank takes part in every micro-step, as FSDP's collectives
     ask; a share may be empty.
     """
-    steps = []
+    steps, loads = [], []
     for i in sorted(indices, key=lambda i: (-lengths[i], i)):
         if not steps or min(loads) + lengths[i] > budget and min(loads) > 0:
             steps.append([[] for _ in range(ranks)])
@@ -354,7 +355,8 @@ class Trainer:
         chosen = problems_of_step(len(self.problems), self.step, c.rollout_batch, c.seed)
         chosen = [i for i in chosen for _ in range(c.samples)]
         mine, stats = range(M.rank(), len(chosen), ranks), {}
-        with tqdm(total=len(mine), desc=f"step {self.step + 1} rollout", leave=False, disable=M.rank() != 0) as bar, signals.may_interrupt():
+        alone = contextlib.nullcontext() if c.sampler == "sharded" else signals.may_interrupt()  # in lock-step nobody may leave alone
+        with tqdm(total=len(mine), desc=f"step {self.step + 1} rollout", leave=False, disable=M.rank() != 0) as bar, alone:
             responses, logprobs = M.generate(
                 self.sampler, [self.prompts[chosen[i]] for i in mine], c.max_response, c.temperature, self.eos,
                 seed=c.seed, streams=[self.step * len(chosen) + i for i in mine], slots=c.slots, return_logprobs=True, progress=bar,

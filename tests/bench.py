@@ -11,7 +11,6 @@ A case is {"gold", "pred", "kind": "answer" or "response", "equal": true or fals
 Without --cases the pairs of tests/test_rewards.py are used.
 """
 import argparse
-import dataclasses
 import json
 import os
 import random

@@ -1,5 +1,4 @@
 """A run survives: checkpoints that are damaged or hostile, kills, signals, full disks, dead ranks, numbers that are not finite."""
-import contextlib
 import json
 import os
 import pickle
