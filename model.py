@@ -403,7 +403,7 @@ class KVCache:
         return -(-length // self.BLOCK)
 
     def copy(self, source, target, length):
-        """The first `length` positions of row `source` into the rows `target`, a list or a slice."""
+        """The first `length` positions of row `source` into the rows `target`, a list or a slice (which needs no transfer to a GPU)."""
         for x in (self.k[:, : self.blocks(length)], self.v[:, : self.blocks(length)]):
             x[:, :, target] = x[:, :, source : source + 1]
 
@@ -593,7 +593,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0
                 else:
                     end = active.pop()
                     if row < len(active):
-                        cache.copy(len(active), [row], len(prompts[end]) + len(out[end]))
+                        cache.copy(len(active), slice(row, row + 1), len(prompts[end]) + len(out[end]))
                         active[row] = end
                 if progress:
                     progress.update()
