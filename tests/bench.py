@@ -248,6 +248,7 @@ SIZES = {"10M": (256, 768, 8), "30M": (384, 1024, 16), "135M": (576, 1536, 30), 
 def score_and_update(args):
     """Seconds, tokens and share of the matrix peak of scoring (policy, reference and critic forward) or update (policy and critic
     forward, backward, Adam). Scoring's FLOPs are a third of model.flops: forward alone."""
+    M.keep_freed_memory()
     print(peaks())
     print(f"{'model':8} {'type':9} {'tokens':>7} {'response':>9} {args.what + ' s':>9} {'tokens/s':>9} {'GFLOP/s':>8} {'of peak':>8} {'limit s':>8} {'faults':>8}")
     with tempfile.TemporaryDirectory() as out:
