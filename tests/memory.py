@@ -54,12 +54,12 @@ def simulate(config, tokens, shards):
             adam = torch.optim.Adam(net.parameters(), foreach=False)
             rows = torch.zeros(16, tokens // 16, dtype=torch.long)
             mask = torch.ones(16, tokens // 16, dtype=torch.bool)
-            backward = lambda: tree_leaves(net(rows, mask))[0].sum().backward()
-            backward()  # gradients are there when the second micro-step comes
+            for p in net.parameters():  # as after a first micro-step
+                p.grad = torch.zeros_like(p)
             tracker = FSDPMemTracker(net)
             tracker.track_inputs((rows, mask))
             with tracker:
-                backward()
+                tree_leaves(net(rows, mask))[0].sum().backward()
             # Adam is kept out of the tracker, which under fake tensors books DTensor's shape inference as memory
             adam.step()
             snapshot = next(s for s in tracker.get_tracker_snapshot("peak").values() if s["Total"])

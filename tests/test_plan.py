@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,7 +40,7 @@ def measure(*words, ranks=1):
 @pytest.mark.parametrize("raw, parameters, a_block, outside", [
     (LLAMA_8B, 8_030_261_248, 218_112_000, 1_050_677_248),
     (LLAMA_70B, 70_553_706_496, 855_654_400, 2_101_354_496),
-    (QWEN_32B, 32_763_876_352, 487_603_200 + 7_168, 1_557_140_480)], ids=["8B", "70B", "32B"])
+    (QWEN_32B, 32_763_876_352, 2 * 5120**2 + 5120 + 2 * (5120 * 1024 + 1024) + 3 * 5120 * 27648 + 2 * 5120, 1_557_140_480)], ids=["8B", "70B", "32B"])
 def test_each_quantity_is_the_arithmetic(raw, parameters, a_block, outside):
     config, c = M.Config.from_dict(raw), ppo.PPOConfig(rollout_batch=64)
     policy, critic = plan.shapes(config), plan.shapes(config, critic=True)
@@ -141,39 +143,45 @@ def test_loading_holds_the_share_and_saving_one_tensor(wide, tmp_path, ranks):
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     slack = 40e6  # gloo's buffers, the allocator, this interpreter
     for rank in measure("load", tmp_path, tmp_path / "out", ranks=ranks):
-        assert rank["whole"] > 5e8 and rank["share"] == pytest.approx(rank["whole"] / ranks, rel=0.01)
+        assert rank["whole"] > 4e8 and rank["share"] == pytest.approx(rank["whole"] / ranks, rel=0.01)
         assert rank["loading"] < rank["share"] + rank["largest"] + slack
         assert rank["saving"] < 3 * rank["largest"] + slack  # gathered pieces, the whole, its bytes
 
 
 # ---- refusing, and advice
 
-def plan_words(tmp_path, raw, *words):
-    (tmp_path / "config.json").write_text(json.dumps(raw))
-    return subprocess.run([sys.executable, str(ROOT / "rlsp.py"), "plan", "--model", str(tmp_path), *map(str, words)], capture_output=True, text=True)
+@pytest.fixture
+def plan_words(tmp_path, monkeypatch, capsys):
+    def call(raw, *words):
+        (tmp_path / "config.json").write_text(json.dumps(raw))
+        monkeypatch.setattr(sys, "argv", ["rlsp.py", "plan", "--model", str(tmp_path), *map(str, words)])
+        with pytest.raises(SystemExit) as e:
+            rlsp.main()
+        return SimpleNamespace(returncode=e.value.code, **dict(zip(("stdout", "stderr"), capsys.readouterr())))
+    return call
 
 
 @pytest.mark.parametrize("raw, words", [(LLAMA_8B, "--gpus 8"), (LLAMA_8B, "--gpus 2"), (QWEN_32B, "--gpus 32"), (LLAMA_70B, "--gpus 64")],
                          ids=["8B on 8", "8B on 2", "32B on 32", "70B on 64"])
-def test_what_does_not_fit_gets_flags_with_which_it_fits(tmp_path, raw, words):
-    first = plan_words(tmp_path, raw, *words.split())
+def test_what_does_not_fit_gets_flags_with_which_it_fits(plan_words, raw, words):
+    first = plan_words(raw, *words.split())
     assert first.returncode == 2 and "DOES NOT FIT" in first.stdout
     flags = re.search(r"it fits with (.*)", first.stdout)[1].split()
-    again = plan_words(tmp_path, raw, *words.split(), *flags)
+    again = plan_words(raw, *words.split(), *flags)
     assert again.returncode == 0 and ": fits" in again.stdout and "hours" in again.stdout
 
 
-def test_nothing_helps_where_nothing_helps(tmp_path):
-    done = plan_words(tmp_path, LLAMA_70B, "--gpus", 1, "--gpu-memory", 24)
+def test_nothing_helps_where_nothing_helps(plan_words):
+    done = plan_words(LLAMA_70B, "--gpus", 1, "--gpu-memory", 24)
     assert done.returncode == 2 and "needs more GPUs" in done.stdout
-    assert "divisor of --gpus 8" in plan_words(tmp_path, LLAMA_8B, "--shard-ranks", 3).stderr
+    assert "divisor of --gpus 8" in plan_words(LLAMA_8B, "--shard-ranks", 3).stderr
 
 
 def test_a_run_that_cannot_fit_is_refused_with_the_arithmetic(folder, tmp_path, refused, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(M, "memory", lambda: (3_010_000_000, 10**12, "a GPU with 3.0 GB"))
+    monkeypatch.setattr(M, "memory", lambda: (3_100_000_000, 10**12, "a GPU with 3.1 GB"))
     data = ROOT / "data/tiny/train.jsonl"
     error = refused("ppo", "--model", folder, "--data", data, "--out", tmp_path / "run", "--max-response", "500")
-    assert "does not fit into a GPU with 3.0 GB: each process needs" in error and "optimizer" in error and "it fits with" in error
+    assert "does not fit into a GPU with 3.1 GB: each process needs" in error and "optimizer" in error and "it fits with" in error
     assert len(error.splitlines()) == 1 and not (tmp_path / "run").exists()
 
 
@@ -197,7 +205,8 @@ def test_train_sh_joins_the_job_of_torchrun(folder, tmp_path):  # noqa: F811
     (tmp_path / "train.sh").unlink()
     (tmp_path / "train.sh").write_text((ROOT / "train.sh").read_text())  # it works where it lies
     (tmp_path / ".venv").mkdir()
-    (tmp_path / ".venv/bin").symlink_to(os.path.dirname(sys.executable))
+    for part in ("bin", "lib", "pyvenv.cfg"):
+        (tmp_path / ".venv" / part).symlink_to(Path(sys.prefix) / part)
     (tmp_path / ".venv/installed").write_text(subprocess.run("cksum < requirements.txt", shell=True, cwd=ROOT, capture_output=True, text=True).stdout)
     (tmp_path / "sft.jsonl").write_text("".join((ROOT / "data/tiny/sft.jsonl").read_text().splitlines(True)[:64]))
     done = subprocess.run(
