@@ -293,7 +293,8 @@ def test_the_page_renders_without_errors_and_without_network(page):
     charts = page.js("[...document.querySelectorAll('#curves figure')].map(e => e.dataset.key)")
     assert charts == ["accuracy", "response_length", "novel", "timing.seconds"]
     assert page.js("document.querySelectorAll('[data-key=accuracy] .curve.seed').length") == 2  # two seeds; the third run is alone
-    assert "3,703" in page.js("document.querySelector('[data-key=response_length]').textContent")
+    caption = page.js("document.querySelector('[data-key=response_length]').textContent")
+    assert "3,703 (× 4.2)" in caption and "exploration=length × 2;" in caption  # from 100 to 200 tokens
     assert "37.5" in page.js("document.getElementById('evaluation').textContent")
 
 
@@ -374,4 +375,6 @@ def test_other_pages_have_no_errors_either(page, tmp_path, case):  # the last te
     page.open(tmp_path / "r.html")
     assert page.js("document.documentElement.dataset.ready") == "yes" and page.problems == []
     assert page.js("document.querySelectorAll('#curves .curve').length") >= 2 * len(folders) - 2 * (case == "evaluation alone")
+    if case.startswith("200"):  # gaps stay gaps: 50 of the 200 norms are numbers
+        assert page.js("document.querySelector('[data-key=grad_norm] .curve').getAttribute('d').match(/[ML]/g).length") == 50
     assert page.js("document.documentElement.scrollWidth <= document.documentElement.clientWidth")  # nothing sticks out
