@@ -135,7 +135,7 @@ def test_the_plan_agrees_with_a_ppo_step_of_two_ranks(wide, tmp_path, dtype):
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_loading_holds_the_share_and_saving_one_tensor(wide, tmp_path, ranks):
-    raw = json.loads((wide / "config.json").read_text()) | dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=8, vocab_size=8192)
+    raw = json.loads((wide / "config.json").read_text()) | dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=8, vocab_size=32768)
     with torch.device("meta"):
         empty = M.Llama(M.Config.from_dict(raw))
     tmp_path.joinpath("config.json").write_text(json.dumps(raw))
