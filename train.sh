@@ -56,7 +56,7 @@ tiny_sft() {
         --lr 2e-3 --batch 8 --epochs 12 --micro-tokens 6000
     echo "== SFT 2: single lines of searches"
     python rlsp.py sft --model "$1/facts/model" --data $TINY/steps.jsonl --out "$1/steps" $small \
-        --lr 2e-3 --batch 16 --epochs 4 --micro-tokens 6000
+        --lr 2e-3 --batch 16 --epochs 8 --micro-tokens 6000
     echo "== SFT 3: demonstrations, most of them short guesses, some of them searches"
     python rlsp.py sft --model "$1/steps/model" --data "$2" --out "$1/sft" $small \
         --lr 1e-3 --batch 32 --epochs 3 --micro-tokens 2500

@@ -213,8 +213,8 @@ def test_a_signal_stops_at_a_whole_step_with_a_checkpoint(folder, tmp_path, sign
     generated = []
     if where == "rollout":
         at(M, "generate")
-        inner = M.Llama.next_logits
-        monkeypatch.setattr(M.Llama, "next_logits", lambda *a: (generated.append(t.step), inner(*a))[1])
+        inner = M.Llama.decode
+        monkeypatch.setattr(M.Llama, "decode", lambda *a: (generated.append(t.step), inner(*a))[1])
     elif where == "scoring":
         at(t, "experience")
     elif where == "first minibatch":
