@@ -338,6 +338,19 @@ def test_samples_follow_the_softmax():
     assert M.sample(logits, 1.0, torch.tensor([0.99999994]))[0].item() == 4 and M.sample(logits, 0, None)[0].item() == 0
 
 
+@pytest.mark.parametrize("vocab", [97, 512, 3072])
+def test_sampling_in_two_steps_is_the_inverse_of_the_cumulative_sum(vocab):
+    """256 tokens make a block: 97 has none, 512 two, 3072 twelve. The oracle sums in float64, so numbers at an edge may go either way."""
+    g = torch.Generator().manual_seed(vocab)
+    logits, u = 3 * torch.randn(1, vocab, generator=g), torch.rand(4000, generator=g)
+    tokens, logprobs = M.sample(logits.expand(4000, -1), 0.8, u)
+    p = torch.softmax(logits[0].double() / 0.8, -1)
+    edges = torch.cat([torch.zeros(1, dtype=torch.double), p.cumsum(-1)])
+    assert (edges[tokens] - 1e-6 <= u).all() and (u <= edges[tokens + 1] + 1e-6).all()
+    assert (logprobs - p[tokens].log()).abs().max() < 1e-5
+    assert len(set(tokens.tolist())) > 50
+
+
 def test_a_finished_sequence_costs_no_compute(monkeypatch):
     net = tiny_llama()
     eos = {int(net(torch.tensor([[9, 8, 7]]))[0, -1].argmax())}
