@@ -348,7 +348,7 @@ def test_sampling_in_two_steps_is_the_inverse_of_the_cumulative_sum(vocab):
     edges = torch.cat([torch.zeros(1, dtype=torch.double), p.cumsum(-1)])
     assert (edges[tokens] - 1e-6 <= u).all() and (u <= edges[tokens + 1] + 1e-6).all()
     assert (logprobs - p[tokens].log()).abs().max() < 1e-5
-    assert len(set(tokens.tolist())) > 50
+    assert len(set(tokens.tolist())) > 20
 
 
 def test_a_finished_sequence_costs_no_compute(monkeypatch):
