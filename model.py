@@ -392,12 +392,16 @@ class KVCache:
         self.slots, self.length = slots, length
 
     @classmethod
-    def sized(cls, config, slots, length, dtype, device, gb):
-        """A cache of `slots` rows, or of as many as fit into gb * 1e9 bytes; gb 0 sets no limit."""
+    def rows(cls, config, slots, length, dtype, gb):
+        """(rows, bytes of one) of a cache of `slots` rows, or of as many as fit into gb * 1e9 bytes; gb 0 sets no limit."""
         row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize * -(-length // cls.BLOCK) * cls.BLOCK
         if gb and gb * 1e9 < row:
             raise ValueError(f"--kv-gb is {gb:g}, expected at least {row / 1e9:.3g}: keys and values of one sequence of {length} tokens")
-        return cls(config, min(slots, int(gb * 1e9 / row)) if gb else slots, length, dtype, device)
+        return min(slots, int(gb * 1e9 / row)) if gb else slots, row
+
+    @classmethod
+    def sized(cls, config, slots, length, dtype, device, gb):
+        return cls(config, cls.rows(config, slots, length, dtype, gb)[0], length, dtype, device)
 
     def blocks(self, length):
         return -(-length // self.BLOCK)
@@ -995,11 +999,6 @@ def copy_weights(source, target):
         else:
             q.untyped_storage().resize_(q.nbytes)
             q.copy_(full(p.to(q.dtype)))
-
-
-def lockstep(sampler):
-    """What `generate` is told beside: with a sharded sampler all ranks compute together, until the last one is done."""
-    return {"lockstep": True} if sampler == "sharded" else {}
 
 
 def free_weights(model):
