@@ -111,7 +111,8 @@ def test_the_plan_agrees_with_pytorchs_memory_tracker_on_llama_8b_over_8_ranks()
         assert 2 * plan.weights([net], 8) + gathered + activations == pytest.approx(tracked["Total"], rel=0.15)
     stays = sum(found[n][k] for n in found for k in ("weights", "gradients", "optimizer")) + 2 * 8_030_261_248 / 8
     passing = max(t["Total"] - t["Sharded Param"] - t["Sharded Grad"] for t in found.values())
-    assert sum(plan.phases(config, c, 8, 8)["update"].values()) == pytest.approx(stays + passing, rel=0.15)
+    update = plan.phases(config, c, 8, 8)["update"]
+    assert sum(update.values()) - update["kv cache"] == pytest.approx(stays + passing, rel=0.15)  # the tracker saw no rollout
 
 
 @pytest.fixture(scope="module")
