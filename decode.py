@@ -37,12 +37,16 @@ class KVCache:
         self.slots, self.length = slots, length
 
     @classmethod
-    def sized(cls, config, slots, length, dtype, device, gb):
-        """A cache of `slots` rows, or of as many as fit into gb * 1e9 bytes; gb 0 sets no limit."""
+    def rows(cls, config, slots, length, dtype, gb):
+        """(rows, bytes of one) of a cache of `slots` rows, or of as many as fit into gb * 1e9 bytes; gb 0 sets no limit."""
         row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize * -(-length // cls.BLOCK) * cls.BLOCK
         if gb and gb * 1e9 < row:
             raise ValueError(f"--kv-gb is {gb:g}, expected at least {row / 1e9:.3g}: keys and values of one sequence of {length} tokens")
-        return cls(config, min(slots, int(gb * 1e9 / row)) if gb else slots, length, dtype, device)
+        return min(slots, int(gb * 1e9 / row)) if gb else slots, row
+
+    @classmethod
+    def sized(cls, config, slots, length, dtype, device, gb):
+        return cls(config, cls.rows(config, slots, length, dtype, gb)[0], length, dtype, device)
 
     def blocks(self, length):
         return -(-length // self.BLOCK)
@@ -156,7 +160,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0
     streams = range(len(prompts)) if streams is None else streams
     to_device = lambda x: (x.pin_memory() if cuda else x).to(device, non_blocking=True)
     noise = to_device(torch.stack([uniforms(seed, s, max_new_tokens) for s in streams])) if temperature and prompts else None
-    graphs, moved = {}, False  # moved: rows changed hands since `state` was written
+    graphs, pool, moved = {}, torch.cuda.graph_pool_handle() if cuda else None, False  # moved: rows changed hands since `state` was written
     held = steps = row_steps = prefilled = prefill_tokens = 0
 
     def refill():
@@ -208,7 +212,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0
             return step(n, counts)
         if graphs[counts] is None:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, pool=pool):  # one pool of memory for all: they run one after the other
                 graphs[counts] = graph, step(n, counts)
         graph, result = graphs[counts]
         graph.replay()

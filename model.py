@@ -745,11 +745,6 @@ def copy_weights(source, target):
             q.copy_(full(p.to(q.dtype)))
 
 
-def lockstep(sampler):
-    """What `generate` is told beside: with a sharded sampler all ranks compute together, until the last one is done."""
-    return {"lockstep": True} if sampler == "sharded" else {}
-
-
 def free_weights(model):
     """Give back the memory of a whole copy until copy_weights fills it again."""
     for p in model.parameters():

@@ -17,7 +17,6 @@ import model as M
 GB = 1e9
 GPU_OVERHEAD = 3e9  # CUDA context, NCCL's buffers, what the allocator cannot hand out: an assumption, nobody measured it here
 CPU_OVERHEAD = 0.4e9  # Python and torch themselves
-SCORE_BYTES = 21  # a logit in backward: compute type, float32, over temperature, gradients; in bfloat16, of the memory tracker
 PCIE = 20e9  # bytes a second between GPU and host under --offload; an assumption
 ITEMS = ("weights", "gradients", "optimizer", "reference", "sampler", "kv cache", "gathered", "activations")
 
@@ -71,19 +70,14 @@ def frozen_copy(config, c, shards):
     return item_size(c) * elements(shapes(config), shards)
 
 
-def sequences(c, ranks):
-    """Sequences decoded at once on a rank."""
-    return min(c.slots, -(-c.rollout_batch * c.samples // ranks))
-
-
-def kv_token(config, c):
-    """Keys and values of one token."""
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * item_size(c)
+def cache_rows(config, c, ranks):
+    """(sequences decoded at once on a rank, bytes of the keys and values of each)."""
+    rows = min(c.slots, -(-c.rollout_batch * c.samples // ranks))
+    return M.KVCache.rows(config, rows, c.max_prompt + c.max_response, getattr(torch, c.dtype), c.kv_gb)
 
 
 def kv_cache(config, c, ranks):
-    need = kv_token(config, c) * sequences(c, ranks) * (c.max_prompt + c.max_response)
-    return min(need, c.kv_gb * GB) if c.kv_gb else need
+    return math.prod(cache_rows(config, c, ranks))
 
 
 # ---------------------------------------------------------------------------------------------------- what comes and goes
@@ -95,11 +89,11 @@ def micro_step_tokens(c, ranks):
 
 
 def saved(config, c, tokens):
-    """What autograd keeps of one block: two norms (input in float32, before and after the weight), q, k, v, attention's output in
-    two layouts and its log-sum-exp, four widths of the MLP."""
+    """What autograd keeps of one block: of each of two norms two float32 widths, a root and the output; q, k, v, attention's output
+    by the sequence and joined, its log-sum-exp; four widths of the MLP. (CUDA's fused norm keeps less than this, the CPU's.)"""
     D, F, H, K, d, b = (config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_key_value_heads,
                         config.head_dim, item_size(c))
-    return tokens * (2 * (4 * D + 2 * b * D) + b * (3 * H * d + 2 * K * d) + 4 * H + 4 * b * F)
+    return tokens * (2 * (8 * D + 4 + b * D) + b * (3 * H * d + 2 * K * d) + 4 * H + 4 * b * F)
 
 
 def block_backward(config, c, tokens):
@@ -113,15 +107,39 @@ def block_forward(config, c, tokens):
     return tokens * (3 * item_size(c) * config.intermediate_size + (2 * item_size(c) + 8) * config.hidden_size)
 
 
-def logits_chunk(config, tokens):
-    return SCORE_BYTES * min(M.LOGIT_CHUNK, tokens) * config.vocab_size
+def logits(config, c, tokens):
+    """A chunk's logits in float32 and one pass over them; of several chunks the next one's stand beside the last one's, which in
+    backward has its gradients in the compute type, too."""
+    several = 2 * item_size(c) if tokens > M.LOGIT_CHUNK and item_size(c) < 4 else 0
+    return (8 + several) * min(M.LOGIT_CHUNK, tokens) * config.vocab_size
 
 
-def forward(config, c, shards, tokens, net, score=True):
-    """(gathered, activations) of a forward without gradients: the root, one block, the next one's all-gather. None of it is
-    gathered in a whole copy (net = {})."""
-    gathered = item_size(c) * (elements(root(net)) + 2 * elements(block(net)))
-    return gathered, max(block_forward(config, c, tokens), logits_chunk(config, tokens) * score)
+def cached_attention(config, c, tokens, length):
+    """A block of `tokens` new tokens over `length` cached positions: float32 scores, before and after the softmax and in the
+    compute type, and the mask; the residual stream, its norm, q and k and v, two sums of values."""
+    H, b = config.num_attention_heads, item_size(c)
+    length = -(-length // M.KVCache.BLOCK) * M.KVCache.BLOCK
+    width = 2 * config.hidden_size + (3 * H + 2 * config.num_key_value_heads) * config.head_dim
+    return tokens * (length * (H * (8 + (b if b < 4 else 0)) + 4) + b * width)
+
+
+def decoding(config, c, ranks):
+    """The rollout's most, of four moments: a prefill's MLP or scores, decoding's scores or, over the temperature and as
+    probabilities, logits."""
+    rows, _ = cache_rows(config, c, ranks)
+    prefill = min(max(M.PREFILL_TOKENS, c.max_prompt), rows * c.max_prompt)
+    return max(block_forward(config, c, prefill), cached_attention(config, c, prefill, c.max_prompt),
+               cached_attention(config, c, rows, c.max_prompt + c.max_response), 12 * rows * config.vocab_size)
+
+
+def gathered_weights(c, net):
+    """The root, one block, the next one's all-gather."""
+    return item_size(c) * (elements(root(net)) + 2 * elements(block(net)))
+
+
+def forward(config, c, shards, tokens, net):
+    """(gathered, activations) of a forward without gradients."""
+    return gathered_weights(c, net), max(block_forward(config, c, tokens), logits(config, c, tokens))
 
 
 def backward(config, c, shards, tokens, net):
@@ -132,10 +150,10 @@ def backward(config, c, shards, tokens, net):
     policy = "value_head.weight" not in net
     head = b * config.vocab_size * D if policy else 0  # the head's gradient is there from the first chunk on
     inputs = config.num_hidden_layers * (b * tokens * D if c.recompute else saved(config, c, tokens))
-    last_norm = tokens * (4 * D + 2 * b * D)
+    last_norm = tokens * (8 * D + 4 + 2 * b * D)  # with its output, of which the scored states are taken
     backward_of_a_block = block_backward(config, c, tokens) - (0 if c.recompute else saved(config, c, tokens))
     moments = [
-        (b * (r + k) + head, inputs + last_norm + (logits_chunk(config, tokens) if policy else 8 * tokens * D)),
+        (b * (r + k) + head, inputs + last_norm + (logits(config, c, tokens) + b * tokens * D if policy else 8 * tokens * D)),
         (b * (r + 2 * k) + head + 4 * k, inputs + backward_of_a_block),
         ((b + 4) * r + 4 * elements(root(net), shards), b * tokens * D)]
     return max(moments, key=sum)
@@ -155,15 +173,14 @@ def phases(config, c, ranks, shards, stage="ppo"):
     passes = lambda f, nets: dict(zip(("gathered", "activations"), max((f(config, c, shards, tokens, n) for n in nets), key=sum)))
     base = {"weights": w}
     if stage == "ppo":
-        base["reference"] = frozen_copy(config, c, shards)
+        base |= {"reference": frozen_copy(config, c, shards), "kv cache": kv_cache(config, c, ranks)}  # kept over the whole run
         whole = c.sampler == "whole"
         sampler = {"sampler": frozen_copy(config, c, 1 if whole else shards)}
-        gathered, activations = forward(config, c, shards, sequences(c, ranks) * c.max_prompt, {} if whole else policy, score=False)
-        activations = max(activations, SCORE_BYTES * sequences(c, ranks) * config.vocab_size)
+        rollout = {"gathered": 0 if whole else gathered_weights(c, policy), "activations": decoding(config, c, ranks)}
         keep = {} if whole else sampler  # a whole copy is freed until its refresh
         return {
             "load": base | sampler,
-            "rollout": base | {"optimizer": o} | sampler | {"kv cache": kv_cache(config, c, ranks), "gathered": gathered, "activations": activations},
+            "rollout": base | {"optimizer": o} | sampler | rollout,
             "scoring": base | {"optimizer": o} | keep | passes(forward, nets),
             "update": base | {"gradients": g, "optimizer": o} | keep | passes(backward, nets),
             "save": base | {"optimizer": o} | sampler | gathered_tensor}
@@ -189,24 +206,20 @@ def host_bytes(config, c, shards, stage="ppo"):
 
 def advice(config, c, ranks, shards, memory):
     """Flags, as {name: value}, with which the run fits; None if there are none."""
-    def room_for_kv(c, shards):
-        rollout = phases(config, c, ranks, shards)["rollout"]
-        return math.floor((memory - sum(rollout.values()) + rollout["kv cache"]) / GB * 10) / 10
-
     changes, longest = {}, c.max_prompt + c.max_response
     at = lambda changes: (replace(c, **changes), changes.get("shard_ranks", shards))
-    ladder = [("recompute", True), ("kv_gb", None), ("micro_tokens", max(longest, c.micro_tokens // 2)), ("micro_tokens", longest),
-              ("shard_ranks", ranks), ("kv_gb", None), ("sampler", "sharded"), ("kv_gb", None), ("offload", True), ("kv_gb", None),
+    ladder = [("recompute", True), ("kv_gb", 8), ("micro_tokens", max(longest, c.micro_tokens // 2)), ("kv_gb", 8), ("micro_tokens", longest),
+              ("kv_gb", 8), ("shard_ranks", ranks), ("kv_gb", 8), ("sampler", "sharded"), ("kv_gb", 1), ("offload", True), ("kv_gb", 1),
               ("advantage", "group")]
     for name, value in ladder:
         now, s = at(changes)
-        phase, need = peak(phases(config, now, ranks, s))
+        _, need = peak(phases(config, now, ranks, s))
         if need <= memory:
             break
-        if name == "kv_gb":
-            value = room_for_kv(now, s)
-            one = kv_token(config, c) * longest / GB  # the cache must hold one sequence
-            if value < one or phase != "rollout":
+        if name == "kv_gb":  # the cache must hold some sequences, here value, to be worth its weights' reading
+            rows, row = cache_rows(config, now, ranks)
+            least, value = min(rows, value) * row, math.floor((memory - need + rows * row) / GB * 10) / 10
+            if value * GB < least:
                 continue
         trial, s = at(changes | {name: value})
         if peak(phases(config, trial, ranks, s))[1] < need:
@@ -239,13 +252,11 @@ def seconds(config, c, ranks, shards, prompt, response, flops_s, bandwidth, netw
     the cache, and a sharded sampler gathers all weights over the network. bytes and FLOPs are per second and rank."""
     need = flops(config, c, prompt, response)
     per_rank, longest = -(-c.rollout_batch * c.samples // ranks), c.max_response
-    at_once = sequences(c, ranks)
-    if c.kv_gb:
-        at_once = max(1, min(at_once, int(c.kv_gb * GB / kv_token(config, c) / (prompt + response))))
+    at_once, row = cache_rows(config, c, ranks)
     # the slots stay full until the last responses, one of which is likely to be as long as allowed
     turns = max(longest, math.ceil(per_rank * response / at_once))
     whole = frozen_copy(config, c, 1)
-    turn = (whole + at_once * kv_token(config, c) * (prompt + response / 2)) / bandwidth
+    turn = (whole + at_once * row * (prompt + response / 2) / (c.max_prompt + c.max_response)) / bandwidth
     if c.sampler == "sharded":
         turn = max(turn, whole * (shards - 1) / shards / network)
     out = {"rollout": turns * turn + need["rollout"] / ranks / flops_s}

@@ -360,7 +360,7 @@ class Trainer:
             responses, logprobs = M.generate(
                 self.sampler, [self.prompts[chosen[i]] for i in mine], c.max_response, c.temperature, self.eos,
                 seed=c.seed, streams=[self.step * len(chosen) + i for i in mine], slots=c.slots, return_logprobs=True, progress=bar,
-                cache=self.cache, stats=stats, **M.lockstep(c.sampler))
+                cache=self.cache, stats=stats, lockstep=c.sampler == "sharded")
         signals.stop_if_asked()
         texts = [self.tokenizer.decode(response, skip_special_tokens=True) for response in responses]
         efforts = [None] * len(mine)

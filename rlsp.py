@@ -377,7 +377,7 @@ def evaluate(folder, rows, args, device, mesh):
     cache = M.KVCache.sized(net.config, min(args.slots, max(1, len(mine))), longest, getattr(torch, args.dtype), device, args.kv_gb)
     with tqdm(total=len(mine), desc=f"eval {folder}", disable=M.rank() != 0) as bar:
         responses = M.generate(net, [prompts[i // n] for i in mine], args.max_response, args.temperature, eos, seed=args.seed,
-                               streams=mine, slots=args.slots, progress=bar, cache=cache, **M.lockstep(args.sampler))
+                               streams=mine, slots=args.slots, progress=bar, cache=cache, lockstep=args.sampler == "sharded")
     results = []
     for i, response in zip(mine, responses):
         text = tokenizer.decode(response, skip_special_tokens=True)

@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -30,13 +31,20 @@ def local_bytes(tensors):
     return sum({s._cdata: s.nbytes() for s in [M.local(t).untyped_storage() for t in tensors]}.values())
 
 
+def pack_whole(tokens, mask):
+    """model.pack for tensors that hold no numbers, fake or meta: every token is an input and an action."""
+    B, T = tokens.shape
+    lengths = SimpleNamespace(tolist=lambda: [T] * B)
+    return tokens.reshape(1, -1), lengths, torch.arange(B * T, device=tokens.device)
+
+
 def simulate(config, tokens, shards):
     from torch._subclasses import fake_impls
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    def nonzero(mode, func, x):  # fake tensors hold no numbers: let every token but the first be an action
+    def nonzero(mode, func, x):  # fake tensors hold no numbers: let every token be an action
         with mode:
             return torch.empty(x.numel(), x.dim(), dtype=torch.long)
 
@@ -44,6 +52,7 @@ def simulate(config, tokens, shards):
     dist.init_process_group("fake", rank=0, world_size=shards, store=FakeStore())
     mesh = M.init_device_mesh("cpu", (shards,), mesh_dim_names=("shard",))
     M.Llama.forward = M.Llama.logprobs  # the tracker follows forward alone
+    M.pack = pack_whole
     out = {}
     with FakeTensorMode(allow_non_fake_inputs=False):
         for name, kind in (("policy", M.Llama), ("critic", M.Critic)):
@@ -103,14 +112,8 @@ def update(folder, problem_file, run, **settings):
     trainer.eos = []
     config.max_prompt = len(trainer.prompts[0])
     config.micro_tokens *= config.max_prompt + config.max_response  # given as a number of sequences
-    found, live, init = {}, Live(), M.KVCache.__init__
-
-    def spy(cache, *args, **kw):
-        init(cache, *args, **kw)
-        found["kv cache"] = cache.k.nbytes + cache.v.nbytes
-
-    M.KVCache.__init__ = spy
-    found["sampler"] = local_bytes(trainer.sampler.parameters())
+    live, kv = Live(), (trainer.cache.k, trainer.cache.v)
+    found = {"kv cache": local_bytes(kv), "sampler": local_bytes(trainer.sampler.parameters())}
     samples = trainer.rollout()
     M.free_weights(trainer.sampler)
     found["sampler freed"] = local_bytes(trainer.sampler.parameters())
@@ -127,6 +130,7 @@ def update(folder, problem_file, run, **settings):
     found["weights"] = local_bytes(p for n in nets for p in n.parameters())
     found["reference"] = local_bytes(trainer.reference.parameters())
     found["optimizer"] = local_bytes(v for o in trainer.optimizers.values() for s in o.state.values() for k, v in s.items() if k != "step")
+    live.know(kv)
     live.know([M.local(p) for n in [*nets, trainer.reference] for p in n.parameters()])
     live.know([M.local(v) for o in trainer.optimizers.values() for s in o.state.values() for v in s.values()])
     with live:

@@ -1,5 +1,4 @@
 """1, 2 and 4 gloo processes do the same training (checklist 9, 13, 18), and one's checkpoint is another's."""
-import inspect
 import json
 import os
 import shutil
@@ -31,11 +30,8 @@ def alone(folder, tmp_path_factory):  # noqa: F811
     return *run(1, folder, out, "stages"), out
 
 
-LOCKSTEP = pytest.mark.skipif("lockstep" not in inspect.signature(M.generate).parameters, reason="generate has no lockstep yet")
-
-
 @pytest.mark.parametrize("ranks, words", [(2, ["offload=true"]), (4, []), (4, ["shard_ranks=2"]),
-                                          pytest.param(4, ["sampler=sharded", "shard_ranks=2"], marks=LOCKSTEP)],
+                                          (4, ["sampler=sharded", "shard_ranks=2"])],
                          ids=["2, offload", "4", "2 x 2", "sharded sampler"])
 def test_checklist_9_13_18_any_number_of_ranks_trains_the_same(folder, alone, tmp_path, ranks, words):  # noqa: F811
     out = tmp_path / str(ranks)
@@ -62,7 +58,7 @@ def test_checklist_9_13_18_any_number_of_ranks_trains_the_same(folder, alone, tm
     assert rows(out, "eval/outputs-1.jsonl") == rows(alone[3], "eval/outputs-1.jsonl")  # three problems: one of 4 ranks has none
 
 
-@pytest.mark.parametrize("words", [[], pytest.param(["sampler=sharded"], marks=LOCKSTEP)], ids=["whole", "sharded"])
+@pytest.mark.parametrize("words", [[], ["sampler=sharded"]], ids=["whole", "sharded"])
 def test_ranks_without_prompts_do_not_hang(folder, tmp_path, words):  # noqa: F811
     """One prompt a step for four ranks; sharded: three of them still take part in every forward of the sampler."""
     few = ["rollout_batch=1", "steps=2", *words]

@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import memory
 import model as M
 import plan
 import ppo
 import rlsp
-from conftest import ROOT
+from conftest import ROOT, tiny_llama
 from test_cli import refused  # noqa: F401  (the fixture)
 from test_ppo import folder  # noqa: F401
 
@@ -51,22 +52,28 @@ def test_each_quantity_is_the_arithmetic(raw, parameters, a_block, outside):
     assert plan.weights([policy], 8) == plan.gradients([policy], 8) == parameters * 4 / 8 and plan.optimizer([policy], 8) == parameters * 8 / 8
     assert plan.frozen_copy(config, c, 8) == parameters * 2 / 8 and plan.frozen_copy(config, c, 1) == parameters * 2
     layers = raw["num_hidden_layers"]
-    assert plan.kv_token(config, c) == layers * 2 * 8 * 128 * 2  # 128 KiB for 8B
-    assert plan.kv_cache(config, c, 8) == layers * 4096 * 8 * (2048 + 4096)  # 8 prompts a rank, fewer than slots
-    assert plan.kv_cache(config, ppo.PPOConfig(kv_gb=1.5), 8) == 1.5e9
+    row = layers * 4096 * (2048 + 4096)  # keys and values of a token and layer are 4 KiB
+    assert plan.kv_cache(config, c, 8) == 8 * row  # 8 prompts a rank, fewer than slots
+    assert plan.kv_cache(config, ppo.PPOConfig(kv_gb=3.3 * row / 1e9), 8) == 3 * row
+    assert plan.kv_cache(config, ppo.PPOConfig(rollout_batch=8, max_response=4000, samples=1), 8) == layers * 4096 * 6144 * 1  # 48 blocks of 128
     D, F = raw["hidden_size"], raw["intermediate_size"]
     found = plan.phases(config, c, 8, 8)
     assert found["update"]["weights"] == plan.weights([policy, critic], 8) and found["update"]["optimizer"] == 2 * found["update"]["weights"]
-    inputs, mlp, norms = layers * 16384 * D * 2, 16384 * 6 * F * 2, 16384 * D * 16  # six widths of the MLP, two norms
+    assert {items["kv cache"] for items in found.values()} == {8 * row}  # it stays
+    heads = raw["num_attention_heads"]
+    scores = 4096 * heads * 2048 * (4 + 4 + 2)  # a prefill's, before and after the softmax and in bfloat16
+    assert found["rollout"]["activations"] == pytest.approx(scores + 4096 * (2 * D + 3 * heads * 128) * 2, rel=0.05)
+    inputs, mlp, norms = layers * 16384 * D * 2, 16384 * 6 * F * 2, 16384 * D * 20  # six widths of the MLP, two norms
     assert found["update"]["activations"] == pytest.approx(inputs + mlp + norms, rel=0.15)
     tokens = 512 * 1150  # 2 FLOPs a parameter forward, of which the embedding has none
     assert plan.flops(config, ppo.PPOConfig(), 150, 1000)["rollout"] == pytest.approx(2 * tokens * (parameters - raw["vocab_size"] * D), rel=0.05)
     assert plan.flops(config, ppo.PPOConfig(), 150, 1000)["update"] == pytest.approx(8 * tokens * 2 * parameters, rel=0.15)
 
 
-def test_weights_and_outputs_of_the_large_models_have_their_shapes():
+def test_weights_and_outputs_of_the_large_models_have_their_shapes(monkeypatch):
     """The device-independent path on the meta device: shapes of Hugging Face's tensors, of logits, log-probs and values."""
     from torch.fx.experimental import _config
+    monkeypatch.setattr(M, "pack", memory.pack_whole)
     for raw in (LLAMA_8B, QWEN_32B):
         D, F, V, heads = raw["hidden_size"], raw["intermediate_size"], raw["vocab_size"], raw["num_attention_heads"]
         of_a_block = {"self_attn.q_proj": (heads * 128, D), "self_attn.k_proj": (1024, D), "self_attn.v_proj": (1024, D),
@@ -104,7 +111,8 @@ def test_the_plan_agrees_with_pytorchs_memory_tracker_on_llama_8b_over_8_ranks()
         assert 2 * plan.weights([net], 8) + gathered + activations == pytest.approx(tracked["Total"], rel=0.15)
     stays = sum(found[n][k] for n in found for k in ("weights", "gradients", "optimizer")) + 2 * 8_030_261_248 / 8
     passing = max(t["Total"] - t["Sharded Param"] - t["Sharded Grad"] for t in found.values())
-    assert sum(plan.phases(config, c, 8, 8)["update"].values()) == pytest.approx(stays + passing, rel=0.15)
+    update = plan.phases(config, c, 8, 8)["update"]
+    assert sum(update.values()) - update["kv cache"] == pytest.approx(stays + passing, rel=0.15)  # the tracker saw no rollout
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +137,42 @@ def test_the_plan_agrees_with_a_ppo_step_of_two_ranks(wide, tmp_path, dtype):
         for item in ("weights", "gradients", "optimizer", "reference"):
             assert planned[item] == pytest.approx(rank[item], rel=1e-3), item
         rollout = rank["plan"]["rollout"]
-        assert rollout["sampler"] == rank["sampler"] and rank["sampler freed"] == 0 and rollout["kv cache"] == pytest.approx(rank["kv cache"], rel=0.05)
+        assert rollout["sampler"] == rank["sampler"] and rank["sampler freed"] == 0 and planned["kv cache"] == rank["kv cache"]
         assert sum(planned.values()) == pytest.approx(rank["update"], rel=0.15)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("prompt, response, vocab", [(400, 20, 97), (20, 500, 97), (3, 20, 8192)], ids=["prefill", "decode", "logits"])
+def test_the_plan_agrees_with_a_rollout(prompt, response, vocab, dtype):
+    """Where a prefill's scores, decoding's scores and the logits are most of a rollout's live bytes."""
+    net = tiny_llama(vocab_size=vocab, num_attention_heads=8).to(getattr(torch, dtype))
+    c = ppo.PPOConfig(rollout_batch=16, samples=1, max_prompt=prompt + 1, max_response=response, dtype=dtype)
+    cache, live = M.KVCache.sized(net.config, 16, prompt + 1 + response, getattr(torch, dtype), "cpu", 0), memory.Live()
+    stays = [*net.parameters(), cache.k, cache.v]
+    live.know(stays)
+    with live:
+        M.generate(net, [[(i + j * j) % 97 for j in range(prompt + 1)] for i in range(16)], response, slots=16, cache=cache)
+    assert live.peak - memory.local_bytes(stays) == pytest.approx(plan.phases(net.config, c, 1, 1)["rollout"]["activations"], rel=0.15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autograd_keeps_of_a_block_what_the_plan_says(dtype):
+    net, kept = tiny_llama().to(dtype), {}
+    x, cos = torch.zeros(1, 100, 32, dtype=dtype, requires_grad=True), torch.ones(1, 1, 100, 4, dtype=dtype)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.untyped_storage()._cdata, t), lambda t: t):
+        y = net.model.layers[0](x, cos, cos, torch.tensor([30, 70]))  # noqa: F841  (its graph lives as long)
+    ours = [t for t in kept.values() if t.untyped_storage()._cdata not in {p.untyped_storage()._cdata for p in (*net.parameters(), cos)}]
+    assert memory.local_bytes(ours) == plan.saved(net.config, ppo.PPOConfig(dtype=str(dtype).removeprefix("torch.")), 100)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_plan_agrees_with_the_logits_of_several_chunks(dtype):
+    h, weight = (torch.zeros(n, 4, dtype=dtype, requires_grad=True) for n in (1200, 4096))
+    live = memory.Live()
+    with live:
+        M.TokenLogprob.apply(h, weight, torch.zeros(1200, dtype=torch.long), 1.0, True)[0].sum().backward()
+    planned = plan.logits(M.Config.from_dict(LLAMA_8B | dict(vocab_size=4096)), ppo.PPOConfig(dtype=str(dtype).removeprefix("torch.")), 1200)
+    assert live.peak == pytest.approx(planned, rel=0.05)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -157,6 +199,7 @@ def plan_words(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["rlsp.py", "plan", "--model", str(tmp_path), *map(str, words)])
         with pytest.raises(SystemExit) as e:
             rlsp.main()
+            raise SystemExit(0)
         return SimpleNamespace(returncode=e.value.code, **dict(zip(("stdout", "stderr"), capsys.readouterr())))
     return call
 
