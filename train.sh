@@ -96,7 +96,7 @@ experiment() {
     esac
     for SEED in ${SEEDS:-0 1 2 3 4}; do
         finished "$RUN/seed-$SEED/start" start
-        for arm in $arms; do
+        for arm in ${ARMS:-$arms}; do
             finished "$RUN/seed-$SEED/$arm" arm "$arm"
         done
     done
