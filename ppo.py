@@ -50,7 +50,7 @@ class PPOConfig:
     max_response: int = flag(4096, "longest response, tokens; longer ones are truncated", 1)
     temperature: float = flag(0.7, "sampling temperature; log-probs are scored at the same one", 1e-3)
     slots: int = flag(64, "sequences decoded at once on each rank", 1)
-    kv_gb: float = flag(0.0, "memory for the KV cache on each rank, GB; 0: what slots sequences need", 0)
+    kv_gb: float = flag(24.0, "most GB of keys and values on each rank, which then limit the slots; 0: what the slots need", 0)
     sampler: str = flag("whole", "the rollout's copy of the policy: whole on each rank, or sharded as the reference is, which "
                         "gathers all weights for every token", choices=("whole", "sharded"))
     # Reward, Eq. 1

@@ -204,7 +204,7 @@ def plan_words(tmp_path, monkeypatch, capsys):
     return call
 
 
-@pytest.mark.parametrize("raw, words", [(LLAMA_8B, "--gpus 8"), (LLAMA_8B, "--gpus 2"), (QWEN_32B, "--gpus 32"), (LLAMA_70B, "--gpus 64")],
+@pytest.mark.parametrize("raw, words", [(LLAMA_8B, "--gpus 8 --kv-gb 0"), (LLAMA_8B, "--gpus 2"), (QWEN_32B, "--gpus 32"), (LLAMA_70B, "--gpus 64")],
                          ids=["8B on 8", "8B on 2", "32B on 32", "70B on 64"])
 def test_what_does_not_fit_gets_flags_with_which_it_fits(plan_words, raw, words):
     first = plan_words(raw, *words.split())
@@ -212,6 +212,11 @@ def test_what_does_not_fit_gets_flags_with_which_it_fits(plan_words, raw, words)
     flags = re.search(r"it fits with (.*)", first.stdout)[1].split()
     again = plan_words(raw, *words.split(), *flags)
     assert again.returncode == 0 and ": fits" in again.stdout and "hours" in again.stdout
+
+
+def test_the_defaults_are_for_8b_on_eight_gpus(plan_words):
+    done = plan_words(LLAMA_8B)
+    assert done.returncode == 0 and "8 GPU(s)" in done.stdout and "of 80.0: fits" in done.stdout
 
 
 def test_nothing_helps_where_nothing_helps(plan_words):
