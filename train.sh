@@ -149,13 +149,24 @@ large() {
     else launch="torchrun --standalone --nproc_per_node $n"
     fi
     if [ -n "${SFT_DATA:-}" ]; then
-        $launch rlsp.py sft --model "$MODEL" --data "$SFT_DATA" --out "$RUN/sft" --seed "$SEED" $shards
+        stage sft model/tokenizer.json --model "$MODEL" --data "$SFT_DATA" --seed "$SEED" $shards
         policy=$RUN/sft/model
     fi
-    $launch rlsp.py ppo --model "$policy" --data "$DATA" --out "$RUN/ppo" --seed "$SEED" $shards $sampler "$@"
+    stage ppo model/tokenizer.json --model "$policy" --data "$DATA" --seed "$SEED" $shards $sampler "$@"
     if [ -n "${EVAL_DATA:-}" ]; then
-        $launch rlsp.py eval --model "$policy" "$RUN/ppo/model" --data "$EVAL_DATA" --out "$RUN/eval" --seed "$SEED" $shards $sampler
+        stage eval summary.json --model "$policy" "$RUN/ppo/model" --data "$EVAL_DATA" --seed "$SEED" $shards $sampler
     fi
+}
+
+# Stage $1 of RUN, which ends by writing $2: begun, gone on with, or left alone if it is done, so that a job that its scheduler starts
+# again needs no other words. torchrun makes 1 of every exit status: a stage that a signal stopped has left a file, 75 asks for requeuing.
+stage() {
+    local out=$RUN/$1 how=--out status=0
+    if [ -e "$out/$2" ]; then echo "train.sh: $out is done"; return; fi
+    if [ -e "$out/config.json" ]; then how=--resume; fi
+    $launch rlsp.py "$1" $how "$out" "${@:3}" || status=$?
+    if [ "$status" != 0 ] && [ -e "$out/stopped" ]; then status=75; fi
+    if [ "$status" != 0 ]; then exit "$status"; fi
 }
 
 SEED=${SEED:-0}

@@ -248,9 +248,8 @@ def test_the_runs_of_the_readme_are_not_refused():
 # ---- train.sh inside a job of torchrun
 
 def test_train_sh_joins_the_job_of_torchrun(folder, tmp_path):  # noqa: F811
-    for name in ("model.py", "ppo.py", "rewards.py", "answers.py", "plan.py", "rlsp.py", "requirements.txt", "data", "train.sh"):
+    for name in (*(f.name for f in ROOT.glob("*.py")), "requirements.txt", "data"):
         (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "train.sh").unlink()
     (tmp_path / "train.sh").write_text((ROOT / "train.sh").read_text())  # it works where it lies
     (tmp_path / ".venv").mkdir()
     for part in ("bin", "lib", "pyvenv.cfg"):
@@ -267,3 +266,11 @@ def test_train_sh_joins_the_job_of_torchrun(folder, tmp_path):  # noqa: F811
     assert len(runs) == 1 and (runs[0] / "ppo/model/config.json").is_file()
     for stage in ("sft", "ppo"):
         assert "2 process(es)" in json.loads((runs[0] / stage / "config.json").read_text())["versions"]["machine"]
+    # a job that is started again goes on: SFT is done, PPO stopped before its end
+    model = (runs[0] / "ppo/model/model.safetensors").read_bytes()
+    (runs[0] / "ppo/model/tokenizer.json").unlink()
+    done = subprocess.run(["bash", "train.sh", "--steps", "1", "--rollout-batch", "2", "--train-batch", "2", "--max-response", "8", "--freeze-steps", "0",
+                           "--dtype", "float32"], cwd=tmp_path, capture_output=True, text=True, timeout=100,
+                          env=os.environ | dict(OMP_NUM_THREADS="1", MODEL=str(folder), SFT_DATA="sft.jsonl", DATA="data/tiny/train.jsonl", RUN=f"runs/{runs[0].name}"))
+    assert done.returncode == 0 and "sft is done" in done.stdout, done.stderr[-3000:]
+    assert (runs[0] / "ppo/model/model.safetensors").read_bytes() == model and (runs[0] / "ppo/model/tokenizer.json").is_file()
