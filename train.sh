@@ -8,9 +8,12 @@
 #   bash train.sh test ...                    the tests; further words go to pytest
 #   bash train.sh setup                       .venv alone
 #
-# MODEL's further variables: SFT_DATA (demonstrations; without it PPO starts from MODEL itself), EVAL_DATA (default: DATA is
-# not evaluated), SHARD_RANKS and SAMPLER (flags of the same names for all stages); on several nodes the same command on each, with NNODES, NODE_RANK (0, 1, ...) and RDZV (host:port of node 0), the same
-# RUN, and folders that all nodes see. Started by torchrun itself (torchrun ... --no-python bash train.sh) it joins that job. Everywhere: RUN (folder to write), SEED (0; SEEDS="0 1 2 3 4" for experiment). Further words go to `rlsp.py ppo`, for example --steps 50.
+# MODEL's further variables: SFT_DATA (demonstrations; without it PPO starts from MODEL itself), EVAL_DATA (default: DATA is not
+# evaluated), SHARD_RANKS and SAMPLER (flags of the same names for all stages). On several nodes the same command on each, with
+# NNODES, NODE_RANK (0, 1, ...), RDZV (host:port of node 0), the same RUN, and folders that all nodes see; started by torchrun
+# itself (torchrun ... --no-python bash train.sh) it joins that job.
+# Everywhere: RUN (folder to write), SEED (0; for experiment SEEDS="0 1 2 3 4" and ARMS="none length ..."). Further words go to
+# `rlsp.py ppo`, for example --steps 50.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
