@@ -140,6 +140,7 @@ def rollout_prompts(tokenizer, count):
 
 def rollout(args):
     """generate beside peers, then a decode step from 1 to 128 rows beside its limit."""
+    M.keep_freed_memory()  # as rlsp.py does; transformers, in the same process, has it, too
     folder = TINY if args.toy else Path(args.model)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     net = M.load_model(M.Llama, folder, torch.bfloat16, init_seed=0 if args.toy else None).eval()
