@@ -253,7 +253,7 @@ def sft(args):
                 loss = -policy.logprobs(tokens, mask, entropy=False)[0].sum() / count
                 (loss * ranks).backward()
                 loss_sum += loss.detach().cpu()
-            loss, norm = float(ppo.all_reduce(loss_sum)), ppo.clip_gradients(policy, args.grad_clip)
+            loss, norm = float(checkpoint.all_reduce(loss_sum)), ppo.clip_gradients(policy, args.grad_clip)
             batch = {} if math.isfinite(loss + norm) else {
                 k: ppo.pad([example[i] for example in chosen], torch.long) for i, k in enumerate(("tokens", "mask"))}
             for name, x in (("loss", loss), ("grad_norm", norm)):
@@ -383,10 +383,7 @@ def evaluate(folder, rows, args, device, mesh):
         text = tokenizer.decode(response, skip_special_tokens=True)
         correct, answer, reason = rewards.explain(text, rows[i // n]["answer"], boxed_only=not args.any_answer)
         results.append((i, text, correct, answer, reason, len(response), response[-1] not in eos))
-    if ranks > 1:
-        gathered = [None] * ranks  # objects of our own processes
-        dist.all_gather_object(gathered, results)
-        results = sorted(sum(gathered, []))
+    results = sorted(sum(checkpoint.gather(results), []))
     out = []
     for j, row in enumerate(rows):
         _, texts, correct, answers, reasons, tokens, truncated = map(list, zip(*results[j * n : (j + 1) * n]))
