@@ -1,13 +1,15 @@
 """Sampling from a model: `generate`, with a KV cache and slots that are refilled as sequences finish. (model.generate is this one.)
 
     1. KVCache     keys and values of many sequences, and attention over them
-    2. sample      a token a row, by a number in [0, 1) that belongs to its sequence alone
-    3. generate    prompts prefilled once, all sequences decoded together
+    2. packed      the model with weights in the order that CPU's matrix products read
+    3. sample      a token a row, by a number in [0, 1) that belongs to its sequence alone
+    4. generate    prompts prefilled once, all sequences decoded together
 
 The model's own forward pass is the definition of what comes out, tests/test_model.py the proof: token by token without a cache.
 Shapes: n sequences, T tokens, S positions, V vocabulary, H query heads, K key/value heads, d = head size.
 Ideas: continuous batching (Orca, OSDI 2022), blocks of keys (PagedAttention, 2309.06180).
 """
+import copy
 import math
 import os
 from collections import deque
@@ -86,7 +88,33 @@ class KVCache:
         return attend
 
 
-# ---------------------------------------------------------------------------------------------------- 2. sample
+# ---------------------------------------------------------------------------------------------------- 2. packed
+
+class PackedLinear(nn.Module):
+    """A linear layer on CPU whose weight was laid out once for oneDNN, which else lays it out anew at every call: for few
+    rows that takes longer than the product. The numbers are the same. torch.compile's freezing uses these two functions."""
+
+    def __init__(self, weight, bias=None):
+        super().__init__()
+        self.packed, self.bias = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 64), bias
+
+    def forward(self, x):
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+
+
+def packed(module):
+    """A view of a model, its linear layers packed as they are now, all else shared. It costs their memory a second time."""
+    if isinstance(module, nn.Linear):
+        return PackedLinear(module.weight, module.bias)
+    view = copy.copy(module)
+    view._modules = {name: packed(child) for name, child in module._modules.items()}
+    if hasattr(module, "head_weight"):  # Llama's, which may be the embedding's
+        head = PackedLinear(module.head_weight())
+        view.head = head.forward
+    return view
+
+
+# ---------------------------------------------------------------------------------------------------- 3. sample
 
 def uniforms(seed, stream, n):
     """n numbers in [0, 1) that depend on (seed, stream) alone."""
@@ -96,8 +124,9 @@ def uniforms(seed, stream, n):
 
 
 def sample(logits, temperature, u):
-    """A token a row and its log-probability, from float32 logits [n, V]: the arg max at temperature 0, else the first token
+    """A token a row and its log-probability, from logits [n, V] (computed with in float32): the arg max at temperature 0, else the first token
     whose cumulative probability passes u [n]. It is found in two steps, by sums over blocks of tokens, then inside the block."""
+    logits = logits.float()
     if temperature == 0:
         best, token = logits.max(-1)
         return token, best - logits.logsumexp(-1)
@@ -115,7 +144,7 @@ def sample(logits, temperature, u):
     return (block * p.shape[-1] + token)[:, 0], inside.gather(1, token)[:, 0].log()
 
 
-# ---------------------------------------------------------------------------------------------------- 3. generate
+# ---------------------------------------------------------------------------------------------------- 4. generate
 
 @torch.inference_mode()
 def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0, streams=None, slots=64,
@@ -140,6 +169,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0
         raise ValueError(f"generate: prompt {next(i for i, p in enumerate(prompts) if not p)} is empty")
     weight = model.model.embed_tokens.weight
     device, cuda, eos = weight.device, weight.is_cuda, set(eos_ids)
+    # float32 stays as it is: its sums come out in another order, and products as small as the tiny model's gain nothing
+    decoder = packed(model) if device.type == "cpu" and weight.dtype == torch.bfloat16 and not lockstep else model
     length = max(map(len, prompts), default=1) + max_new_tokens - 1  # the last token is not looked back at
     if cache is None:
         cache = KVCache(model.config, max(1, min(slots, len(prompts))), length, weight.dtype, device)
@@ -194,7 +225,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0
         """One token more in the first n rows. The host looks at nothing here, so that a graph can be captured of it."""
         token, position, count, index = (x[:n] for x in state)
         u = noise[index, count] if temperature else None
-        logits = model.decode(token, position, cache, counts)
+        logits = decoder.decode(token, position, cache, counts)
         rows = n if cuda else 16  # on CPU as many logits at a time as its own caches hold
         parts = [sample(logits[r : r + rows], temperature, u if u is None else u[r : r + rows]) for r in range(0, n, rows)]
         new, logprob = (torch.cat(x) for x in zip(*parts))

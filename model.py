@@ -298,12 +298,12 @@ class Llama(nn.Module):
     def head_weight(self):  # [V, D]
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
-    def head(self, h):  # [..., D] -> float32 logits [..., V]
-        return F.linear(h, self.head_weight()).float()
+    def head(self, h):  # [..., D] -> logits [..., V]
+        return F.linear(h, self.head_weight())
 
     def forward(self, tokens):
         """LongTensor [B, T] -> float32 logits [B, T, V]; logits[:, t] are for token t + 1."""
-        return self.head(self.model(tokens))
+        return self.head(self.model(tokens)).float()
 
     def prefill(self, tokens, cache, row, start):
         """Put tokens [n, T] into rows row, row + 1, ... of the cache, which hold `start` positions already."""

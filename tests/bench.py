@@ -2,7 +2,7 @@
 
     python -m tests.bench verifier [--cases FILE] [--hostile FILE] [--rounds N]      rewards.verify, and Math-Verify where it is installed
     python -m tests.bench rollout --model FOLDER [--peer transformers] [--peer vllm --vllm-python FILE]              generate
-    python -m tests.bench score|update --model FOLDER                                scoring, update: FLOP/s beside the machine's, by length and size
+    python -m tests.bench update --model FOLDER [--growth]                           scoring and update: FLOP/s beside the machine's, by length and size
     python -m tests.bench step --model FOLDER [--peer trl --trl-python FILE]         one whole PPO step, and TRL's
 
 All but verifier take --toy, a size of seconds.
@@ -27,6 +27,7 @@ import torch  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
 import answers  # noqa: E402
+import decode  # noqa: E402
 import model as M  # noqa: E402
 import ppo  # noqa: E402
 import rewards  # noqa: E402
@@ -120,12 +121,29 @@ def best(function, rounds=7):
 
 
 def linear_seconds(net, n):
-    """Seconds of the linear layers alone, each with its own weights, for n rows: the limit of a decode step."""
+    """Seconds of the linear layers alone for n rows, each with its own weights, packed or not, whichever is faster: the limit of a
+    decode step."""
     with torch.inference_mode():
         weights = [m.weight for m in net.modules() if isinstance(m, torch.nn.Linear)]
         weights += [net.model.embed_tokens.weight] if net.config.tie_word_embeddings else []
-        inputs = [torch.randn(n, w.shape[1]).to(w.dtype) for w in weights]
-        return best(lambda: [torch.nn.functional.linear(x, w) for x, w in zip(inputs, weights)], 5)
+        inputs, packed = [torch.randn(n, w.shape[1]).to(w.dtype) for w in weights], [decode.PackedLinear(w) for w in weights]
+        return min(best(lambda: [torch.nn.functional.linear(x, w) for x, w in zip(inputs, weights)], 5),
+                   best(lambda: [layer(x) for x, layer in zip(inputs, packed)], 5))
+
+
+def decode_step(name, net, n, dtype=torch.bfloat16):
+    """A line of the table: one token more for n sequences at 200 positions."""
+    with torch.inference_mode():
+        decoder = decode.packed(net) if dtype == torch.bfloat16 else net  # as generate does
+        rows = M.KVCache(net.config, n, 256, dtype, "cpu")
+        tokens, positions, u = torch.zeros(n, dtype=torch.long), torch.full((n,), 200), torch.rand(n)
+
+        def step():
+            logits = decoder.decode(tokens, positions, rows, (n, n))
+            return [M.sample(x, 0.7, v) for x, v in zip(logits.split(16), u.split(16))]
+        step()
+        took, limit = best(step), linear_seconds(net, n)
+        print(f"{name:14} {n:5} {1e3 * took:10.2f} {1e3 * limit:8.2f} {100 * limit / took:5.0f}% {n / took:9.0f}", flush=True)
 
 
 def rollout_prompts(tokenizer, count):
@@ -200,17 +218,16 @@ def rollout(args):
     print(f"{'':14} {'tokens/s':>9} {'ours is':>8}   rounds")
     for name, s in speeds.items():
         print(f"{name:14} {middle[name]:9.1f} {middle['rlsp'] / middle[name]:7.2f}x   " + " ".join(f"{x:.1f}" for x in s))
-    print(f"{'rows':>5} {'ms a step':>10} {'limit':>8} {'share':>6} {'tokens/s':>9}   at 200 positions; limit: the linear layers alone")
-    with torch.inference_mode():
-        for n in (1, 8) if args.toy else (1, 2, 4, 8, 16, 32, 64, 128):
-            rows = M.KVCache(net.config, n, 256, torch.bfloat16, "cpu")
-            tokens, positions, u = torch.zeros(n, dtype=torch.long), torch.full((n,), 200), torch.rand(n)
-            def step():
-                logits = net.decode(tokens, positions, rows, (n, n))
-                return [M.sample(x, 0.7, v) for x, v in zip(logits.split(16), u.split(16))]
-            step()
-            took, limit = best(step, 5), linear_seconds(net, n)
-            print(f"{n:5} {1e3 * took:10.1f} {1e3 * limit:8.1f} {100 * limit / took:5.0f}% {n / took:9.0f}")
+    print(f"{'model':14} {'rows':>5} {'ms a step':>10} {'limit':>8} {'share':>6} {'tokens/s':>9}   at 200 positions; limit: the linear layers alone")
+    for n in (1, 8) if args.toy else (1, 2, 4, 8, 16, 32, 64, 128):
+        decode_step(folder.name, net, n)
+    if args.growth:
+        with tempfile.TemporaryDirectory() as out:
+            for dtype in (torch.float32, torch.bfloat16):  # the tiny recipe's 96 sequences; at one row the calls are nearly all of it
+                for n in (1, 96):
+                    decode_step(f"tiny {str(dtype)[6:]}", M.load_model(M.Llama, TINY, dtype, init_seed=0).eval(), n, dtype)
+            for name in SIZES:
+                decode_step(name, M.load_model(M.Llama, sized_folder(Path(out), name), torch.bfloat16).eval(), 32)
     if "vllm" in runs:
         server.stdin.close()
         server.wait()
@@ -243,49 +260,55 @@ def some_samples(vocab, n, prompt, response, seed=0):
     return samples
 
 
+def sized_folder(out, name):
+    hidden, inner, layers = SIZES[name]
+    heads = hidden // 64
+    return random_folder(out / name, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, head_dim=64, num_attention_heads=heads,
+                         num_key_value_heads=heads if heads % 3 else heads // 3, vocab_size=49152, max_position_embeddings=8192)
+
+
 SIZES = {"10M": (256, 768, 8), "30M": (384, 1024, 16), "135M": (576, 1536, 30), "360M": (960, 2560, 32)}  # hidden, intermediate, layers
 
 
 def score_and_update(args):
-    """Seconds, tokens and share of the matrix peak of scoring (policy, reference and critic forward) or update (policy and critic
-    forward, backward, Adam). Scoring's FLOPs are a third of model.flops: forward alone."""
+    """Seconds, tokens and share of the matrix peak of scoring (policy, reference and critic forward) and of the update (policy and
+    critic forward, backward, Adam). Scoring's FLOPs are a third of model.flops: forward alone."""
     M.keep_freed_memory()
     print(peaks())
-    print(f"{'model':8} {'type':9} {'tokens':>7} {'response':>9} {args.what + ' s':>9} {'tokens/s':>9} {'GFLOP/s':>8} {'of peak':>8} {'limit s':>8} {'faults':>8}")
+    print(f"{'model':18} {'phase':7} {'type':9} {'samples':>7} {'tokens':>7} {'response':>9} {'s':>8} {'tokens/s':>9} {'GFLOP/s':>8} {'of peak':>8} {'limit s':>8}")
     with tempfile.TemporaryDirectory() as out:
         out, rows = Path(out), []
         if args.toy:
             rows = [("toy", random_folder(out / "toy"), "float32", 8, 30)]
-        else:
-            rows += [("tiny", random_folder(out / "tiny"), dtype, 24, 120) for dtype in ("float32", "bfloat16")]
+        else:  # a micro-batch of the tiny recipe, and one of nothing: what its calls cost
+            rows += [("tiny", random_folder(out / "tiny"), dtype, n, length) for dtype in ("float32", "bfloat16") for n, length in ((16, 120), (1, 2))]
             if args.model:
                 rows += [(Path(args.model).name, args.model, "bfloat16", 4096 // (100 + length) or 1, length)
                          for length in ([64, 128, 256, 512, 1024] if args.growth else [256])]
             if args.growth:
-                for name, (hidden, inner, layers) in SIZES.items():
-                    heads = hidden // 64
-                    shape = dict(hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, head_dim=64, num_attention_heads=heads,
-                                 num_key_value_heads=heads if heads % 3 else heads // 3, vocab_size=49152, max_position_embeddings=8192)
-                    rows.append((name, random_folder(out / name, **shape), "bfloat16", 8, 256))
+                rows += [(name, sized_folder(out, name), "bfloat16", 8, 256) for name in SIZES]
         for name, folder, dtype, n, length in rows:
-            trainer = bench_trainer(folder, out, [{"problem": "x", "answer": "1"}], dtype=dtype, train_batch=n, rollout_batch=n)
+            trainer = bench_trainer(folder, out, [{"problem": "x", "answer": "1"}], dtype=dtype, train_batch=n, rollout_batch=n,
+                                    micro_tokens=2500, compile=args.compile)
             config = trainer.policy.config
-            samples = some_samples(config.vocab_size, n, 100 if length > 30 else 20, length)
-            took, faults = [], []
+            samples = some_samples(config.vocab_size, n, min(20, length) if name in ("tiny", "toy") else 100, length)
+            took = {"score": [], "update": []}
             for _ in range(args.rounds + 1):  # the first warms up
                 trainer.step = 0
+                started = time.perf_counter()
                 batch = trainer.experience(samples)
-                used, started = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
-                metrics = trainer.update(batch) if args.what == "update" else trainer.experience(samples) and {"policy_lr": 0, "critic_lr": 0}
-                took.append(time.perf_counter() - started)
-                faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - used)
+                scored = time.perf_counter()
+                metrics = trainer.update(batch)
+                took["score"].append(scored - started)
+                took["update"].append(time.perf_counter() - scored)
             lengths, actions = batch["length"].tolist(), int(batch["mask"].sum())
-            flops = trainer.flops(lengths, actions, metrics)
-            if args.what == "score":  # forward alone, and the reference beside the two nets
-                flops = (flops + M.flops(config, lengths, actions)) / 3
-            seconds, peak = statistics.median(took[1:]), M.matrix_peak(torch.device("cpu"), trainer.dtype)
-            print(f"{name:8} {dtype:9} {sum(lengths):7} {length:9} {seconds:9.2f} {sum(lengths) / seconds:9.0f} {flops / seconds / 1e9:8.0f} "
-                  f"{flops / seconds / peak:8.0%} {flops / peak:8.2f} {statistics.median(faults[1:]):8.0f}", flush=True)
+            flops = {"update": trainer.flops(lengths, actions, metrics)}
+            flops["score"] = (flops["update"] + M.flops(config, lengths, actions)) / 3  # forward alone, and the reference beside the two nets
+            peak = M.matrix_peak(torch.device("cpu"), trainer.dtype)
+            for phase, times in took.items():
+                seconds, work = statistics.median(times[1:]), flops[phase]
+                print(f"{name:18} {phase:7} {dtype:9} {n:7} {sum(lengths):7} {length:9} {seconds:8.3f} {sum(lengths) / seconds:9.0f} "
+                      f"{work / seconds / 1e9:8.0f} {work / seconds / peak:8.0%} {work / peak:8.3f}", flush=True)
 
 
 def gsm8k(limit):
@@ -360,18 +383,20 @@ def main(words=None):
     p.add_argument("--max-new", type=int, default=256)
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--toy", action="store_true", help="some seconds, to see that it works")
+    p.add_argument("--growth", action="store_true", help="also the tiny model and random models of 10M to 360M")
     p.set_defaults(function=rollout)
-    for name, function in (("score", score_and_update), ("update", score_and_update), ("step", step)):
-        p = what.add_parser(name, help={"score": "policy, reference and critic forward", "update": "policy and critic forward, backward, Adam",
+    for name, function in (("update", score_and_update), ("step", step)):
+        p = what.add_parser(name, aliases=["score"] if name == "update" else [], help={"update": "scoring: policy, reference and critic forward; update: policy and critic forward, backward, Adam",
                                         "step": "rollout, scoring and update, beside TRL"}[name])
         p.add_argument("--model", help="Hugging Face model folder (SmolLM2-135M-Instruct in the README)")
         p.add_argument("--rounds", type=int, default=3)
         p.add_argument("--toy", action="store_true", help="a size that takes seconds")
         p.add_argument("--growth", action="store_true", help="also response lengths 64 to 1024 and random models of 10M to 360M")
+        p.add_argument("--compile", action="store_true", help="as rlsp.py ppo --compile")
         p.add_argument("--peer", choices=["trl"])
         p.add_argument("--trl-python", default="python3", help="a Python with trl==1.9.2, torch, transformers")
         p.add_argument("--prompts", type=int, default=32)
-        p.add_argument("--slots", type=int, default=8)
+        p.add_argument("--slots", type=int, default=32)
         p.add_argument("--max-response", type=int, default=256)
         p.add_argument("--micro-tokens", type=int, default=2048)
         p.add_argument("--child", help=argparse.SUPPRESS)

@@ -4,7 +4,7 @@ import pytest
 import bench
 
 
-@pytest.mark.parametrize("words", [["score"], ["update"], ["step", "--prompts", "4", "--max-response", "8"]], ids=lambda words: words[0])
+@pytest.mark.parametrize("words", [["update"], ["step", "--prompts", "4", "--max-response", "8"]], ids=lambda words: words[0])
 def test_benchmarks_run_at_toy_size(words, capsys):
     bench.main([*words, "--toy", "--rounds", "1"])
     out = capsys.readouterr().out

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import model as M
 from conftest import TINY, tiny_llama
+from decode import packed
 
 LLAMA31 = TINY | dict(rope_theta=500000.0, rope_scaling=dict(
     rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64))
@@ -389,6 +390,27 @@ def test_neither_slots_nor_mates_nor_looks_change_a_response(dtype):
     cache = M.KVCache(net.config, 5, 400, dtype, "cpu")
     assert run(cache=cache)[0] == run(cache=cache)[0] == tokens  # what an earlier call left there is never seen
     assert run(LONG[3:], streams=range(3, 8))[0] == tokens[3:8]
+
+
+@pytest.mark.parametrize("config", [TINY, QWEN, TINY | dict(attention_bias=True, tie_word_embeddings=True)], ids=["llama", "qwen2.5", "bias, tied"])
+def test_packed_weights_compute_the_same(config):
+    """On CPU bfloat16 is decoded with packed weights, those of each call."""
+    net = tiny_llama(**config).bfloat16()
+    for n in (1, 3, 40):
+        cache = M.KVCache(net.config, n, 30, torch.bfloat16, "cpu")
+        cache.k.normal_(), cache.v.normal_()
+        with torch.inference_mode():
+            tokens, positions = torch.arange(n), torch.arange(n) % 30
+            plain, fast = (x.decode(tokens, positions, cache, (n,)) for x in (net, packed(net)))
+        assert (plain - fast).abs().max() <= 0.01 * plain.abs().max()  # here the same bits; other processors may sum in another order
+    before = M.generate(net, PROMPTS, 8, seed=3)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(-1)
+    after = M.generate(net, PROMPTS, 8, seed=3)
+    for p in net.parameters():
+        p.data.mul_(-1)
+    assert before != after and before == M.generate(net, PROMPTS, 8, seed=3)
 
 
 def test_sampled_tokens_equal_a_full_forward_with_the_same_numbers():
