@@ -71,6 +71,7 @@ def test_the_stages_run_and_a_run_is_a_folder(runs):
     timing = [json.loads(x) for x in (out / "p/timing.jsonl").read_text().splitlines()]
     assert [t["step"] for t in timing] == [1, 2] and all(t["rollout_tokens_per_s"] > 0 and t["update_tokens_per_s"] > 0 for t in timing)
     assert all(0 < t["mfu"] < 2 and t["flops_per_s"] > 0 and t["padding"] == 0 for t in timing)
+    assert all(0 < t["kv_use"] <= 1 and t["decode_waste"] == 0 and 0 <= t["prefill_padding"] < 0.2 for t in timing)
     rollouts = [json.loads(x) for x in (out / "p/rollouts.jsonl").read_text().splitlines()]
     assert len(rollouts) == 12 and {"total", "outcome", "exploration", "reason"} <= set(rollouts[0]["reward"])
     assert (out / "p/checkpoints/step-000002/state.json").is_file()
@@ -80,6 +81,16 @@ def test_the_stages_run_and_a_run_is_a_folder(runs):
     assert len(outputs) == 10 and all(len(r["responses"]) == 4 for r in outputs)
     groups = summary[str(out / "s/model")]
     assert sum(v["problems"] for k, v in groups.items() if k.startswith("level")) == 10 == groups["all"]["problems"]
+
+
+def test_a_small_cache_changes_no_response(runs):
+    """--kv-gb for two sequences at once, in place of forty."""
+    out, _ = runs
+    _, row = M.KVCache.rows(M.Config.from_pretrained(out / "s/model"), 1, 100, torch.float32, 0)  # one block a row
+    done = rlsp_py("eval", "--model", out / "s/model", "--data", out / "test.jsonl", "--out", out / "small", "--samples", "4", "--max-response", "16",
+                   "--temperature", "1", "--dtype", "float32", "--kv-gb", 2.5 * row / 1e9)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (out / "small/outputs-1.jsonl").read_bytes() == (out / "e/outputs-1.jsonl").read_bytes()
 
 
 def test_sample_prints_a_response_and_the_verdict(runs):
@@ -129,7 +140,7 @@ def test_bad_data_gets_one_line_and_status_2(folder, tmp_path, refused, text, wo
     (["--steps", "x"], "--steps: invalid int value"), (["--advantage", "group"], "--samples is 1, expected at least 2"),
     (["--max-response", "2000"], "max_position_embeddings is 1024"), (["--reward", "nowhere.py:f"], "nowhere.py:f: expected an existing"),
     (["--freeze-steps", "9", "--steps", "5"], "--freeze-steps is 9, expected fewer than --steps 5"), (["--resume", "nowhere"], "nowhere/config.json: no such file"),
-    (["--model", str(TINY / "model")], "--from-scratch")])
+    (["--kv-gb", "1e-6"], "--kv-gb is 1e-06, expected at least"), (["--model", str(TINY / "model")], "--from-scratch")])
 def test_bad_flags_get_a_clear_line_and_status_2(folder, tmp_path, refused, words, message):  # noqa: F811
     data = bad(tmp_path, GOOD)
     base = {"--model": folder, "--data": data, "--out": tmp_path / "run", "--max-response": "16"}
