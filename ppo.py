@@ -301,18 +301,17 @@ class Trainer:
         self.reference = load(M.Llama, self.dtype).requires_grad_(False)
         self.sampler = load(M.Llama, self.dtype) if config.sampler == "sharded" else M.Llama.from_pretrained(folder, self.dtype, device)
         self.sampler.requires_grad_(False)
-        self.trained = {"policy": (self.policy, config.lr)}
+        self.nets, self.lr = {"policy": self.policy}, {"policy": config.lr, "critic": config.critic_lr}  # nets: those that are trained
         if config.advantage == "gae":
             self.critic = load(M.Critic, torch.float32, init_seed=config.seed, offload=config.offload)
-            self.trained["critic"] = (self.critic, config.critic_lr)
-        self.nets = {name: net for name, (net, _) in self.trained.items()}
+            self.nets["critic"] = self.critic
         for net in self.nets.values():
             net.model.recompute = config.recompute
             if config.compile:
                 M.compile_blocks(net)
         # no dropout anywhere; eps 1e-5 as in the PPO implementations that reproduce (37 details, no. 3)
-        self.optimizers = {name: torch.optim.Adam(net.parameters(), lr=lr, betas=(0.9, 0.95), eps=1e-5, fused=True)
-                           for name, (net, lr) in self.trained.items()}
+        self.optimizers = {name: torch.optim.Adam(net.parameters(), lr=self.lr[name], betas=(0.9, 0.95), eps=1e-5, fused=True)
+                           for name, net in self.nets.items()}
 
     # -- rollout
 
@@ -406,7 +405,7 @@ class Trainer:
             part = self.share(batch, mine)
             result = dict(zip(("old_logprob", "entropy"), self.policy.logprobs(part["tokens"], part["mask"], c.temperature)))
             result["ref_logprob"], _ = self.reference.logprobs(part["tokens"], part["mask"], c.temperature, entropy=False)
-            if "critic" in self.trained:
+            if "critic" in self.nets:
                 result["value"] = self.critic(part["tokens"], part["mask"])
             for name, x in result.items():
                 if mine:
@@ -444,7 +443,7 @@ class Trainer:
 
     def minibatch(self, batch, rows, first, updates_a_step):
         c, ranks = self.config, M.world_size()
-        frozen = "critic" in self.trained and self.step < c.freeze_steps
+        frozen = "critic" in self.nets and self.step < c.freeze_steps
         count = float(batch["mask"][rows].sum())  # actions of the whole optimizer step: every loss divides by it
         names = ("policy_loss", "approx_kl", "clip_frac", "ratio", "ratio_error", "value_loss")
         sums = torch.zeros(len(names))
@@ -463,7 +462,7 @@ class Trainer:
                     ratio = log_ratio.exp()
                     s |= dict(policy_loss=loss, approx_kl=(ratio - 1 - log_ratio).sum() / count, ratio=ratio.sum() / count,
                               clip_frac=((ratio - 1).abs() > c.clip).sum() / count, ratio_error=(ratio - 1).abs().sum() / count)
-            if "critic" in self.trained:
+            if "critic" in self.nets:
                 value = self.critic(p["tokens"], mask)
                 loss = value_loss(value, p["value"], p["return"], mask, c.value_clip, count)
                 (loss * ranks).backward()
@@ -472,7 +471,7 @@ class Trainer:
         metrics = dict(zip(names, all_reduce(sums).tolist()))
         if frozen:
             metrics = {"value_loss": metrics["value_loss"]}
-        elif "critic" not in self.trained:
+        elif "critic" not in self.nets:
             del metrics["value_loss"]
         if not frozen:
             # the old log-probs are this very model's: a ratio away from 1 before any update is a bug. Other batch shapes
@@ -482,15 +481,15 @@ class Trainer:
                 metrics |= dict(first_ratio=metrics["ratio"], first_ratio_error=error)
                 if not error < (1e-3 if self.dtype == torch.float32 else 0.1):
                     raise TrainingError(f"step {self.step + 1}: the ratio on the first minibatch is off 1 by {error:.2g} on average")
-        for name, (net, lr) in self.trained.items():
+        for name, net in self.nets.items():
             if name == "policy" and frozen:
                 continue
             metrics[f"{name}_grad_norm"] = clip_gradients(net, c.grad_clip)
             for what in (f"{name}_loss" if name == "policy" else "value_loss", f"{name}_grad_norm"):
                 self.check(what, metrics[what], batch)
             # the policy's schedule starts when it thaws
-            total = (c.steps - (c.freeze_steps if name == "policy" and "critic" in self.trained else 0)) * updates_a_step
-            metrics[f"{name}_lr"] = lr * lr_factor(self.updates[name], total, c.warmup, c.lr_end)
+            total = (c.steps - (c.freeze_steps if name == "policy" and "critic" in self.nets else 0)) * updates_a_step
+            metrics[f"{name}_lr"] = self.lr[name] * lr_factor(self.updates[name], total, c.warmup, c.lr_end)
             optimizer = self.optimizers[name]
             optimizer.param_groups[0]["lr"] = metrics[f"{name}_lr"]
             optimizer.step()
@@ -529,7 +528,7 @@ class Trainer:
     def flops(self, lengths, actions, metrics):
         """Model FLOPs of a step's update, over all ranks (model.flops): what was trained, each net over every epoch."""
         heads = {"policy": actions, "critic": 0}
-        return self.config.epochs * sum(M.flops(net.config, lengths, heads[name]) for name, (net, _) in self.trained.items()
+        return self.config.epochs * sum(M.flops(net.config, lengths, heads[name]) for name, net in self.nets.items()
                                         if f"{name}_lr" in metrics)
 
     def describe(self, samples, batch):
@@ -551,7 +550,7 @@ class Trainer:
             **{k: mean([c[k] > 0 for c in counts]) for k in counts[0]},  # share of responses that show the behaviour
             **{k: float(masked_mean(v, mask)) for k, v in per_token.items()},
             kl_response=float((k1 * mask).sum() / len(samples)), kl_coef=self.kl_coef)
-        if "critic" in self.trained:
+        if "critic" in self.nets:
             metrics["explained_variance"] = explained_variance(batch["value"], batch["return"], mask)
         else:
             del metrics["value"]
@@ -576,7 +575,7 @@ class Trainer:
                 new[mine, : logprob.shape[1]] = logprob.cpu()
         batch["new_logprob"] = all_reduce(new)
         names = ["old_logprob", "new_logprob", "ref_logprob", "entropy", "reward", "advantage", "raw_advantage"]
-        names += ["value", "return"] if "critic" in self.trained else []
+        names += ["value", "return"] if "critic" in self.nets else []
         return [{"step": self.step, "problem": s.problem["problem"], "gold": s.problem["answer"], "score": s.parts.total,
                  "tokens": token_texts(self.tokenizer, s.response)}
                 | {k: [float(f"{x:.6g}") for x in batch[k][i, batch["mask"][i]].tolist()] for k in names}

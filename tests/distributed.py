@@ -30,7 +30,7 @@ if "resume" in sys.argv:
 metrics, samples, batch = trainer.train_step()
 tensors = {f"batch.{k}": v.contiguous() for k, v in batch.items()}
 trainer.train()
-for name, (net, _) in trainer.trained.items():
+for name, net in trainer.nets.items():
     tensors |= {f"{name}.{k}": M.full(p) for k, p in net.named_parameters()}
 if M.rank() == 0:
     save_file(tensors, out / "tensors.safetensors")

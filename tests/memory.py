@@ -118,7 +118,7 @@ def update(folder, problem_file, run, **settings):
     M.free_weights(trainer.sampler)
     found["sampler freed"] = local_bytes(trainer.sampler.parameters())
     batch = trainer.experience(samples)
-    nets = [net for net, _ in trainer.trained.values()]
+    nets = list(trainer.nets.values())
     step = torch.optim.Adam.step
 
     def measured_step(optimizer, *args, **kw):
