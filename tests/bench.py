@@ -197,13 +197,18 @@ def rollout(args):
         server = subprocess.Popen([args.vllm_python, str(ROOT / "tests" / "vllm_peer.py"), job.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                   text=True, env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "2"})
 
+        def answer(word):
+            line = next((x for x in server.stdout if x.startswith(word)), None)
+            if line is None:
+                raise RuntimeError("the process of vllm ended; its messages are above")
+            return line.split()
+
         def vllm(i):
             server.stdin.write("go\n")
             server.stdin.flush()
-            line = next((x for x in server.stdout if x.startswith("RESULT")), None)
-            if line is None:
-                raise RuntimeError("the process of vllm ended; its messages are above")
-            return float(line.split()[1]), int(line.split()[2])
+            _, seconds, tokens = answer("RESULT")
+            return float(seconds), int(tokens)
+        answer("READY")  # what it does to start must not fall into a round
         runs["vllm"] = vllm
     speeds = {name: [] for name in runs}
     for i in range(rounds):  # interleaved: what disturbs one disturbs the other
@@ -283,10 +288,10 @@ def score_and_update(args):
         else:  # a micro-batch of the tiny recipe, and one of nothing: what its calls cost
             rows += [("tiny", random_folder(out / "tiny"), dtype, n, length) for dtype in ("float32", "bfloat16") for n, length in ((16, 120), (1, 2))]
             if args.model:
-                rows += [(Path(args.model).name, args.model, "bfloat16", 4096 // (100 + length) or 1, length)
+                rows += [(Path(args.model).name, args.model, "bfloat16", 2048 // (100 + length) or 1, length)
                          for length in ([64, 128, 256, 512, 1024] if args.growth else [256])]
             if args.growth:
-                rows += [(name, sized_folder(out, name), "bfloat16", 8, 256) for name in SIZES]
+                rows += [(name, sized_folder(out, name), "bfloat16", 5, 256) for name in SIZES]
         for name, folder, dtype, n, length in rows:
             trainer = bench_trainer(folder, out, [{"problem": "x", "answer": "1"}], dtype=dtype, train_batch=n, rollout_batch=n,
                                     micro_tokens=2500, compile=args.compile)
@@ -398,7 +403,7 @@ def main(words=None):
         p.add_argument("--prompts", type=int, default=32)
         p.add_argument("--slots", type=int, default=32)
         p.add_argument("--max-response", type=int, default=256)
-        p.add_argument("--micro-tokens", type=int, default=2048)
+        p.add_argument("--micro-tokens", type=int, default=1536)
         p.add_argument("--child", help=argparse.SUPPRESS)
         p.set_defaults(function=function)
     args = parser.parse_args(words)

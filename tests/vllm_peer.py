@@ -12,6 +12,7 @@ def main():
     params = SamplingParams(temperature=job["temperature"], max_tokens=job["max_new"], stop_token_ids=job["eos"])
     prompts = [{"prompt_token_ids": p} for p in job["prompts"]]
     llm.generate(prompts[:4], params, use_tqdm=False)
+    print("READY", flush=True)
     for _ in sys.stdin:  # one line, one round: interleaved with the others
         start = time.perf_counter()
         out = llm.generate(prompts, params, use_tqdm=False)
