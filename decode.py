@@ -102,6 +102,13 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
+def packs(weight):
+    """Whether decoding with such weights packs them: bfloat16 on CPU, where oneDNN is there and has products for it. float32 stays as
+    it is: its sums would come out in another order, and products as small as the tiny model's gain nothing."""
+    return (weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+            and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def packed(module):
     """A view of a model, its linear layers packed as they are now, all else shared. It costs their memory a second time."""
     if isinstance(module, nn.Linear):
@@ -124,8 +131,8 @@ def uniforms(seed, stream, n):
 
 
 def sample(logits, temperature, u):
-    """A token a row and its log-probability, from logits [n, V] (computed with in float32): the arg max at temperature 0, else the first token
-    whose cumulative probability passes u [n]. It is found in two steps, by sums over blocks of tokens, then inside the block."""
+    """A token a row and its log-probability, computed in float32 from logits [n, V]: the arg max at temperature 0, else the first
+    token whose cumulative probability passes u [n]. It is found in two steps, by sums over blocks of tokens, then inside the block."""
     logits = logits.float()
     if temperature == 0:
         best, token = logits.max(-1)
@@ -169,8 +176,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0
         raise ValueError(f"generate: prompt {next(i for i, p in enumerate(prompts) if not p)} is empty")
     weight = model.model.embed_tokens.weight
     device, cuda, eos = weight.device, weight.is_cuda, set(eos_ids)
-    # float32 stays as it is: its sums come out in another order, and products as small as the tiny model's gain nothing
-    decoder = packed(model) if device.type == "cpu" and weight.dtype == torch.bfloat16 and not lockstep else model
+    decoder = packed(model) if packs(weight) and not lockstep else model
     length = max(map(len, prompts), default=1) + max_new_tokens - 1  # the last token is not looked back at
     if cache is None:
         cache = KVCache(model.config, max(1, min(slots, len(prompts))), length, weight.dtype, device)

@@ -126,15 +126,18 @@ def linear_seconds(net, n):
     with torch.inference_mode():
         weights = [m.weight for m in net.modules() if isinstance(m, torch.nn.Linear)]
         weights += [net.model.embed_tokens.weight] if net.config.tie_word_embeddings else []
-        inputs, packed = [torch.randn(n, w.shape[1]).to(w.dtype) for w in weights], [decode.PackedLinear(w) for w in weights]
-        return min(best(lambda: [torch.nn.functional.linear(x, w) for x, w in zip(inputs, weights)], 5),
-                   best(lambda: [layer(x) for x, layer in zip(inputs, packed)], 5))
+        inputs = [torch.randn(n, w.shape[1]).to(w.dtype) for w in weights]
+        plain = best(lambda: [torch.nn.functional.linear(x, w) for x, w in zip(inputs, weights)], 5)
+        if not decode.packs(weights[0]):
+            return plain
+        packed = [decode.PackedLinear(w) for w in weights]
+        return min(plain, best(lambda: [layer(x) for x, layer in zip(inputs, packed)], 5))
 
 
 def decode_step(name, net, n, dtype=torch.bfloat16):
     """A line of the table: one token more for n sequences at 200 positions."""
     with torch.inference_mode():
-        decoder = decode.packed(net) if dtype == torch.bfloat16 else net  # as generate does
+        decoder = decode.packed(net) if decode.packs(net.head_weight()) else net  # as generate does
         rows = M.KVCache(net.config, n, 256, dtype, "cpu")
         tokens, positions, u = torch.zeros(n, dtype=torch.long), torch.full((n,), 200), torch.rand(n)
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import model as M
 from conftest import TINY, tiny_llama
-from decode import packed
+from decode import packed, packs
 
 LLAMA31 = TINY | dict(rope_theta=500000.0, rope_scaling=dict(
     rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64))
@@ -396,6 +396,9 @@ def test_neither_slots_nor_mates_nor_looks_change_a_response(dtype):
 def test_packed_weights_compute_the_same(config):
     """On CPU bfloat16 is decoded with packed weights, those of each call."""
     net = tiny_llama(**config).bfloat16()
+    if not packs(net.head_weight()):
+        pytest.skip("oneDNN has no products in bfloat16 for this processor")
+    assert not packs(tiny_llama().head_weight())
     for n in (1, 3, 40):
         cache = M.KVCache(net.config, n, 30, torch.bfloat16, "cpu")
         cache.k.normal_(), cache.v.normal_()
