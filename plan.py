@@ -124,12 +124,13 @@ def cached_attention(config, c, tokens, length):
 
 
 def decoding(config, c, ranks):
-    """The rollout's most, of four moments: a prefill's MLP or scores, decoding's scores or, over the temperature and as
-    probabilities, logits."""
+    """The rollout's most, of four moments: a prefill's MLP or scores, decoding's scores or logits: as computed, in float32, over
+    the temperature and as probabilities."""
     rows, _ = cache_rows(config, c, ranks)
     prefill = min(max(M.PREFILL_TOKENS, c.max_prompt), rows * c.max_prompt)
     return max(block_forward(config, c, prefill), cached_attention(config, c, prefill, c.max_prompt),
-               cached_attention(config, c, rows, c.max_prompt + c.max_response), 12 * rows * config.vocab_size)
+               cached_attention(config, c, rows, c.max_prompt + c.max_response),
+               (12 + (item_size(c) if item_size(c) < 4 else 0)) * rows * config.vocab_size)
 
 
 def gathered_weights(c, net):
