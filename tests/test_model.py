@@ -393,27 +393,29 @@ def test_neither_slots_nor_mates_nor_looks_change_a_response(dtype):
 
 
 @pytest.mark.parametrize("config", [TINY, QWEN, TINY | dict(attention_bias=True, tie_word_embeddings=True)], ids=["llama", "qwen2.5", "bias, tied"])
-def test_packed_weights_compute_the_same(config):
+def test_packed_weights_compute_the_same(config, monkeypatch):
     """On CPU bfloat16 is decoded with packed weights, those of each call."""
     net = tiny_llama(**config).bfloat16()
     if not packs(net.head_weight()):
         pytest.skip("oneDNN has no products in bfloat16 for this processor")
     assert not packs(tiny_llama().head_weight())
-    for n in (1, 3, 40):
-        cache = M.KVCache(net.config, n, 30, torch.bfloat16, "cpu")
-        cache.k.normal_(), cache.v.normal_()
-        with torch.inference_mode():
-            tokens, positions = torch.arange(n), torch.arange(n) % 30
-            plain, fast = (x.decode(tokens, positions, cache, (n,)) for x in (net, packed(net)))
-        assert (plain - fast).abs().max() <= 0.01 * plain.abs().max()  # here the same bits; other processors may sum in another order
-    before = M.generate(net, PROMPTS, 8, seed=3)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.mul_(-1)
-    after = M.generate(net, PROMPTS, 8, seed=3)
-    for p in net.parameters():
-        p.data.mul_(-1)
-    assert before != after and before == M.generate(net, PROMPTS, 8, seed=3)
+    for seed in (1, 2):  # the second time with other weights
+        g = torch.Generator().manual_seed(seed)
+        for name, p in net.named_parameters():
+            p.data.copy_(torch.randn(p.shape, generator=g) * 0.3 + ("norm" in name))
+        for n in (1, 3, 40):
+            cache = M.KVCache(net.config, n, 30, torch.bfloat16, "cpu")
+            cache.k.normal_(generator=g), cache.v.normal_(generator=g)
+            with torch.inference_mode():
+                tokens, positions = torch.arange(n), torch.arange(n) % 30
+                plain, fast = (x.decode(tokens, positions, cache, (n,)) for x in (net, packed(net)))
+            assert (plain - fast).abs().max() <= 0.02 * plain.abs().max()  # here the same bits; other processors may sum in another order
+        fast = M.generate(net, PROMPTS, 3, temperature=0, return_logprobs=True)
+        with monkeypatch.context() as patch:
+            patch.setattr("decode.packs", lambda weight: False)
+            plain = M.generate(net, PROMPTS, 3, temperature=0, return_logprobs=True)
+        assert fast[0] == plain[0]
+        assert max(abs(x - y) for a, b in zip(fast[1], plain[1]) for x, y in zip(a, b)) < 0.1
 
 
 def test_sampled_tokens_equal_a_full_forward_with_the_same_numbers():
