@@ -222,14 +222,18 @@ class Trunk(nn.Module):
         elif positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         x = self.embed_tokens(tokens)
-        angle = positions[:, None, :, None] * rope_frequencies(self.config, tokens.device)  # [B or 1, 1, T, d/2]
-        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        cos, sin = self.rotation(positions, x.dtype)
         for block in self.layers:
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, cos, sin, lengths, use_reentrant=False)
             else:
                 x = block(x, cos, sin, lengths, attend)
         return self.norm(x)
+
+    def rotation(self, positions, dtype):
+        """RoPE's cosine and sine at positions [B, T]: [B, 1, T, d/2]."""
+        angle = positions[:, None, :, None] * rope_frequencies(self.config, positions.device)
+        return angle.cos().to(dtype), angle.sin().to(dtype)
 
     def states(self, tokens, mask):
         """The hidden state before each token under `mask` [B, T], in row-major order: [N, D], computed without pads."""

@@ -124,20 +124,20 @@ def linear_seconds(net, n):
     """Seconds of the linear layers alone for n rows, each with its own weights, packed or not, whichever is faster: the limit of a
     decode step."""
     with torch.inference_mode():
-        weights = [m.weight for m in net.modules() if isinstance(m, torch.nn.Linear)]
-        weights += [net.model.embed_tokens.weight] if net.config.tie_word_embeddings else []
-        inputs = [torch.randn(n, w.shape[1]).to(w.dtype) for w in weights]
-        plain = best(lambda: [torch.nn.functional.linear(x, w) for x, w in zip(inputs, weights)], 5)
-        if not decode.packs(weights[0]):
+        layers = [m for m in net.modules() if isinstance(m, torch.nn.Linear)]
+        layers += [net.model.embed_tokens] if net.config.tie_word_embeddings else []
+        inputs = [torch.randn(n, layer.weight.shape[1]).to(layer.weight.dtype) for layer in layers]
+        plain = best(lambda: [torch.nn.functional.linear(x, layer.weight) for x, layer in zip(inputs, layers)], 5)
+        if decode.CPUDecoder.of(net) is None:
             return plain
-        packed = [decode.PackedLinear(w) for w in weights]
+        packed = [decode.PackedLinear(layer) for layer in layers]
         return min(plain, best(lambda: [layer(x) for x, layer in zip(inputs, packed)], 5))
 
 
 def decode_step(name, net, n, dtype=torch.bfloat16):
     """A line of the table: one token more for n sequences at 200 positions."""
     with torch.inference_mode():
-        decoder = decode.packed(net) if decode.packs(net.head_weight()) else net  # as generate does
+        decoder = decode.CPUDecoder.of(net) or net  # as generate does
         rows = M.KVCache(net.config, n, 256, dtype, "cpu")
         tokens, positions, u = torch.zeros(n, dtype=torch.long), torch.full((n,), 200), torch.rand(n)
 

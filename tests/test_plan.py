@@ -145,8 +145,8 @@ def test_the_plan_agrees_with_a_ppo_step_of_two_ranks(wide, tmp_path, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("prompt, response, vocab", [(400, 20, 97), (20, 500, 97), (3, 20, 8192)], ids=["prefill", "decode", "logits"])
 def test_the_plan_agrees_with_a_rollout(prompt, response, vocab, dtype, monkeypatch):
-    """Where a prefill's scores, decoding's scores and the logits are most of a rollout's live bytes. As on a GPU: nothing is packed."""
-    monkeypatch.setattr(decode, "packs", lambda weight: False)
+    """Where a prefill's scores, decoding's scores and the logits are most of a rollout's live bytes. As on a GPU: by the plain step."""
+    monkeypatch.setattr(decode.CPUDecoder, "of", lambda model: None)
     net = tiny_llama(vocab_size=vocab, num_attention_heads=8).to(getattr(torch, dtype))
     c = ppo.PPOConfig(rollout_batch=16, samples=1, max_prompt=prompt + 1, max_response=response, dtype=dtype)
     cache, live = M.KVCache.sized(net.config, 16, prompt + 1 + response, getattr(torch, dtype), "cpu", 0), memory.Live()
