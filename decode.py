@@ -116,7 +116,8 @@ def kernels(D, G, BLOCK):
     """decode.c, compiled for this machine and these sizes, as a ctypes library; None, and a line that says why, where that fails."""
     source = Path(__file__).with_name("decode.c")
     with tempfile.TemporaryDirectory() as folder:  # a private one: nobody else's binary is ever loaded
-        command = [*shlex.split(os.environ.get("CC", "cc")), "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", f"-DD={D}", f"-DG={G}", f"-DBLOCK={BLOCK}",
+        command = [*shlex.split(os.environ.get("CC", "cc")), "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC",
+                   f"-DD={D}", f"-DG={G}", f"-DBLOCK={BLOCK}",
                    # sums in any order, or loops could not become vectors; -ffast-math would change the whole process's floats
                    "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno", "-ffinite-math-only",
                    str(source), "-o", f"{folder}/decode.so", "-lm"]
@@ -151,7 +152,7 @@ class CPUDecoder:
         """A decoder of the model, or None: elsewhere than on CPU, in float32 (where sums would come out in another order, and products as
         small as the tiny model's gain nothing), where oneDNN has no products in bfloat16, or without a compiler."""
         c, weight = model.config, model.model.embed_tokens.weight
-        if weight.dtype != torch.bfloat16 or weight.is_cuda or not (
+        if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or not (
                 torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
             return None
         library = kernels(c.head_dim, c.num_attention_heads // c.num_key_value_heads, KVCache.BLOCK)
