@@ -235,8 +235,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0
         raise ValueError(f"generate: prompt {next(i for i, p in enumerate(prompts) if not p)} is empty")
     weight = model.model.embed_tokens.weight
     device, cuda, eos = weight.device, weight.is_cuda, set(eos_ids)
-    decoder = None if lockstep else CPUDecoder.of(model)
-    decoder = decoder or model
+    decoder = not lockstep and CPUDecoder.of(model) or model
     length = max(map(len, prompts), default=1) + max_new_tokens - 1  # the last token is not looked back at
     if cache is None:
         cache = KVCache(model.config, max(1, min(slots, len(prompts))), length, weight.dtype, device)
