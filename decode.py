@@ -1,29 +1,23 @@
 """Sampling from a model: `generate`, with a KV cache and slots that are refilled as sequences finish. (model.generate is this one.)
 
     1. KVCache     keys and values of many sequences, and attention over them
-    2. CPUDecoder  the same step on CPU in bfloat16, by packed weights and the kernels of decode.c
-    3. sample      a token a row, by a number in [0, 1) that belongs to its sequence alone
-    4. generate    prompts prefilled once, all sequences decoded together
+    2. sample      a token a row, by a number in [0, 1) that belongs to its sequence alone
+    3. generate    prompts prefilled once, all sequences decoded together
 
 The model's own forward pass is the definition of what comes out, tests/test_model.py the proof: token by token without a cache.
 Shapes: n sequences, T tokens, S positions, V vocabulary, H query heads, K key/value heads, d = head size.
 Ideas: continuous batching (Orca, OSDI 2022), blocks of keys (PagedAttention, 2309.06180).
 """
-import ctypes
-import functools
 import math
 import os
-import shlex
-import subprocess
-import sys
-import tempfile
 from collections import deque
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+
+from cpu import BLOCK, CPUDecoder
 
 PREFILL_TOKENS = 4096  # prompt tokens in one forward pass
 
@@ -36,7 +30,7 @@ class KVCache:
     [layers, blocks, slots, K, BLOCK, d]: position p lies in block p // BLOCK. Decoding reads each block for the rows that
     reach it and no further, and each such read is one contiguous piece, which CPU's matrix products take without a copy.
     """
-    BLOCK = 128
+    BLOCK = BLOCK
 
     def __init__(self, config, slots, length, dtype, device):
         blocks = -(-length // self.BLOCK)
@@ -94,93 +88,7 @@ class KVCache:
         return attend
 
 
-# ---------------------------------------------------------------------------------------------------- 2. CPUDecoder
-
-class PackedLinear:
-    """Linear layers of the same input as one, on CPU, the weight laid out once for oneDNN, which else lays it out anew at every
-    call: for few rows that takes longer than the product. torch.compile's freezing uses the same functions."""
-
-    def __init__(self, *layers):
-        join = lambda tensors: None if tensors[0] is None else torch.cat([x.detach() for x in tensors])
-        self.bias = join([getattr(x, "bias", None) for x in layers])  # an embedding, as a token head, has none
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(join([x.weight for x in layers]), 64)
-
-    def __call__(self, x, add=None):  # [n, in] -> [n, out], plus `add` of that shape
-        if add is None:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return torch.ops.mkldnn._linear_pointwise.binary(x, add, self.weight, self.bias, "add")
-
-
-@functools.lru_cache
-def kernels(D, G, BLOCK):
-    """decode.c, compiled for this machine and these sizes, as a ctypes library; None, and a line that says why, where that fails."""
-    source = Path(__file__).with_name("decode.c")
-    with tempfile.TemporaryDirectory() as folder:  # a private one: nobody else's binary is ever loaded
-        command = [*shlex.split(os.environ.get("CC", "cc")), "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC",
-                   f"-DD={D}", f"-DG={G}", f"-DBLOCK={BLOCK}",
-                   # sums in any order, or loops could not become vectors; -ffast-math would change the whole process's floats
-                   "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno", "-ffinite-math-only",
-                   str(source), "-o", f"{folder}/decode.so", "-lm"]
-        try:
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-            library = ctypes.CDLL(f"{folder}/decode.so")  # its OpenMP threads are torch's: the same library, loaded already
-        except (OSError, subprocess.SubprocessError) as error:
-            words = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-            print(f"{source.name}: not compiled ({words[0] if words else error}); decoding on CPU is slower without it", file=sys.stderr)
-            return None
-    long, pointer = ctypes.c_int64, ctypes.c_void_p
-    library.rms_norm.argtypes = [long, long, ctypes.c_float, *[pointer] * 3]
-    library.swiglu.argtypes = [long, long, *[pointer] * 2]
-    library.attend.argtypes = [long, long, *[pointer] * 6, long, pointer]
-    return library
-
-
-class CPUDecoder:
-    """Llama.decode on CPU in bfloat16: the same step with packed weights, as they are now (their memory a second time), and the
-    kernels of decode.c, which write into tensors that Python allocates."""
-
-    def __init__(self, model, library):
-        self.model, self.library, self.layers = model, library, []
-        for block in model.model.layers:
-            a, m = block.self_attn, block.mlp
-            self.layers.append((block.input_layernorm.weight, PackedLinear(a.q_proj, a.k_proj, a.v_proj), PackedLinear(a.o_proj),
-                                block.post_attention_layernorm.weight, PackedLinear(m.gate_proj, m.up_proj), PackedLinear(m.down_proj)))
-        self.head = PackedLinear(model.lm_head if hasattr(model, "lm_head") else model.model.embed_tokens)
-
-    @staticmethod
-    def of(model):
-        """A decoder of the model, or None: elsewhere than on CPU, in float32 (where sums would come out in another order, and products as
-        small as the tiny model's gain nothing), where oneDNN has no products in bfloat16, or without a compiler."""
-        c, weight = model.config, model.model.embed_tokens.weight
-        if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or not (
-                torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
-            return None
-        library = kernels(c.head_dim, c.num_attention_heads // c.num_key_value_heads, KVCache.BLOCK)
-        return library and CPUDecoder(model, library)
-
-    def norm(self, x, weight):
-        out = torch.empty_like(x)
-        self.library.rms_norm(*x.shape, self.model.config.rms_norm_eps, x.data_ptr(), weight.data_ptr(), out.data_ptr())
-        return out
-
-    def decode(self, tokens, positions, cache, counts):
-        """As Llama.decode; counts is not needed: each row is read up to its own position."""
-        c, n = self.model.config, len(tokens)
-        positions = positions.contiguous()
-        cos, sin = (x[:, 0, 0].contiguous() for x in self.model.model.rotation(positions[:, None], torch.bfloat16))  # [n, d / 2]
-        x = F.embedding(tokens, self.model.model.embed_tokens.weight)
-        for i, (norm_1, qkv, o, norm_2, gate_up, down) in enumerate(self.layers):
-            heads, y = qkv(self.norm(x, norm_1)), x.new_empty(n, c.num_attention_heads * c.head_dim)
-            self.library.attend(n, c.num_key_value_heads, heads.data_ptr(), cos.data_ptr(), sin.data_ptr(), positions.data_ptr(),
-                                cache.k[i].data_ptr(), cache.v[i].data_ptr(), cache.k.stride(1), y.data_ptr())
-            x = o(y, add=x)
-            inner, y = gate_up(self.norm(x, norm_2)), x.new_empty(n, c.intermediate_size)
-            self.library.swiglu(n, c.intermediate_size, inner.data_ptr(), y.data_ptr())
-            x = down(y, add=x)
-        return self.head(self.norm(x, self.model.model.norm.weight))
-
-
-# ---------------------------------------------------------------------------------------------------- 3. sample
+# ---------------------------------------------------------------------------------------------------- 2. sample
 
 def uniforms(seed, stream, n):
     """n numbers in [0, 1) that depend on (seed, stream) alone."""
@@ -210,7 +118,7 @@ def sample(logits, temperature, u):
     return (block * p.shape[-1] + token)[:, 0], inside.gather(1, token)[:, 0].log()
 
 
-# ---------------------------------------------------------------------------------------------------- 4. generate
+# ---------------------------------------------------------------------------------------------------- 3. generate
 
 @torch.inference_mode()
 def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0, streams=None, slots=64,

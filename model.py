@@ -33,6 +33,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
+import cpu
 from decode import PREFILL_TOKENS, KVCache, generate, sample, uniforms  # noqa: F401  (sampling, a file of its own)
 
 SAFETENSORS_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -130,13 +131,20 @@ def rope_frequencies(config, device):
 
 # ---------------------------------------------------------------------------------------------------- 2. Llama and Critic
 
+class Linear(nn.Linear):
+    """A linear layer whose weights, where they are float32 masters, are rounded to the type of its input, x [..., in] -> [..., out]."""
+
+    def forward(self, x):
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
 class RMSNorm(nn.Module):
     def __init__(self, size, eps):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
 
     def forward(self, x):  # inside in float32 whatever the compute type: the mean of squares overflows half precision
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
 def rotate(x, cos, sin):
@@ -149,10 +157,10 @@ class Attention(nn.Module):
     def __init__(self, c, layer):
         super().__init__()
         self.head_dim, self.layer = c.head_dim, layer
-        self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=c.qkv_bias)
-        self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.qkv_bias)
-        self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.qkv_bias)
-        self.o_proj = nn.Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=c.o_bias)
+        self.q_proj = Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=c.qkv_bias)
+        self.k_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.qkv_bias)
+        self.v_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.qkv_bias)
+        self.o_proj = Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=c.o_bias)
 
     def forward(self, x, cos, sin, lengths=None, attend=None):
         """Attention is the one place where tokens meet: inside sequences that lie end to end (lengths), with those that a
@@ -182,9 +190,9 @@ def attend_each(q, k, v, lengths):
 class MLP(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
+        self.gate_proj = Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.up_proj = Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.down_proj = Linear(c.intermediate_size, c.hidden_size, bias=False)
 
     def forward(self, x):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -193,12 +201,15 @@ class MLP(nn.Module):
 class Block(nn.Module):
     def __init__(self, c, layer):
         super().__init__()
+        self.config = c
         self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.self_attn = Attention(c, layer)
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.mlp = MLP(c)
 
     def forward(self, x, cos, sin, lengths=None, attend=None):
+        if lengths is not None and (library := cpu.kernels(x, self.config)):
+            return cpu.block(library, self, x, cos, sin, lengths)  # the same, faster
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, lengths, attend)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -212,6 +223,7 @@ class Trunk(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.config, self.recompute = c, False  # recompute: activation checkpointing of each block
+        self.dtype = None  # to compute in, if not that of the weights (FSDP hands them over in the compute type)
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
         self.layers = nn.ModuleList(Block(c, i) for i in range(c.num_hidden_layers))
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
@@ -222,6 +234,7 @@ class Trunk(nn.Module):
         elif positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         x = self.embed_tokens(tokens)
+        x = x.to(self.dtype or x.dtype)
         cos, sin = self.rotation(positions, x.dtype)
         for block in self.layers:
             if self.recompute and torch.is_grad_enabled():
@@ -260,36 +273,42 @@ class TokenLogprob(torch.autograd.Function):
     four with W. By hand and in place since each pass over [chunk, V] numbers counts: autograd would take three times as many."""
 
     @staticmethod
-    def chunks(h, weight, temperature):
+    def chunks(h, weight):
         for start in range(0, len(h), LOGIT_CHUNK):
             part = slice(start, start + LOGIT_CHUNK)
-            yield part, F.linear(h[part], weight).float().div_(temperature)
+            yield part, F.linear(h[part], weight)
 
     @staticmethod
-    def forward(ctx, h, weight, targets, temperature, with_entropy):
+    def forward(ctx, h, weight, targets, temperature, with_entropy, library):
         logprob, total, entropy = torch.zeros(3, len(h), device=h.device).unbind()
-        for part, logits in TokenLogprob.chunks(h, weight, temperature):
+        for part, logits in TokenLogprob.chunks(h, weight):
+            if library:  # cpu.kernels: the same, faster
+                library.token_logprob(*logits.shape, 1 / temperature, logits, targets[part], total[part], logprob[part], entropy[part] if with_entropy else None)
+                continue
+            logits = logits.float().div_(temperature)
             total[part] = logits.logsumexp(-1)
             logprob[part] = logits.gather(-1, targets[part, None])[:, 0] - total[part]
             if with_entropy:
                 entropy[part] = total[part] - (logits - total[part, None]).exp_().mul_(logits).sum(-1)
         ctx.save_for_backward(h, weight, targets, total)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.library = temperature, library
         ctx.mark_non_differentiable(entropy)  # logged, not trained
         return logprob.clone(), entropy
 
     @staticmethod
     def backward(ctx, grad, _):  # d logprob / d logits = onehot(target) - softmax
         h, weight, targets, total = ctx.saved_tensors
-        grad = grad / ctx.temperature
+        grad = grad.contiguous()
         grad_h, grad_weight = torch.empty_like(h), torch.zeros_like(weight)
-        for part, logits in TokenLogprob.chunks(h, weight, ctx.temperature):
-            d = logits.sub_(total[part, None]).exp_().mul_(-grad[part, None])
-            d.scatter_add_(-1, targets[part, None], grad[part, None])
-            d = d.to(h.dtype)
+        for part, d in TokenLogprob.chunks(h, weight):
+            if ctx.library:
+                ctx.library.token_logprob_backward(*d.shape, 1 / ctx.temperature, d, targets[part], total[part], grad[part])
+            else:
+                g = grad[part, None] / ctx.temperature
+                d = d.float().div_(ctx.temperature).sub_(total[part, None]).exp_().mul_(-g).scatter_add_(-1, targets[part, None], g).to(h.dtype)
             torch.mm(d, weight, out=grad_h[part])
             grad_weight.addmm_(d.T, h[part])
-        return grad_h, grad_weight, None, None, None
+        return grad_h, grad_weight, None, None, None, None
 
 
 class Llama(nn.Module):
@@ -297,13 +316,13 @@ class Llama(nn.Module):
         super().__init__()
         self.config, self.model = config, Trunk(config)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def head_weight(self):  # [V, D]
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def head(self, h):  # [..., D] -> logits [..., V]
-        return F.linear(h, self.head_weight())
+        return F.linear(h, self.head_weight().to(h.dtype))
 
     def forward(self, tokens):
         """LongTensor [B, T] -> float32 logits [B, T, V]; logits[:, t] are for token t + 1."""
@@ -327,7 +346,9 @@ class Llama(nn.Module):
         Token t is scored by the hidden state at t - 1, so mask[:, 0] must be False. Logits are float32, divided by the
         temperature that the sampler used. Without `entropy` its passes over the logits are saved, and zeros stand for it.
         """
-        parts = TokenLogprob.apply(self.model.states(tokens, mask), self.head_weight(), tokens[mask], temperature, entropy)
+        h = self.model.states(tokens, mask)
+        library = cpu.kernels(h, self.config)
+        parts = TokenLogprob.apply(h, self.head_weight().to(h.dtype), tokens[mask], temperature, entropy, library)
         return tuple(torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, p) for p in parts)
 
     def reshard(self):
@@ -507,8 +528,10 @@ def load_model(cls, folder, dtype=torch.bfloat16, device="cpu", mesh=None, compu
     if scratch:
         init_weights(model, init_seed)
     compute_dtype = compute_dtype or dtype
-    if mesh is not None and (mesh.size() > 1 or compute_dtype != dtype or offload):  # FSDP would only cost time where it has nothing to do
+    if mesh is not None and (mesh.size() > 1 or offload):
         shard(model, mesh, compute_dtype, offload)
+    elif compute_dtype != dtype:  # one process needs no FSDP: its copies would cost a tenth of an update
+        model.model.dtype = compute_dtype
     device = "cpu" if offload else device
     if scratch:
         return model.to(device)
@@ -637,7 +660,7 @@ def keep_freed_memory():
     libc = ctypes.CDLL(None)
     if sys.platform == "linux" and hasattr(libc, "mallopt"):
         libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks, too, come from the heap
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first allocation
 
 

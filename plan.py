@@ -107,11 +107,9 @@ def block_forward(config, c, tokens):
     return tokens * (3 * item_size(c) * config.intermediate_size + (2 * item_size(c) + 8) * config.hidden_size)
 
 
-def logits(config, c, tokens):
-    """A chunk's logits in float32 and one pass over them; of several chunks the next one's stand beside the last one's, which in
-    backward has its gradients in the compute type, too."""
-    several = 2 * item_size(c) if tokens > M.LOGIT_CHUNK and item_size(c) < 4 else 0
-    return (8 + several) * min(M.LOGIT_CHUNK, tokens) * config.vocab_size
+def logits(config, tokens):
+    """A chunk's logits in float32 and one pass over them."""
+    return 8 * min(M.LOGIT_CHUNK, tokens) * config.vocab_size
 
 
 def cached_attention(config, c, tokens, length):
@@ -140,22 +138,24 @@ def gathered_weights(c, net):
 
 def forward(config, c, shards, tokens, net):
     """(gathered, activations) of a forward without gradients."""
-    return gathered_weights(c, net), max(block_forward(config, c, tokens), logits(config, c, tokens))
+    return gathered_weights(c, net), max(block_forward(config, c, tokens), logits(config, tokens))
 
 
 def backward(config, c, shards, tokens, net):
     """(gathered, activations) of a training pass at its worst moment, of three: the logits, a block's backward, and the end, when
-    the root's gradients are reduced. "Gathered" are a unit's whole weights, gradients and float32 reduction."""
+    the root's gradients are reduced. "Gathered" are a unit's whole weights, gradients and float32 reduction; one process alone rounds
+    its weights layer by layer, and without activation checkpointing keeps them until their backward."""
     b, D = item_size(c), config.hidden_size
     r, k = elements(root(net)), elements(block(net))
     policy = "value_head.weight" not in net
     head = b * config.vocab_size * D if policy else 0  # the head's gradient is there from the first chunk on
+    kept = b * (elements(net) - r - k) if shards == 1 and b < 4 and not c.recompute else 0
     inputs = config.num_hidden_layers * (b * tokens * D if c.recompute else saved(config, c, tokens))
     last_norm = tokens * (8 * D + 4 + 2 * b * D)  # with its output, of which the scored states are taken
     backward_of_a_block = block_backward(config, c, tokens) - (0 if c.recompute else saved(config, c, tokens))
     moments = [
-        (b * (r + k) + head, inputs + last_norm + (logits(config, c, tokens) + b * tokens * D if policy else 8 * tokens * D)),
-        (b * (r + 2 * k) + head + 4 * k, inputs + backward_of_a_block),
+        (b * (r + k) + head + kept, inputs + last_norm + (logits(config, tokens) + b * tokens * D if policy else 8 * tokens * D)),
+        (b * (r + 2 * k) + head + 4 * k + kept, inputs + backward_of_a_block),
         ((b + 4) * r + 4 * elements(root(net), shards), b * tokens * D)]
     return max(moments, key=sum)
 

@@ -27,7 +27,7 @@ import torch  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
 import answers  # noqa: E402
-import decode  # noqa: E402
+import cpu  # noqa: E402
 import model as M  # noqa: E402
 import ppo  # noqa: E402
 import rewards  # noqa: E402
@@ -128,16 +128,16 @@ def linear_seconds(net, n):
         layers += [net.model.embed_tokens] if net.config.tie_word_embeddings else []
         inputs = [torch.randn(n, layer.weight.shape[1]).to(layer.weight.dtype) for layer in layers]
         plain = best(lambda: [torch.nn.functional.linear(x, layer.weight) for x, layer in zip(inputs, layers)], 5)
-        if decode.CPUDecoder.of(net) is None:
+        if cpu.CPUDecoder.of(net) is None:
             return plain
-        packed = [decode.PackedLinear(layer) for layer in layers]
+        packed = [cpu.PackedLinear(layer) for layer in layers]
         return min(plain, best(lambda: [layer(x) for x, layer in zip(inputs, packed)], 5))
 
 
 def decode_step(name, net, n, dtype=torch.bfloat16):
     """A line of the table: one token more for n sequences at 200 positions."""
     with torch.inference_mode():
-        decoder = decode.CPUDecoder.of(net) or net  # as generate does
+        decoder = cpu.CPUDecoder.of(net) or net  # as generate does
         rows = M.KVCache(net.config, n, 256, dtype, "cpu")
         tokens, positions, u = torch.zeros(n, dtype=torch.long), torch.full((n,), 200), torch.rand(n)
 

@@ -82,6 +82,15 @@ def test_a_checkpoint_resumes_on_any_number_of_ranks(folder, alone, tmp_path, wr
             assert (tensors[k] - v).abs().max() < 1e-4, k
 
 
+def test_a_checkpoint_of_a_frozen_policy_has_its_float32_weights(folder, tmp_path):  # noqa: F811
+    """Only scored, not trained: FSDP's root then holds whole bfloat16 copies, which are not what a resumed run shall start from."""
+    run(2, folder, tmp_path / "run", "dtype=bfloat16", "freeze_steps=3", "save_every=1")
+    before, saved = load_file(folder / "model.safetensors"), tmp_path / "run" / "checkpoints" / "step-000002"
+    shards = [load_file(saved / f"shard-0000{r}-model-00001-of-00001.safetensors") for r in (1, 2)]
+    for name, p in before.items():
+        assert torch.equal(torch.cat([shard[f"policy.{name}"] for shard in shards if f"policy.{name}" in shard]), p.float()), name
+
+
 def test_sharded_weights_decode_in_lockstep(folder, tmp_path):  # noqa: F811
     """Ranks with many, few and no prompts make the same number of forwards: nobody waits for ever, and the tokens are one process's."""
     for ranks in (1, 2, 3):

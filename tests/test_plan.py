@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import memory
-import decode
+import cpu
 import model as M
 import plan
 import ppo
@@ -129,11 +129,13 @@ def wide(tmp_path_factory):
     return out
 
 
+@pytest.mark.parametrize("ranks, recompute", [(2, "true"), (1, "false")])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_plan_agrees_with_a_ppo_step_of_two_ranks(wide, tmp_path, dtype):
+def test_the_plan_agrees_with_a_ppo_step(wide, tmp_path, dtype, ranks, recompute, monkeypatch):
+    monkeypatch.setenv("CC", "false")  # as on a GPU: the kernels of cpu.c keep less
     (tmp_path / "run").mkdir()
     for rank in measure("update", wide, ROOT / "data/tiny/train.jsonl", tmp_path / "run", f"dtype={dtype}", "rollout_batch=8", "train_batch=8",
-                        "max_response=200", "micro_tokens=2", "freeze_steps=0", "steps=1", ranks=2):
+                        "max_response=200", "micro_tokens=2", "freeze_steps=0", "steps=1", f"recompute={recompute}", ranks=ranks):
         planned = rank["plan"]["update"]
         for item in ("weights", "gradients", "optimizer", "reference"):
             assert planned[item] == pytest.approx(rank[item], rel=1e-3), item
@@ -146,7 +148,7 @@ def test_the_plan_agrees_with_a_ppo_step_of_two_ranks(wide, tmp_path, dtype):
 @pytest.mark.parametrize("prompt, response, vocab", [(400, 20, 97), (20, 500, 97), (3, 20, 8192)], ids=["prefill", "decode", "logits"])
 def test_the_plan_agrees_with_a_rollout(prompt, response, vocab, dtype, monkeypatch):
     """Where a prefill's scores, decoding's scores and the logits are most of a rollout's live bytes. As on a GPU: by the plain step."""
-    monkeypatch.setattr(decode.CPUDecoder, "of", lambda model: None)
+    monkeypatch.setattr(cpu, "kernels", lambda *_: None)
     net = tiny_llama(vocab_size=vocab, num_attention_heads=8).to(getattr(torch, dtype))
     c = ppo.PPOConfig(rollout_batch=16, samples=1, max_prompt=prompt + 1, max_response=response, dtype=dtype)
     cache, live = M.KVCache.sized(net.config, 16, prompt + 1 + response, getattr(torch, dtype), "cpu", 0), memory.Live()
@@ -158,7 +160,8 @@ def test_the_plan_agrees_with_a_rollout(prompt, response, vocab, dtype, monkeypa
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_autograd_keeps_of_a_block_what_the_plan_says(dtype):
+def test_autograd_keeps_of_a_block_what_the_plan_says(dtype, monkeypatch):
+    monkeypatch.setattr(cpu, "kernels", lambda *_: None)  # as on a GPU; they keep less
     net, kept = tiny_llama().to(dtype), {}
     x, cos = torch.zeros(1, 100, 32, dtype=dtype, requires_grad=True), torch.ones(1, 1, 100, 4, dtype=dtype)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.untyped_storage()._cdata, t), lambda t: t):
@@ -172,8 +175,8 @@ def test_the_plan_agrees_with_the_logits_of_several_chunks(dtype):
     h, weight = (torch.zeros(n, 4, dtype=dtype, requires_grad=True) for n in (1200, 4096))
     live = memory.Live()
     with live:
-        M.TokenLogprob.apply(h, weight, torch.zeros(1200, dtype=torch.long), 1.0, True)[0].sum().backward()
-    planned = plan.logits(M.Config.from_dict(LLAMA_8B | dict(vocab_size=4096)), ppo.PPOConfig(dtype=str(dtype).removeprefix("torch.")), 1200)
+        M.TokenLogprob.apply(h, weight, torch.zeros(1200, dtype=torch.long), 1.0, True, None)[0].sum().backward()
+    planned = plan.logits(M.Config.from_dict(LLAMA_8B | dict(vocab_size=4096)), 1200)
     assert live.peak == pytest.approx(planned, rel=0.05)
 
 

@@ -395,17 +395,6 @@ def test_checklist_20_a_resumed_run_equals_an_unbroken_one_bit_for_bit(folder, t
     assert [row["step"] for row in timing] == [1, 2, 3, 4] and all(row["seconds"] > 0 for row in timing)
 
 
-def test_a_checkpoint_of_a_frozen_policy_has_its_float32_weights(folder, tmp_path):
-    """Only scored, not trained: FSDP's root then holds whole bfloat16 copies, which are not what a resumed run shall start from."""
-    t = trainer(folder, tmp_path, dtype="bfloat16", freeze_steps=2, lr=1e-3)
-    before = {k: M.full(p).clone() for k, p in t.policy.named_parameters()}
-    t.train_step()
-    t.save()
-    saved = load_file(tmp_path / "checkpoints" / "step-000001" / "shard-00001-model-00001-of-00001.safetensors")
-    assert {k for k in saved if k.startswith("policy.")} == {f"policy.{k}" for k in before}
-    assert all(torch.equal(saved[f"policy.{k}"], before[k]) for k in before)
-
-
 def test_memory_stays_flat_over_50_steps(folder, tmp_path):
     """Resident memory after each of 50 steps, in a process of its own; a kept batch, graph or cache would add its size each step."""
     code = """

@@ -1,0 +1,280 @@
+"""cpu.py and cpu.c against the model's own forward and backward, and each kernel against float64."""
+import pytest
+import torch
+import torch.nn.functional as F
+
+import cpu
+import model as M
+import ppo
+from conftest import TINY, tiny_llama
+from test_model import LLAMA31, PROMPTS, QWEN
+
+CONFIGS = [TINY, QWEN, TINY | dict(attention_bias=True, tie_word_embeddings=True), LLAMA31 | dict(num_attention_heads=5, num_key_value_heads=1, head_dim=64)]
+CONFIG_NAMES = ["llama", "qwen2.5", "bias, tied", "wide"]
+
+
+def kernels(net):
+    library = cpu.kernels(net.model.embed_tokens.weight, net.config)
+    if library is None:
+        pytest.skip("no C compiler, or oneDNN has no products in bfloat16 for this processor")
+    return library
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def close(ours, exact):
+    """Off by no more than the rounding of the result, and by 1e-3 of the largest where terms cancel."""
+    return ((ours.double() - exact).abs() <= 0.0041 * exact.abs() + 1e-3 * exact.abs().max()).all()
+
+
+def test_only_bfloat16_on_cpu_takes_the_kernels():
+    kernels(tiny_llama().bfloat16())
+    net = tiny_llama()
+    assert cpu.kernels(net.model.embed_tokens.weight, net.config) is None
+    assert cpu.kernels(net.model.embed_tokens.weight.bfloat16().to("meta"), net.config) is None
+
+
+# ---- scoring and training
+
+def some_batch(vocab=97, lengths=(1, 150, 33, 64, 2, 97)):
+    g = torch.Generator().manual_seed(3)
+    rows = [torch.randint(0, vocab, (n + 1,), generator=g).tolist() for n in lengths]
+    return ppo.pad(rows, torch.long), ppo.pad([[False] + [True] * n for n in lengths], torch.bool)
+
+
+def scores_and_gradients(net, tokens, mask):
+    net.zero_grad()
+    logprob, entropy = net.logprobs(tokens, mask, 0.7)
+    (logprob * torch.linspace(-1, 1, logprob.numel()).view(logprob.shape)).sum().backward()
+    return logprob.detach(), entropy, {name: p.grad for name, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("config", CONFIGS, ids=CONFIG_NAMES)
+def test_scores_and_gradients_are_as_near_to_float32_as_the_plain_ones(config, recompute, monkeypatch):
+    kernels(tiny_llama(**config).bfloat16())
+    monkeypatch.setattr(cpu, "QUERIES", 48)  # sequences of several pieces
+    monkeypatch.setattr(M, "LOGIT_CHUNK", 100)
+    net, (tokens, mask) = tiny_llama(**config), some_batch()
+    for name, p in net.named_parameters():
+        p.data += torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.1
+    net.model.recompute = recompute
+    exact = scores_and_gradients(net, tokens, mask)
+    net.model.dtype = torch.bfloat16  # of float32 masters
+    fast = scores_and_gradients(net, tokens, mask)
+    monkeypatch.setattr(cpu, "kernels", lambda *_: None)
+    plain = scores_and_gradients(net, tokens, mask)
+    rms = lambda x: x.double().pow(2).mean().sqrt()
+    for i in (0, 1):
+        assert 0 < rms(fast[i] - exact[i]) < 1.2 * rms(plain[i] - exact[i]) < 0.1 * rms(exact[i])
+    off = {name: [rms(x[2][name] - exact[2][name]) / rms(exact[2][name]) for x in (fast, plain)] for name in exact[2]}
+    assert all(g.dtype == torch.float32 for g in fast[2].values())
+    assert all(ours < 0.1 for ours, _ in off.values()), off
+    assert sum(ours for ours, _ in off.values()) < 1.3 * sum(theirs for _, theirs in off.values())
+
+
+def attention_in_float64(qkv, K, G, d, cos, sin, lengths):
+    """A query at a time."""
+    heads, out = qkv[0].unflatten(1, (-1, d)), []
+    c, s = cos[0, 0, :, None], sin[0, 0, :, None]
+    q, k = (M.rotate(x, c, s) for x in (heads[:, : K * G], heads[:, K * G : K * G + K]))
+    v, start = heads[:, K * G + K:], 0
+    for n in lengths.tolist():
+        for i in range(start, start + n):
+            out.append(torch.cat([torch.softmax(k[start : i + 1, h // G] @ q[i, h] / d**0.5, 0) @ v[start : i + 1, h // G] for h in range(K * G)]))
+        start += n
+    return torch.stack(out)[None]
+
+
+def test_attention_and_its_gradient_equal_float64(monkeypatch):
+    monkeypatch.setattr(cpu, "QUERIES", 40)
+    K, G, d, lengths = 2, 3, 16, torch.tensor([1, 32, 33, 90, 31])
+    library = kernels(tiny_llama(num_attention_heads=K * G, num_key_value_heads=K, head_dim=d).bfloat16())
+    N = int(lengths.sum())
+    angle = torch.rand(1, 1, N, d // 2, generator=torch.Generator().manual_seed(1)) * 6
+    cos, sin, grad = angle.cos().bfloat16(), angle.sin().bfloat16(), randn(1, N, K * G * d, seed=2)
+    qkv = randn(1, N, (G + 2) * K * d).requires_grad_()
+    exact = qkv.detach().double().requires_grad_()
+    y, expected = cpu.Attention.apply(library, qkv, K, G, d, cos, sin, lengths), attention_in_float64(exact, K, G, d, cos.double(), sin.double(), lengths)
+    y.backward(grad), expected.backward(grad.double())
+    for ours, theirs in ((y, expected), (qkv.grad, exact.grad)):
+        assert (ours.double() - theirs).abs().max() < 0.02 * theirs.abs().max()
+        assert (ours.double() - theirs).pow(2).mean() < 5e-5 * theirs.pow(2).mean()
+
+    # what else lies end to end with a sequence changes no bit of it
+    other, mine = qkv.detach().clone(), slice(33, 66)
+    other[:, :33], other[:, 66:] = randn(1, 33, other.shape[2], seed=5) * 9, randn(1, N - 66, other.shape[2], seed=6) * 9
+    other.requires_grad_()
+    z = cpu.Attention.apply(library, other, K, G, d, cos, sin, lengths)
+    z.backward(grad)
+    assert torch.equal(z[:, mine], y[:, mine]) and torch.equal(other.grad[:, mine], qkv.grad[:, mine]) and not torch.equal(z[:, :33], y[:, :33])
+
+
+def test_norm_and_its_gradient_equal_float64():
+    library = kernels(tiny_llama().bfloat16())
+    for size, scale in ((32, 1.0), (77, 1e-3), (576, 100.0)):
+        x, weight, grad = (randn(1, 5, size, seed=1) * scale).requires_grad_(), randn(size, seed=2).requires_grad_(), randn(1, 5, size, seed=3)
+        y = cpu.RMSNorm.apply(library, x, weight, 1e-5)
+        exact_x, exact_weight = (p.detach().double().requires_grad_() for p in (x, weight))
+        expected = F.rms_norm(exact_x, weight.shape, exact_weight, 1e-5)
+        y.backward(grad), expected.backward(grad.double())
+        assert ((y - expected).abs() <= 0.0041 * expected.abs()).all()
+        assert close(x.grad, exact_x.grad) and close(weight.grad, exact_weight.grad)
+
+
+def test_a_norms_gradient_has_the_same_bits_for_any_number_of_threads():
+    library, threads, found = kernels(tiny_llama().bfloat16()), torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            x, weight = randn(1, 101, 200).requires_grad_(), randn(200, seed=1).requires_grad_()
+            cpu.RMSNorm.apply(library, x, weight, 1e-5).backward(randn(1, 101, 200, seed=2))
+            found.append(torch.cat([x.grad.flatten(), weight.grad]))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_swiglu_and_its_gradient_equal_float64():
+    library = kernels(tiny_llama().bfloat16())
+    for size, scale in ((32, 1.0), (77, 1e-3), (45, 100.0)):
+        x, grad = (randn(1, 5, 2 * size, seed=size) * scale).requires_grad_(), randn(1, 5, size)
+        exact = x.detach().double().requires_grad_()
+        gate, up = exact.chunk(2, -1)
+        y, expected = cpu.SwiGLU.apply(library, x), F.silu(gate) * up
+        y.backward(grad), expected.backward(grad.double())
+        assert ((y - expected).abs() <= 0.0041 * expected.abs() + 1e-30).all()
+        assert close(x.grad, exact.grad)
+
+
+@pytest.mark.parametrize("scale", [1, 30])
+def test_log_probs_of_logits_equal_float64(scale):
+    library = kernels(tiny_llama().bfloat16())
+    for V in (7, 97, 5000):
+        logits, targets, grad = randn(4, V, seed=V) * scale, torch.tensor([0, V - 1, 3, 3]), torch.tensor([1.0, -2.0, 0.0, 0.5])
+        exact = (logits.double() / 0.7).requires_grad_()
+        p = torch.log_softmax(exact, -1)
+        total, logprob, entropy, without = torch.empty(4, 4).unbind()
+        library.token_logprob(4, V, 1 / 0.7, logits, targets, total, without, None)
+        library.token_logprob(4, V, 1 / 0.7, logits, targets, total, logprob, entropy)
+        expected = p[torch.arange(4), targets]
+        assert torch.allclose(logprob.double(), expected, atol=2e-5) and torch.equal(logprob, without)
+        assert torch.allclose(entropy.double(), -(p.exp() * p).sum(-1), atol=2e-5)
+        (expected * grad).sum().backward()
+        library.token_logprob_backward(4, V, 1 / 0.7, logits, targets, total, grad)
+        assert ((logits.double() - exact.grad / 0.7).abs() <= 0.0041 * exact.grad.abs() / 0.7 + 1e-6).all()
+
+
+def test_a_number_that_is_not_finite_is_never_lost():
+    """One NaN or infinity in any weight: the log-probs are not finite, by the kernels as by the plain operations."""
+    tokens, mask = some_batch()
+    kernels(tiny_llama().bfloat16())
+    for bad in (float("nan"), float("inf")):
+        for name, _ in tiny_llama().named_parameters():
+            net = tiny_llama().bfloat16()
+            weight = dict(net.named_parameters())[name].data
+            weight.view(-1)[int(tokens[1, 5]) * weight.shape[-1] if "embed" in name else 0] = bad
+            assert not net.logprobs(tokens, mask)[0].isfinite().all(), (name, bad)
+
+
+def test_a_kernel_refuses_what_is_not_contiguous():
+    library = kernels(tiny_llama().bfloat16())
+    with pytest.raises(Exception, match="expected a contiguous one"):
+        library.swiglu(4, 3, randn(6, 4).t(), randn(4, 3))
+
+
+def test_one_process_rounds_its_masters_as_fsdp_does():
+    """What FSDP hands a block, a layer takes by itself: the same log-probs, bit for bit, and gradients."""
+    _, mesh = M.start_processes()
+    tokens, mask = some_batch()
+    for config in (TINY, QWEN):
+        nets = [tiny_llama(**config) for _ in range(2)]
+        nets[0].model.dtype = torch.bfloat16
+        M.shard(nets[1], mesh, torch.bfloat16)
+        (alone, _, gradients), (sharded, _, others) = (scores_and_gradients(net, tokens, mask) for net in nets)
+        assert torch.equal(alone, sharded)
+        for name, g in gradients.items():  # FSDP adds the gradients of a token's places, and of a tied head, in bfloat16
+            assert (g - M.full(others[name])).abs().max() <= (0.01 if "embed" in name else 0) * g.abs().max(), name
+
+
+def test_without_a_compiler_all_is_plain_and_says_so(monkeypatch, capsys):
+    net, (tokens, mask) = tiny_llama().bfloat16(), some_batch()
+    kernels(net)
+    run = lambda: (M.generate(net, PROMPTS, 5, temperature=0, return_logprobs=True), net.logprobs(tokens, mask)[0].tolist())
+    fast = run()
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu, "kernels", lambda *_: None)
+        plain = run()
+    assert fast[0][1] != plain[0][1] and fast[1] != plain[1]
+    try:
+        for compiler, words in (("no-such-compiler", "no-such-compiler"), ("false", "status 1")):
+            cpu.compiled.cache_clear()
+            monkeypatch.setenv("CC", compiler)
+            capsys.readouterr()
+            assert run() == run() == plain
+            lines = capsys.readouterr().err.splitlines()
+            assert len(lines) == 1 and lines[0].startswith("cpu.c: not compiled") and words in lines[0]
+    finally:
+        cpu.compiled.cache_clear()
+
+
+def test_loading_the_kernels_leaves_the_processes_floats_alone():
+    """A library linked with -ffast-math would make zeros of the smallest numbers, everywhere."""
+    kernels(tiny_llama().bfloat16())
+    assert float(torch.tensor([1e-40]) * 0.5) > 0 and float(torch.tensor([1e-40] * 100_000).sum()) > 0
+
+
+# ---- a decode step
+
+@pytest.mark.parametrize("config", CONFIGS, ids=CONFIG_NAMES)
+def test_the_cpu_decoder_is_as_near_to_float32_as_the_plain_step(config):
+    net = tiny_llama(**config).bfloat16()
+    kernels(net)
+    for seed in (1, 2):  # the second time with other weights in the same tensors
+        g = torch.Generator().manual_seed(seed)
+        for name, p in net.named_parameters():
+            p.data.copy_(torch.randn(p.shape, generator=g) * 0.2 + ("norm" in name))
+        exact = M.Llama(net.config)
+        exact.load_state_dict(net.state_dict())
+        for n in (1, 3, 40):
+            lengths, tokens = torch.randint(1, 290, (n,), generator=g), torch.randint(0, 97, (n, 290), generator=g)
+            lengths[0] = 129  # the first of a block
+            last = lengths - 1
+            counts = tuple(int((last >= j * 128).nonzero().max()) + 1 for j in range(-(-int(lengths.max()) // 128)))
+            logits = []
+            with torch.inference_mode():
+                for step in (net, cpu.CPUDecoder.of(net)):
+                    cache = M.KVCache(net.config, n, 290, torch.bfloat16, "cpu")
+                    net.prefill(tokens[:, :-1], cache, 0, 0)  # what lies at and after the last one's position is not its own
+                    logits.append(step.decode(tokens[torch.arange(n), last], last, cache, counts).float())
+                expected = torch.stack([exact(row[None, :length])[0, -1] for row, length in zip(tokens, lengths)])
+            plain, fast = ((x - expected).pow(2).mean().sqrt() for x in logits)
+            assert fast < 1.2 * plain < 0.1 * expected.std(), (seed, n)
+
+
+def test_attention_of_the_kernels_equals_a_softmax_in_float64():
+    """At both ends of blocks, where one score is far above all others, too, and where all are far below zero."""
+    net = tiny_llama(num_attention_heads=6, num_key_value_heads=2, head_dim=40).bfloat16()
+    library, g = kernels(net), torch.Generator().manual_seed(0)
+    lengths = torch.tensor([1, 2, 127, 128, 129, 256, 257, 300])
+    n, H, K, d = len(lengths), 6, 2, 40
+    cache = M.KVCache(net.config, n + 1, 300, torch.bfloat16, "cpu")
+    for scale in (1, 30):
+        cache.k.normal_(generator=g).mul_(scale), cache.v.normal_(generator=g)
+        k, v, before = cache.k[1], cache.v[1], cache.v.clone()
+        qkv = torch.randn(n, H + 2 * K, d, generator=g).bfloat16()
+        cos, sin = (x[:, 0, 0].contiguous() for x in net.model.rotation(lengths[:, None] - 1, torch.bfloat16))
+        out, positions = torch.empty(n, H, d, dtype=torch.bfloat16), lengths - 1
+        library.attend(n, K, qkv, cos, sin, positions, k, v, cache.k.stride(1), out)
+        turned = M.rotate(qkv[:, :, None].double(), cos[:, None, None].double(), sin[:, None, None].double())[:, :, 0]
+        for r, length in enumerate(lengths.tolist()):
+            for h in range(H):
+                keys, values = (x[:, r, h // 3].reshape(-1, d)[:length].double() for x in (k, v))
+                assert (keys[-1] - turned[r, H + h // 3]).abs().max() < 0.004 * turned.abs().max()
+                assert torch.equal(values[-1], qkv[r, H + K + h // 3].double())
+                p = torch.softmax(keys @ turned[r, h].bfloat16().double() / d**0.5, 0)
+                assert (out[r, h] - p @ values).abs().max() < 0.004 * values.abs().max(), (scale, r, h)
+                before[1, (length - 1) // 128, r, h // 3, (length - 1) % 128] = values[-1]
+        assert torch.equal(cache.v, before)  # one position a row was written, in one layer
