@@ -214,6 +214,42 @@ void token_logprob_backward(int64_t n, int64_t V, float factor, bf16 *logits, co
     }
 }
 
+/* logits [n, V] * factor -> a token a row, the first whose cumulative probability passes u [n], and its log-probability. Looked for
+   among sums over 256 tokens, then inside; where rounding lets none pass, it is the last one with a probability there. */
+void sample(int64_t n, int64_t V, float factor, const bf16 *logits, const float *u, int64_t *token, float *logprob) {
+#pragma omp parallel for
+    for (int64_t r = 0; r < n; r++) {
+        const bf16 *row = logits + r * V;
+        float top = max_(row, V), total = 0, before = 0, sums[V / 256 + 1];
+        for (int64_t start = 0; start < V; start += 256) {
+            int64_t end = start + 256 < V ? start + 256 : V;
+            float sum = 0;
+            for (int64_t i = start; i < end; i++) {
+                float x = (get(row[i]) - top) * factor;
+                sum += x <= -87 ? 0 : exp_(x);  /* such a token must not be taken, not even by a u of 0 */
+            }
+            total += sums[start / 256] = sum;
+        }
+        float target = u[r] * total;
+        int64_t found = 0;
+        for (int64_t start = 0; start < V; start += 256) {
+            float sum = sums[start / 256];
+            if (sum > 0) found = start;
+            if (before + sum > target) break;
+            before += sum;
+        }
+        for (int64_t i = found, end = found + 256 < V ? found + 256 : V; i < end; i++) {
+            float x = (get(row[i]) - top) * factor;
+            if (x <= -87) continue;
+            found = i;
+            before += exp_(x);
+            if (before > target) break;
+        }
+        token[r] = found;
+        logprob[r] = (get(row[found]) - top) * factor - logf(total);
+    }
+}
+
 /* qkv [n, H + 2 K, D] of one new token a row, at positions [n], cosine and sine [n, D / 2]: rotates queries and keys, puts keys
    and values into one layer of the cache, whose blocks [rows, K, BLOCK, D] lie `stride` numbers apart, and attends -> out [n, H, D].
    The softmax goes over block after block with a running maximum: a block's scores stay in the first cache. */

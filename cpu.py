@@ -4,8 +4,8 @@
     2. block       forward and backward of one block, for scoring and training (model.Block is the definition)
     3. CPUDecoder  a decode step (model.Llama.decode is the definition), by packed weights
 
-A reader of the recipe needs nothing of it. Elsewhere than on CPU, in float32 or without a C compiler the definitions run.
-torch's own operations between the products, attention above all, take three times as long as the products; see "How fast" in the README.
+A reader of the recipe needs nothing of it: elsewhere than on CPU, in float32 or without a C compiler the definitions run. It is there
+because on processors with fast bfloat16 products torch's operations between them, attention above all, take most of the time.
 Shapes: N tokens, H query heads, K key/value heads, G = H / K, d = head size.
 """
 import ctypes
@@ -41,7 +41,7 @@ class Pointer:
 ARGUMENTS = dict(  # l int64, f float, p a tensor
     rms_norm="llfppp", rms_norm_backward="llfpppppp", swiglu="llpp", swiglu_backward="llppp", split_heads="lllpppppp",
     join_heads="lllpppppp", softmax="llllp", softmax_backward="llllpp", token_logprob="llfppppp", token_logprob_backward="llfpppp",
-    attend="llpppppplp")
+    sample="llfpppp", attend="llpppppplp")
 
 
 @functools.lru_cache
@@ -260,3 +260,9 @@ class CPUDecoder:
             self.library.swiglu(n, c.intermediate_size, inner, y)
             x = down(y, add=x)
         return self.head(self.norm(x, self.model.model.norm.weight))
+
+    def sample(self, logits, temperature, u):
+        """As decode.sample, at a positive temperature."""
+        token, logprob = torch.empty(len(u), dtype=torch.long), torch.empty(len(u))
+        self.library.sample(*logits.shape, 1 / temperature, logits, u, token, logprob)
+        return token, logprob

@@ -202,9 +202,12 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0
         token, position, count, index = (x[:n] for x in state)
         u = noise[index, count] if temperature else None
         logits = decoder.decode(token, position, cache, counts)
-        rows = n if cuda else 16  # on CPU as many logits at a time as its own caches hold
-        parts = [sample(logits[r : r + rows], temperature, u if u is None else u[r : r + rows]) for r in range(0, n, rows)]
-        new, logprob = (torch.cat(x) for x in zip(*parts))
+        if decoder is not model and temperature:
+            new, logprob = decoder.sample(logits, temperature, u)
+        else:
+            rows = n if cuda else 16  # on CPU as many logits at a time as its own caches hold
+            parts = [sample(logits[r : r + rows], temperature, u if u is None else u[r : r + rows]) for r in range(0, n, rows)]
+            new, logprob = (torch.cat(x) for x in zip(*parts))
         token.copy_(new)
         position.add_(1).clamp_(max=cache.length - 1)  # the clamps are for rows that hold no sequence, see replay
         count.add_(1).clamp_(max=max_new_tokens - 1)

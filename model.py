@@ -4,7 +4,7 @@
     2. Llama and Critic      RMSNorm, RoPE, grouped-query attention, SwiGLU; a token head or a value head
     3. Folders               safetensors in and out, each rank reading only its own rows
     4. Chat prompts          Llama 3 headers or ChatML, by the tokenizer's own special tokens
-    5. Many processes        one mesh, plain FSDP; a single process is a mesh of one
+    5. Many processes        one mesh, plain FSDP; a single process does without
 
 Sampling from it is in decode.py: generate, with a KV cache and slots that are refilled as sequences finish.
 
@@ -517,7 +517,7 @@ def load_tensors(targets, folder, ignore=()):
 
 
 def load_model(cls, folder, dtype=torch.bfloat16, device="cpu", mesh=None, compute_dtype=None, init_seed=None, offload=False):
-    """A Llama or Critic from a Hugging Face folder, sharded over `mesh` where one is given; offload: as in shard.
+    """A Llama or Critic from a Hugging Face folder, sharded over a `mesh` of more than one process; offload: as in shard.
 
     A Critic takes the policy's trunk, and its head from `init_seed`. A Llama with `init_seed` starts at random.
     """
@@ -530,7 +530,7 @@ def load_model(cls, folder, dtype=torch.bfloat16, device="cpu", mesh=None, compu
     compute_dtype = compute_dtype or dtype
     if mesh is not None and (mesh.size() > 1 or offload):
         shard(model, mesh, compute_dtype, offload)
-    elif compute_dtype != dtype:  # one process needs no FSDP: its copies would cost a tenth of an update
+    elif compute_dtype != dtype:  # one process needs no FSDP, whose copies cost a tenth of an update on CPU
         model.model.dtype = compute_dtype
     device = "cpu" if offload else device
     if scratch:

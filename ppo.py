@@ -88,7 +88,8 @@ class PPOConfig:
     recompute: bool = flag(True, "activation checkpointing: less memory, a third more compute")
     offload: bool = flag(False, "policy and critic with gradients and optimizer stay in host memory, for few GPUs")
     shard_ranks: int = flag(0, "processes over which weights are sharded, the rest are replicas; 0: those of a node", 0)
-    compile: bool = flag(False, "torch.compile of the blocks of policy and critic; needs a C++ compiler, on a GPU Triton")
+    compile: bool = flag(False, "torch.compile of the blocks of policy and critic; needs a C++ compiler, on a GPU Triton; bfloat16 on CPU has "
+                         "kernels of its own (cpu.py) and ignores it")
     # Run
     seed: int = flag(0, "seed of everything random", 0)
     save_every: int = flag(20, "steps between checkpoints; 0: only at the end", 0)

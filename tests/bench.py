@@ -143,6 +143,8 @@ def decode_step(name, net, n, dtype=torch.bfloat16):
 
         def step():
             logits = decoder.decode(tokens, positions, rows, (n, n))
+            if decoder is not net:
+                return decoder.sample(logits, 0.7, u)
             return [M.sample(x, 0.7, v) for x, v in zip(logits.split(16), u.split(16))]
         step()
         took, limit = best(step), linear_seconds(net, n)
@@ -406,7 +408,7 @@ def main(words=None):
         p.add_argument("--prompts", type=int, default=32)
         p.add_argument("--slots", type=int, default=32)
         p.add_argument("--max-response", type=int, default=256)
-        p.add_argument("--micro-tokens", type=int, default=1536)
+        p.add_argument("--micro-tokens", type=int, default=2560)
         p.add_argument("--child", help=argparse.SUPPRESS)
         p.set_defaults(function=function)
     args = parser.parse_args(words)

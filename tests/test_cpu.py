@@ -1,4 +1,6 @@
 """cpu.py and cpu.c against the model's own forward and backward, and each kernel against float64."""
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -278,3 +280,23 @@ def test_attention_of_the_kernels_equals_a_softmax_in_float64():
                 assert (out[r, h] - p @ values).abs().max() < 0.004 * values.abs().max(), (scale, r, h)
                 before[1, (length - 1) // 128, r, h // 3, (length - 1) % 128] = values[-1]
         assert torch.equal(cache.v, before)  # one position a row was written, in one layer
+
+
+def test_tokens_sampled_by_the_kernel_are_those_of_the_definition():
+    """The cumulative sum in float64, but for a u within rounding of a token's border; and never a token without a probability."""
+    net = tiny_llama().bfloat16()
+    kernels(net)
+    decoder, u = cpu.CPUDecoder.of(net), M.uniforms(0, 0, 2000)
+    for V, scale in ((5, 1), (256, 2), (257, 1), (49152, 3), (3000, 40)):
+        logits = randn(20, V, seed=V).repeat(100, 1) * scale
+        logits[:, V // 2] = -math.inf
+        token, logprob = decoder.sample(logits, 0.7, u)
+        p = torch.softmax(logits.double() / 0.7, -1)
+        cdf = p.cumsum(-1)
+        above, below = (x.gather(1, token[:, None])[:, 0] for x in (cdf, cdf - p))
+        assert ((below <= u + 1e-5) & (u - 1e-5 <= above)).all(), V
+        assert (token == (cdf <= u[:, None].double()).sum(-1)).float().mean() > 0.99, V
+        assert torch.allclose(logprob.double(), p.gather(1, token[:, None])[:, 0].log(), atol=2e-5)
+    logits = torch.full((3, 600), -math.inf).bfloat16()
+    logits[:, 300], logits[:, 301], logits[:, 7] = 2.0, 1.0, -200.0
+    assert decoder.sample(logits, 1.0, torch.tensor([0.0, 0.5, 0.99999994]))[0].tolist() == [300, 300, 301]
