@@ -118,6 +118,16 @@ def sample(logits, temperature, u):
     return (block * p.shape[-1] + token)[:, 0], inside.gather(1, token)[:, 0].log()
 
 
+def draw(decoder, logits, temperature, u):
+    """sample, by the decoder's kernel where it has one; else on CPU as many logits at a time as its own caches hold."""
+    if isinstance(decoder, CPUDecoder) and temperature:
+        return decoder.sample(logits, temperature, u)
+    n = len(logits)
+    rows = n if logits.is_cuda else 16
+    parts = [sample(logits[r : r + rows], temperature, u if u is None else u[r : r + rows]) for r in range(0, n, rows)]
+    return tuple(torch.cat(x) for x in zip(*parts))
+
+
 # ---------------------------------------------------------------------------------------------------- 3. generate
 
 @torch.inference_mode()
@@ -202,12 +212,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0
         token, position, count, index = (x[:n] for x in state)
         u = noise[index, count] if temperature else None
         logits = decoder.decode(token, position, cache, counts)
-        if decoder is not model and temperature:
-            new, logprob = decoder.sample(logits, temperature, u)
-        else:
-            rows = n if cuda else 16  # on CPU as many logits at a time as its own caches hold
-            parts = [sample(logits[r : r + rows], temperature, u if u is None else u[r : r + rows]) for r in range(0, n, rows)]
-            new, logprob = (torch.cat(x) for x in zip(*parts))
+        new, logprob = draw(decoder, logits, temperature, u)
         token.copy_(new)
         position.add_(1).clamp_(max=cache.length - 1)  # the clamps are for rows that hold no sequence, see replay
         count.add_(1).clamp_(max=max_new_tokens - 1)

@@ -28,6 +28,7 @@ from tokenizers import Tokenizer  # noqa: E402
 
 import answers  # noqa: E402
 import cpu  # noqa: E402
+import decode  # noqa: E402
 import model as M  # noqa: E402
 import ppo  # noqa: E402
 import rewards  # noqa: E402
@@ -128,7 +129,7 @@ def linear_seconds(net, n):
         layers += [net.model.embed_tokens] if net.config.tie_word_embeddings else []
         inputs = [torch.randn(n, layer.weight.shape[1]).to(layer.weight.dtype) for layer in layers]
         plain = best(lambda: [torch.nn.functional.linear(x, layer.weight) for x, layer in zip(inputs, layers)], 5)
-        if cpu.CPUDecoder.of(net) is None:
+        if cpu.kernels(net.model.embed_tokens.weight, net.config) is None:
             return plain
         packed = [cpu.PackedLinear(layer) for layer in layers]
         return min(plain, best(lambda: [layer(x) for x, layer in zip(inputs, packed)], 5))
@@ -142,10 +143,7 @@ def decode_step(name, net, n, dtype=torch.bfloat16):
         tokens, positions, u = torch.zeros(n, dtype=torch.long), torch.full((n,), 200), torch.rand(n)
 
         def step():
-            logits = decoder.decode(tokens, positions, rows, (n, n))
-            if decoder is not net:
-                return decoder.sample(logits, 0.7, u)
-            return [M.sample(x, 0.7, v) for x, v in zip(logits.split(16), u.split(16))]
+            return decode.draw(decoder, decoder.decode(tokens, positions, rows, (n, n)), 0.7, u)
         step()
         took, limit = best(step), linear_seconds(net, n)
         print(f"{name:14} {n:5} {1e3 * took:10.2f} {1e3 * limit:8.2f} {100 * limit / took:5.0f}% {n / took:9.0f}", flush=True)
