@@ -6,9 +6,18 @@
    makes vectors of them. cpu.py compiles this file for the machine and the model's D, G and BLOCK, and passes contiguous tensors.
 
    Shapes: n rows, H query heads, K key heads, G = H / K, D = head size, BLOCK = positions of a block of the cache. */
+#ifdef __AVX512F__
+#pragma GCC target("prefer-vector-width=512")  /* gcc takes half of that by itself */
+#endif
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __AMX_BF16__
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 typedef uint16_t bf16;  /* the upper half of a float; computing is in float, rounded to nearest even where it is stored */
 
@@ -29,7 +38,7 @@ static inline bf16 put(float x) {
 static inline float exp_(float x) {
     x = x < -87 ? -87 : x;
     float n = rintf(x * 1.44269504f), t = x - n * 0.693359375f + n * 2.12194440e-4f;  /* ln 2 in two parts: n times it is exact */
-    float y = 1 + t * (1 + t * (1 / 2.f + t * (1 / 6.f + t * (1 / 24.f + t * (1 / 120.f + t / 720)))));
+    float y = 1 + t * (1 + t * (1 / 2.f + t * (1 / 6.f + t * (1 / 24.f + t * (1 / 120.f + t * (1 / 720.f))))));
     uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
     float power;
     memcpy(&power, &bits, 4);
@@ -55,27 +64,32 @@ void rms_norm(int64_t n, int64_t size, float eps, const bf16 *x, const bf16 *wei
     }
 }
 
-/* the gradients of rms_norm: grad [n, size] of out -> grad_x [n, size], grad_weight [size]; scale [n] is room for a number a row */
-void rms_norm_backward(int64_t n, int64_t size, float eps, const bf16 *x, const bf16 *weight, const bf16 *grad, bf16 *grad_x, bf16 *grad_weight, float *scale) {
+/* the gradients of rms_norm: grad [n, size] of out -> grad_x [n, size], to which `more`, what else x gets, is added, and grad_weight [size];
+   sums [n / 64, rounded up, size] is room: added up in the same order for any number of threads */
+void rms_norm_backward(int64_t n, int64_t size, float eps, const bf16 *x, const bf16 *weight, const bf16 *grad, const bf16 *more, bf16 *grad_x,
+                       bf16 *grad_weight, float *sums) {
 #pragma omp parallel for
-    for (int64_t r = 0; r < n; r++) {
-        const bf16 *in = x + r * size, *g = grad + r * size;
-        float sum = 0, dot = 0;
-        for (int64_t i = 0; i < size; i++) {
-            sum += get(in[i]) * get(in[i]);
-            dot += get(in[i]) * get(weight[i]) * get(g[i]);
+    for (int64_t first = 0; first < n; first += 64) {
+        float *total = sums + first / 64 * size;
+        memset(total, 0, size * sizeof(float));
+        for (int64_t r = first; r < n && r < first + 64; r++) {
+            const bf16 *in = x + r * size, *g = grad + r * size, *rest = more + r * size;
+            float sum = 0, dot = 0;
+            for (int64_t i = 0; i < size; i++) {
+                sum += get(in[i]) * get(in[i]);
+                dot += get(in[i]) * get(weight[i]) * get(g[i]);
+            }
+            float s = 1 / sqrtf(sum / size + eps), along = dot / size * s * s;
+            for (int64_t i = 0; i < size; i++) {
+                grad_x[r * size + i] = put(s * (get(g[i]) * get(weight[i]) - get(in[i]) * along) + get(rest[i]));
+                total[i] += get(g[i]) * get(in[i]) * s;
+            }
         }
-        float s = 1 / sqrtf(sum / size + eps), along = dot / size * s * s;
-        for (int64_t i = 0; i < size; i++) grad_x[r * size + i] = put(s * (get(g[i]) * get(weight[i]) - get(in[i]) * along));
-        scale[r] = s;
     }
-#pragma omp parallel for
-    for (int64_t start = 0; start < size; start += 64) {  /* by columns: each sum in the same order for any number of threads */
-        int width = size - start < 64 ? size - start : 64;
-        float sum[64] = {0};
-        for (int64_t r = 0; r < n; r++)
-            for (int i = 0; i < width; i++) sum[i] += get(grad[r * size + start + i]) * get(x[r * size + start + i]) * scale[r];
-        for (int i = 0; i < width; i++) grad_weight[start + i] = put(sum[i]);
+    for (int64_t i = 0; i < size; i++) {
+        float sum = 0;
+        for (int64_t k = 0; k < (n + 63) / 64; k++) sum += sums[k * size + i];
+        grad_weight[i] = put(sum);
     }
 }
 
@@ -119,98 +133,296 @@ static inline void rotate(const bf16 *x, const bf16 *cosine, const bf16 *sine, f
     }
 }
 
-/* qkv [n, H + 2 K, D] -> queries [K, n, G, D], keys and values [K, size, D], with RoPE by cosine and sine [n, D / 2] of each row;
-   the query heads of one key head lie side by side, and zeros follow the n keys and values */
-void split_heads(int64_t n, int64_t K, int64_t size, const bf16 *qkv, const bf16 *cosine, const bf16 *sine, bf16 *q, bf16 *k, bf16 *v) {
+/* ---- gradients of weights */
+
+enum { T = 32 };  /* sides of the blocks that are turned, and of attention's below */
+
+/* x [rows, cols], rows `stride` apart -> out [cols, rows] for up to T of both. A perfect shuffle moves the highest bit of an index to
+   its lowest place; after five the column's bits are where the row's were. */
+static inline void turn_block(int64_t rows, int64_t cols, const bf16 *x, int64_t stride, bf16 *out, int64_t out_stride) {
+    bf16 blocks[2][T * T] = {{0}}, *from = blocks[0], *to = blocks[1];
+    for (int64_t r = 0; r < rows; r++) memcpy(from + r * T, x + r * stride, cols * sizeof(bf16));
+    for (int step = 0; step < 5; step++) {
+        for (int i = 0; i < T * T / 2; i++) to[2 * i] = from[i], to[2 * i + 1] = from[T * T / 2 + i];
+        bf16 *other = from;
+        from = to, to = other;
+    }
+    for (int64_t c = 0; c < cols; c++) memcpy(out + c * out_stride, from + c * T, rows * sizeof(bf16));
+}
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* x [rows, cols] -> out [cols, rows] */
+void turn(int64_t rows, int64_t cols, const bf16 *x, bf16 *out) {
 #pragma omp parallel for
-    for (int64_t r = 0; r < size; r++)
-        for (int64_t h = 0; h < K; h++) {
-            const bf16 *row = qkv + r * (G + 2) * K * D, *c = cosine + r * D / 2, *s = sine + r * D / 2;
-            int64_t at = (h * size + r) * D;
-            if (r < n) {
-                for (int g = 0; g < G; g++) rotate(row + (h * G + g) * D, c, s, 1, q + ((h * n + r) * G + g) * D);
-                rotate(row + (G * K + h) * D, c, s, 1, k + at);
-                memcpy(v + at, row + (G * K + K + h) * D, D * sizeof(bf16));
-            } else {
-                memset(k + at, 0, D * sizeof(bf16));
-                memset(v + at, 0, D * sizeof(bf16));
+    for (int64_t c = 0; c < cols; c += T)
+        for (int64_t r = 0; r < rows; r += T) turn_block(least(T, rows - r), least(T, cols - c), x + r * cols + c, cols, out + c * rows + r, rows);
+}
+
+/* sum [n] += x [n] */
+void add(int64_t n, const bf16 *x, float *sum) {
+#pragma omp parallel for
+    for (int64_t i = 0; i < n; i++) sum[i] += get(x[i]);
+}
+
+/* sum [width, rows] += columns of x [rows, cols], `width` from `first` on, turned */
+void add_turned(int64_t rows, int64_t cols, int64_t first, int64_t width, const bf16 *x, float *sum) {
+#pragma omp parallel for
+    for (int64_t c = 0; c < width; c += T)
+        for (int64_t r = 0; r < rows; r += T) {
+            int64_t high = least(T, width - c), wide = least(T, rows - r);
+            bf16 block[T * T];
+            turn_block(wide, high, x + r * cols + first + c, cols, block, T);
+            for (int64_t i = 0; i < high; i++)
+                for (int64_t j = 0; j < wide; j++) sum[(c + i) * rows + r + j] += get(block[i * T + j]);
+        }
+}
+
+/* ---- attention of scoring and training */
+
+enum { W = (D + T - 1) / T * T };  /* sizes of products are multiples of T: W is the head size as one, with zeros at its end */
+
+static int tiles;  /* whether products take the processor's matrix unit */
+
+#ifdef __AMX_BF16__
+int use_tiles(int wanted) {
+    return tiles = wanted && !syscall(SYS_arch_prctl, 0x1023, 18);  /* Linux keeps its registers only for a process that asks */
+}
+
+static void start_tiles(void) {  /* in each thread: eight tiles of 16 rows of 64 bytes */
+    struct { uint8_t palette, zeros[15]; uint16_t bytes[16]; uint8_t rows[16]; } shape = {1};
+    for (int i = 0; i < 8; i++) shape.bytes[i] = 64, shape.rows[i] = 16;
+    if (tiles) _tile_loadconfig(&shape);
+}
+
+static void end_tiles(void) {
+    if (tiles) _tile_release();
+}
+#else
+int use_tiles(int wanted) { return 0; }
+static void start_tiles(void) {}
+static void end_tiles(void) {}
+#endif
+
+/* c [rows, cols] = a b, added to what c is if `add`. a [rows, depth] has rows of lda numbers, b [depth, cols] of ldb. b is in pairs: two of
+   its rows lie number by number side by side, [depth / 2, ldb, 2], as the matrix unit takes them. Sizes are multiples of T. */
+static inline void product(int64_t rows, int64_t cols, int64_t depth, const bf16 *a, int64_t lda, const bf16 *b, int64_t ldb, float *c, int add) {
+    for (int64_t i = 0; i < rows; i += T)
+        for (int64_t j = 0; j < cols; j += T) {
+            const bf16 *left = a + i * lda, *right = b + 2 * j;
+            float *out = c + i * cols + j;
+#ifdef __AMX_BF16__
+            if (tiles) {
+                float *low = out + 16 * cols;
+                if (add) {
+                    _tile_loadd(0, out, 4 * cols); _tile_loadd(1, out + 16, 4 * cols);
+                    _tile_loadd(2, low, 4 * cols); _tile_loadd(3, low + 16, 4 * cols);
+                } else {
+                    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+                }
+                for (int64_t k = 0; k < depth; k += 32) {
+                    _tile_loadd(4, left + k, 2 * lda); _tile_loadd(5, left + k + 16 * lda, 2 * lda);
+                    _tile_loadd(6, right + k * ldb, 4 * ldb); _tile_loadd(7, right + k * ldb + 32, 4 * ldb);
+                    _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+                }
+                _tile_stored(0, out, 4 * cols); _tile_stored(1, out + 16, 4 * cols);
+                _tile_stored(2, low, 4 * cols); _tile_stored(3, low + 16, 4 * cols);
+                continue;
+            }
+#endif
+            for (int r = 0; r < T; r += 4) {
+                float sum[4][T];
+                for (int s = 0; s < 4; s++)
+                    for (int x = 0; x < T; x++) sum[s][x] = add ? out[(r + s) * cols + x] : 0;
+                for (int64_t k = 0; k < depth; k += 2)
+                    for (int s = 0; s < 4; s++) {
+                        float even = get(left[(r + s) * lda + k]), odd = get(left[(r + s) * lda + k + 1]);
+                        for (int x = 0; x < T; x++) sum[s][x] += even * get(right[k * ldb + 2 * x]) + odd * get(right[k * ldb + 2 * x + 1]);
+                    }
+                for (int s = 0; s < 4; s++)
+                    for (int x = 0; x < T; x++) out[(r + s) * cols + x] = sum[s][x];
             }
         }
 }
 
-/* the way back, of their gradients */
-void join_heads(int64_t n, int64_t K, int64_t size, const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *cosine, const bf16 *sine, bf16 *qkv) {
-#pragma omp parallel for
-    for (int64_t r = 0; r < n; r++)
-        for (int64_t h = 0; h < K; h++) {
-            const bf16 *c = cosine + r * D / 2, *s = sine + r * D / 2;
-            bf16 *row = qkv + r * (G + 2) * K * D;
-            for (int g = 0; g < G; g++) rotate(q + ((h * n + r) * G + g) * D, c, s, -1, row + (h * G + g) * D);
-            rotate(k + (h * size + r) * D, c, s, -1, row + (G * K + h) * D);
-            memcpy(row + (G * K + K + h) * D, v + (h * size + r) * D, D * sizeof(bf16));
+/* x [rows, size] -> its pairs */
+static inline void pairs(int64_t rows, int64_t size, const bf16 *x, bf16 *out) {
+    for (int64_t r = 0; r < rows; r += 2)
+        for (int64_t i = 0; i < size; i++) {
+            out[r * size + 2 * i] = x[r * size + i];
+            out[r * size + 2 * i + 1] = x[(r + 1) * size + i];
         }
 }
 
-/* scores [K, n * G, size] of n queries, the first at position `first`, size a multiple of 16 -> probabilities, in place; causal, so
-   zeros after a query's own position */
-void softmax(int64_t K, int64_t n, int64_t size, int64_t first, bf16 *scores) {
-    float factor = 1 / sqrtf(D);
-#pragma omp parallel for
-    for (int64_t r = 0; r < K * n * G; r++) {
-        bf16 *row = scores + r * size;
-        int64_t end = first + r / G % n + 1, whole = (end + 15) / 16 * 16;  /* whole vectors: what is left over would take longest */
-        for (int64_t j = end; j < whole; j++) row[j] = put(-INFINITY);
-        float top = max_(row, whole), sum = 0, e[size];
-        for (int64_t j = 0; j < whole; j++) sum += e[j] = exp_((get(row[j]) - top) * factor);
-        float inverse = 1 / sum;
-        for (int64_t j = 0; j < whole; j++) row[j] = put(e[j] * inverse);
-        memset(row + end, 0, (size - end) * sizeof(bf16));
+/* x [rows, W] -> the pairs of x turned, [W / 2, rows, 2] */
+static inline void turned_pairs(int64_t rows, const bf16 *x, bf16 *out) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < W; i += 2) memcpy(out + i * rows + 2 * r, x + r * W + i, 4);
+}
+
+/* rows of one head, `stride` apart, with RoPE if cosine and sine [n, D / 2] are given -> [whole, W], zeros around them */
+static inline void gather(int64_t n, int64_t whole, const bf16 *x, int64_t stride, const bf16 *cosine, const bf16 *sine, bf16 *out) {
+    for (int64_t r = 0; r < n; r++) {
+        if (cosine) rotate(x + r * stride, cosine + r * (D / 2), sine + r * (D / 2), 1, out + r * W);
+        else memcpy(out + r * W, x + r * stride, D * sizeof(bf16));
+        memset(out + r * W + D, 0, (W - D) * sizeof(bf16));
+    }
+    memset(out + n * W, 0, (whole - n) * W * sizeof(bf16));
+}
+
+static inline int64_t up(int64_t n) { return (n + T - 1) / T * T; }
+
+/* numbers that a thread needs for sequences of up to n tokens */
+int64_t attention_room(int64_t n) { return up(n) * (4 * T + 4 * W) + 4 * T * W; }
+
+static inline float *take(float **room, int64_t n) { return (*room += n) - n; }
+static inline bf16 *take_half(float **room, int64_t n) { return (bf16 *)take(room, n / 2); }
+
+/* RoPE and causal attention inside each of `count` sequences that lie end to end, the first of lengths[0] tokens: qkv [N, H + 2 K, D],
+   cosine and sine [N, D / 2] -> out [N, H, D] and each softmax's log of the sum, total [N, H]. T queries of a head at a time. */
+void attention(int64_t count, int64_t K, const int64_t *lengths, const bf16 *qkv, const bf16 *cosine, const bf16 *sine, bf16 *out, float *total,
+               int64_t threads, float *rooms, int64_t size) {
+    const float factor = 1 / sqrtf(D);
+    const int64_t H = K * G, stride = (H + 2 * K) * D;
+#pragma omp parallel num_threads(threads)
+    {
+        start_tiles();
+#pragma omp for schedule(dynamic)
+        for (int64_t unit = 0; unit < count * K; unit++) {
+            int64_t start = 0, h = unit % K, n = lengths[unit / K], m = up(n);
+            for (int64_t i = 0; i < unit / K; i++) start += lengths[i];
+            const bf16 *x = qkv + start * stride, *c = cosine + start * (D / 2), *s = sine + start * (D / 2);
+            float *room = rooms + omp_get_thread_num() * size, *score = take(&room, T * m), *y = take(&room, T * W);
+            bf16 *p = take_half(&room, T * m), *q = take_half(&room, T * W);
+            bf16 *rows = take_half(&room, m * W), *k = take_half(&room, m * W), *v = take_half(&room, m * W);
+            gather(n, m, x + (H + h) * D, stride, c, s, rows);
+            turned_pairs(m, rows, k);
+            gather(n, m, x + (H + K + h) * D, stride, NULL, NULL, rows);
+            pairs(m, W, rows, v);
+            for (int64_t g = h * G; g < (h + 1) * G; g++)
+                for (int64_t first = 0; first < n; first += T) {
+                    int64_t end = first + T, here = n < end ? n - first : T;
+                    gather(here, T, x + first * stride + g * D, stride, c + first * (D / 2), s + first * (D / 2), q);
+                    product(T, end, W, q, W, k, m, score, 0);
+                    float sum[T];
+                    for (int64_t r = 0; r < T; r++) {
+                        float *row = score + r * end, top = -INFINITY;
+                        for (int64_t j = first + r + 1; j < end; j++) row[j] = -INFINITY;
+#pragma omp simd reduction(max:top)  /* else no vectors: the order matters for NaN, which here reaches the sum in any case */
+                        for (int64_t j = 0; j < end; j++) top = row[j] > top ? row[j] : top;
+                        sum[r] = 0;
+                        for (int64_t j = 0; j < end; j++) sum[r] += row[j] = exp_((row[j] - top) * factor);
+                        for (int64_t j = 0; j < end; j++) p[r * end + j] = put(row[j]);
+                        memset(p + r * end + first + r + 1, 0, (T - r - 1) * sizeof(bf16));
+                        if (r < here) total[(start + first + r) * H + g] = top * factor + logf(sum[r]);
+                    }
+                    product(T, W, end, p, end, v, W, y, 0);
+                    for (int64_t r = 0; r < here; r++)
+                        for (int64_t i = 0; i < D; i++) out[((start + first + r) * H + g) * D + i] = put(y[r * W + i] / sum[r]);
+                }
+        }
+        end_tiles();
     }
 }
 
-/* grad of these probabilities p -> of the products of queries and keys, in place */
-void softmax_backward(int64_t K, int64_t n, int64_t size, int64_t first, const bf16 *p, bf16 *grad) {
-    float factor = 1 / sqrtf(D);
-#pragma omp parallel for
-    for (int64_t r = 0; r < K * n * G; r++) {
-        const bf16 *in = p + r * size;
-        bf16 *out = grad + r * size;
-        int64_t end = first + r / G % n + 1, whole = (end + 15) / 16 * 16;
-        float dot = 0;
-        for (int64_t j = 0; j < whole; j++) dot += get(in[j]) * get(out[j]);
-        for (int64_t j = 0; j < whole; j++) out[j] = put(get(in[j]) * (get(out[j]) - dot) * factor);
-        memset(out + end, 0, (size - end) * sizeof(bf16));
+/* grad [N, H, D] of out -> grad_qkv. Keys are the rows here, so that a column of these products is one query's. */
+void attention_backward(int64_t count, int64_t K, const int64_t *lengths, const bf16 *qkv, const bf16 *cosine, const bf16 *sine, const bf16 *out,
+                        const float *total, const bf16 *grad, bf16 *grad_qkv, int64_t threads, float *rooms, int64_t size) {
+    const float factor = 1 / sqrtf(D);
+    const int64_t H = K * G, stride = (H + 2 * K) * D;
+#pragma omp parallel num_threads(threads)
+    {
+        start_tiles();
+#pragma omp for schedule(dynamic)
+        for (int64_t unit = 0; unit < count * K; unit++) {
+            int64_t start = 0, h = unit % K, n = lengths[unit / K], m = up(n);
+            for (int64_t i = 0; i < unit / K; i++) start += lengths[i];
+            const bf16 *x = qkv + start * stride, *c = cosine + start * (D / 2), *s = sine + start * (D / 2);
+            bf16 *to = grad_qkv + start * stride, one[D];
+            float *room = rooms + omp_get_thread_num() * size, *p = take(&room, m * T), *dp = take(&room, m * T);
+            float *dk = take(&room, m * W), *dv = take(&room, m * W), *dq = take(&room, W * T);
+            bf16 *k = take_half(&room, m * W), *v = take_half(&room, m * W), *turned = take_half(&room, W * m);
+            bf16 *probability = take_half(&room, m * T), *ds = take_half(&room, m * T), *ds_pairs = take_half(&room, m * T);
+            bf16 *rows = take_half(&room, T * W), *q = take_half(&room, T * W), *q_turned = take_half(&room, T * W);
+            bf16 *dy = take_half(&room, T * W), *dy_turned = take_half(&room, T * W);
+            gather(n, m, x + (H + h) * D, stride, c, s, k);
+            gather(n, m, x + (H + K + h) * D, stride, NULL, NULL, v);
+            for (int64_t j = 0; j < m; j++)
+                for (int64_t i = 0; i < W; i++) turned[i * m + j] = k[j * W + i];
+            memset(dk, 0, m * W * sizeof(float)), memset(dv, 0, m * W * sizeof(float));
+            for (int64_t g = h * G; g < (h + 1) * G; g++)
+                for (int64_t first = 0; first < n; first += T) {
+                    int64_t end = first + T, here = n < end ? n - first : T, at = (start + first) * H + g;
+                    gather(here, T, x + first * stride + g * D, stride, c + first * (D / 2), s + first * (D / 2), rows);
+                    pairs(T, W, rows, q), turned_pairs(T, rows, q_turned);
+                    gather(here, T, grad + at * D, H * D, NULL, NULL, rows);
+                    pairs(T, W, rows, dy), turned_pairs(T, rows, dy_turned);
+                    float log_sum[T] = {0}, dot[T] = {0};
+                    for (int64_t r = 0; r < here; r++) {
+                        log_sum[r] = total[at + r * H];
+                        for (int64_t i = 0; i < D; i++) dot[r] += get(rows[r * W + i]) * get(out[(at + r * H) * D + i]);
+                    }
+                    product(end, T, W, k, W, q_turned, T, p, 0);
+                    product(end, T, W, v, W, dy_turned, T, dp, 0);
+                    for (int64_t j = 0; j < end; j++)
+                        for (int64_t r = 0; r < T; r++) {
+                            int seen = j <= first + r && r < here;
+                            float e = exp_(p[j * T + r] * factor - log_sum[r]), d = e * (dp[j * T + r] - dot[r]) * factor;
+                            probability[j * T + r] = seen ? put(e) : 0;
+                            ds[j * T + r] = seen ? put(d) : 0;
+                        }
+                    product(end, W, T, probability, T, dy, W, dv, 1);
+                    product(end, W, T, ds, T, q, W, dk, 1);
+                    pairs(end, T, ds, ds_pairs);
+                    product(W, T, end, turned, m, ds_pairs, T, dq, 0);
+                    for (int64_t r = 0; r < here; r++) {
+                        for (int64_t i = 0; i < D; i++) one[i] = put(dq[i * T + r]);
+                        rotate(one, c + (first + r) * (D / 2), s + (first + r) * (D / 2), -1, to + (first + r) * stride + g * D);
+                    }
+                }
+            for (int64_t r = 0; r < n; r++) {
+                for (int64_t i = 0; i < D; i++) one[i] = put(dk[r * W + i]);
+                rotate(one, c + r * (D / 2), s + r * (D / 2), -1, to + r * stride + (H + h) * D);
+                for (int64_t i = 0; i < D; i++) to[r * stride + (H + K + h) * D + i] = put(dv[r * W + i]);
+            }
+        }
+        end_tiles();
     }
 }
 
-/* logits [n, V] * factor -> the log of the sum of their exponentials and the target's log-probability [n]; entropy [n], unless NULL */
-void token_logprob(int64_t n, int64_t V, float factor, const bf16 *logits, const int64_t *targets, float *total, float *logprob, float *entropy) {
+/* One piece of the vocabulary, `size` tokens from `first` on: logits [n, size] * factor go into each row's running maximum `top`, `sum` of the
+   exponentials below it, and (unless NULL) `mean`, the sum of these times their exponents; target [n], if inside, gets its logit. */
+void token_logprob(int64_t n, int64_t size, int64_t first, float factor, const bf16 *logits, const int64_t *targets, float *top, float *sum,
+                   float *mean, float *logit) {
 #pragma omp parallel for
     for (int64_t r = 0; r < n; r++) {
-        const bf16 *row = logits + r * V;
-        float top = max_(row, V), sum = 0, mean = 0;
-        if (entropy) {
-            for (int64_t i = 0; i < V; i++) {
-                float x = (get(row[i]) - top) * factor, e = exp_(x);
-                sum += e;
-                mean += e * x;
+        const bf16 *row = logits + r * size;
+        float piece = max_(row, size) * factor, most = piece > top[r] ? piece : top[r], part = 0, weighted = 0;
+        float less = top[r] - most, keep = exp_(less);
+        if (mean) {
+            for (int64_t i = 0; i < size; i++) {
+                float x = get(row[i]) * factor - most, e = exp_(x);
+                part += e;
+                weighted += e * x;
             }
-            entropy[r] = logf(sum) - mean / sum;
+            mean[r] = keep * (mean[r] + less * sum[r]) + weighted;
         } else
-            for (int64_t i = 0; i < V; i++) sum += exp_((get(row[i]) - top) * factor);
-        total[r] = logf(sum) + top * factor;
-        logprob[r] = get(row[targets[r]]) * factor - total[r];
+            for (int64_t i = 0; i < size; i++) part += exp_(get(row[i]) * factor - most);
+        sum[r] = keep * sum[r] + part;
+        top[r] = most;
+        if (targets[r] >= first && targets[r] < first + size) logit[r] = get(row[targets[r] - first]) * factor;
     }
 }
 
-/* grad [n] of the log-probabilities -> of the logits, in their place */
-void token_logprob_backward(int64_t n, int64_t V, float factor, bf16 *logits, const int64_t *targets, const float *total, const float *grad) {
+/* grad [n] of the log-probabilities -> of this piece's logits, in their place; total [n]: the log of the whole sum of exponentials */
+void token_logprob_backward(int64_t n, int64_t size, int64_t first, float factor, bf16 *logits, const int64_t *targets, const float *total, const float *grad) {
 #pragma omp parallel for
     for (int64_t r = 0; r < n; r++) {
-        bf16 *row = logits + r * V;
-        float g = grad[r] * factor, at_target = get(row[targets[r]]) * factor - total[r];
-        for (int64_t i = 0; i < V; i++) row[i] = put(-g * exp_(get(row[i]) * factor - total[r]));
-        row[targets[r]] = put(g * (1 - exp_(at_target)));
+        bf16 *row = logits + r * size;
+        int64_t target = targets[r] - first, inside = target >= 0 && target < size;
+        float g = grad[r] * factor, at_target = inside ? get(row[target]) * factor - total[r] : 0;
+        for (int64_t i = 0; i < size; i++) row[i] = put(-g * exp_(get(row[i]) * factor - total[r]));
+        if (inside) row[target] = put(g * (1 - exp_(at_target)));
     }
 }
 

@@ -1,11 +1,11 @@
 """The model on CPU in bfloat16, faster: the same numbers up to rounding, with cpu.c between the matrix products.
 
     1. kernels     cpu.c, compiled for this machine at first use
-    2. block       forward and backward of one block, for scoring and training (model.Block is the definition)
+    2. block       forward and backward of one block, for scoring and training (model.Block is the definition), and of the token head
     3. CPUDecoder  a decode step (model.Llama.decode is the definition), by packed weights
 
 A reader of the recipe needs nothing of it: elsewhere than on CPU, in float32 or without a C compiler the definitions run. It is there
-because on processors with fast bfloat16 products torch's operations between them, attention above all, take most of the time.
+because on processors with fast bfloat16 products torch's attention and the operations between products take most of the time.
 Shapes: N tokens, H query heads, K key/value heads, G = H / K, d = head size.
 """
 import ctypes
@@ -23,7 +23,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 BLOCK = 128  # positions of a block of the KV cache
-QUERIES = 512  # whose probabilities [K, QUERIES * G, positions] exist at once
+VOCABULARY = 2048  # tokens of it whose logits exist at once in training
 
 
 # ---------------------------------------------------------------------------------------------------- 1. kernels
@@ -39,8 +39,8 @@ class Pointer:
 
 
 ARGUMENTS = dict(  # l int64, f float, p a tensor
-    rms_norm="llfppp", rms_norm_backward="llfpppppp", swiglu="llpp", swiglu_backward="llppp", split_heads="lllpppppp",
-    join_heads="lllpppppp", softmax="llllp", softmax_backward="llllpp", token_logprob="llfppppp", token_logprob_backward="llfpppp",
+    rms_norm="llfppp", rms_norm_backward="llfppppppp", swiglu="llpp", swiglu_backward="llppp", attention="llpppppplpl",
+    attention_backward="llpppppppplpl", turn="llpp", add="lpp", add_turned="llllpp", token_logprob="lllfpppppp", token_logprob_backward="lllfpppp",
     sample="llfpppp", attend="llpppppplp")
 
 
@@ -49,7 +49,7 @@ def compiled(D, G):
     """cpu.c, compiled for this machine and these sizes, as a ctypes library; None, and a line that says why, where that fails."""
     source = Path(__file__).with_name("cpu.c")
     with tempfile.TemporaryDirectory() as folder:  # a private one: nobody else's binary is ever loaded
-        command = [*shlex.split(os.environ.get("CC", "cc")), "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC",
+        command = [*shlex.split(os.environ.get("CC", "cc")), "-O3", "-march=native", "-funroll-loops", "-fopenmp", "-shared", "-fPIC",
                    f"-DD={D}", f"-DG={G}", f"-DBLOCK={BLOCK}",
                    # sums in any order, or loops could not become vectors; -ffast-math would change the whole process's floats,
                    # and with -ffinite-math-only a NaN could get lost
@@ -65,6 +65,8 @@ def compiled(D, G):
     for name, kinds in ARGUMENTS.items():
         getattr(library, name).argtypes = [dict(l=ctypes.c_int64, f=ctypes.c_float, p=Pointer)[kind] for kind in kinds]
         getattr(library, name).restype = None
+    library.attention_room.argtypes, library.attention_room.restype = [ctypes.c_int64], ctypes.c_int64
+    library.use_tiles(1)  # attention takes the processor's matrix unit, where there is one
     return library
 
 
@@ -81,43 +83,119 @@ def kernels(x, config):
 # ---------------------------------------------------------------------------------------------------- 2. block
 
 class RMSNorm(Function):
+    """x [1, N, size] -> (x, its norm): what goes around the norm passes through it, so that both gradients meet in one kernel."""
+
     @staticmethod
-    def forward(ctx, library, x, weight, eps):  # x [1, N, size]
+    def forward(ctx, library, x, weight, eps):
         out = torch.empty_like(x)
         library.rms_norm(x.shape[1], x.shape[2], eps, x, weight, out)
         ctx.save_for_backward(x, weight)
         ctx.library, ctx.eps = library, eps
-        return out
+        return x.view_as(x), out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, grad_around, grad):
         x, weight = ctx.saved_tensors
-        grad_x, grad_weight, scale = torch.empty_like(x), torch.empty_like(weight), x.new_empty(x.shape[1], dtype=torch.float32)
-        ctx.library.rms_norm_backward(x.shape[1], x.shape[2], ctx.eps, x, weight, grad.contiguous(), grad_x, grad_weight, scale)
+        grad_x, grad_weight, sums = torch.empty_like(x), torch.empty_like(weight), torch.empty(-(-x.shape[1] // 64), x.shape[2])
+        ctx.library.rms_norm_backward(*x.shape[1:], ctx.eps, x, weight, grad.contiguous(), grad_around.contiguous(), grad_x, grad_weight, sums)
         return None, grad_x, grad_weight, None
 
 
+def is_master(weight):  # not FSDP's copy of it, whose gradient FSDP wants to see
+    return weight.is_leaf and weight.dtype == torch.float32 and weight.requires_grad
+
+
+def gradient_of(master):
+    """A master's gradient, to which kernels add what they find: autograd would write that in float32 and read it again for the sum."""
+    if master.grad is None:
+        master.grad = torch.zeros_like(master)
+    return master.grad
+
+
+def turned(library, x):  # [n, m] -> [m, n]; torch's copy takes five times as long
+    out = x.new_empty(x.shape[1], x.shape[0])
+    library.turn(*x.shape, x, out)
+    return out
+
+
 class Linear(Function):
-    """Linear layers of the same input as one: x [1, N, in], then a weight [out, in] and a bias or None of each -> [1, N, sum of out]."""
+    """Linear layers of the same input as one: x [1, N, in], then a weight [out, in] and a bias or None of each -> [1, N, sum of out],
+    plus `add`, of that shape, or None."""
 
     @staticmethod
-    def forward(ctx, x, *parameters):
+    def forward(ctx, library, x, add, *parameters):
         weights, biases = parameters[::2], parameters[1::2]
         weight = x.new_empty(sum(map(len, weights)), x.shape[2])
         for part, w in zip(weight.split([len(w) for w in weights]), weights):
             part.copy_(w)  # float32 masters are rounded here
         ctx.save_for_backward(x, weight)
-        ctx.sizes, ctx.biased = [len(w) for w in weights], biases[0] is not None
-        return F.linear(x, weight, torch.cat(biases).to(x.dtype) if ctx.biased else None)
+        ctx.library, ctx.weights, ctx.biased = library, weights, biases[0] is not None
+        bias = torch.cat(biases).to(x.dtype) if ctx.biased else None
+        if add is None:
+            return F.linear(x, weight, bias)
+        out = torch.empty_like(add)
+        torch.addmm(add[0], x[0], weight.t(), out=out[0])
+        return out if bias is None else out.add_(bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
-        grad_x, grad_weight = grad @ weight, grad[0].t() @ x[0]
-        biases = grad[0].sum(0).split(ctx.sizes) if ctx.biased else [None] * len(ctx.sizes)
-        return grad_x, *(g for pair in zip(grad_weight.split(ctx.sizes), biases) for g in pair)
+        (x, weight), sizes = ctx.saved_tensors, [len(w) for w in ctx.weights]
+        grad = grad.contiguous()
+        biases = grad[0].sum(0).split(sizes) if ctx.biased else [None] * len(sizes)
+        if not all(map(is_master, ctx.weights)):
+            gradients = (turned(ctx.library, grad[0]) @ x[0]).split(sizes)
+        else:
+            gradients = [None] * len(sizes)
+            if x.shape[2] <= grad.shape[2]:  # the smaller one is turned
+                product, first = turned(ctx.library, x[0]) @ grad[0], 0  # [in, sum of out]
+                for w in ctx.weights:
+                    ctx.library.add_turned(*product.shape, first, len(w), product, gradient_of(w))
+                    first += len(w)
+            else:
+                for w, product in zip(ctx.weights, (turned(ctx.library, grad[0]) @ x[0]).split(sizes)):
+                    ctx.library.add(product.numel(), product, gradient_of(w))
+        return None, grad @ weight, grad if ctx.needs_input_grad[2] else None, *(g for pair in zip(gradients, biases) for g in pair)
+
+
+class TokenLogprob(Function):
+    """model.TokenLogprob, by pieces of the vocabulary instead of tokens: logits [N, VOCABULARY] stay in the processor's cache, and a
+    piece's weights are read once."""
+
+    @staticmethod
+    def pieces(h, weight):
+        for first in range(0, len(weight), VOCABULARY):
+            w = weight[first : first + VOCABULARY].to(h.dtype)
+            yield first, w, F.linear(h, w)
+
+    @staticmethod
+    def forward(ctx, library, h, weight, targets, temperature, with_entropy):  # h [N, D], weight [V, D], targets [N]
+        top, (sum, mean, logit) = torch.full((len(h),), -1e30), torch.zeros(3, len(h))
+        for first, _, logits in TokenLogprob.pieces(h, weight):
+            library.token_logprob(*logits.shape, first, 1 / temperature, logits, targets, top, sum, mean if with_entropy else None, logit)
+        total = top + sum.log()
+        ctx.save_for_backward(h, targets, total)
+        ctx.library, ctx.temperature, ctx.weight = library, temperature, weight
+        entropy = sum.log() - mean / sum if with_entropy else mean
+        ctx.mark_non_differentiable(entropy)
+        return logit - total, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, _):
+        (h, targets, total), weight, library = ctx.saved_tensors, ctx.weight, ctx.library
+        grad, grad_h, h_turned = grad.contiguous(), torch.zeros(h.shape), turned(library, h)
+        grad_weight = gradient_of(weight) if is_master(weight) else torch.empty_like(weight)
+        for first, w, d in TokenLogprob.pieces(h, weight):
+            library.token_logprob_backward(*d.shape, first, 1 / ctx.temperature, d, targets, total, grad)
+            library.add(h.numel(), d @ w, grad_h)
+            product, part = h_turned @ d, grad_weight[first : first + len(w)]
+            if is_master(weight):
+                library.add_turned(*product.shape, 0, len(w), product, part)
+            else:
+                part.copy_(product.t())
+        return None, grad_h.to(h.dtype), None if is_master(weight) else grad_weight, None, None, None
 
 
 class SwiGLU(Function):
@@ -139,57 +217,29 @@ class SwiGLU(Function):
 
 
 class Attention(Function):
-    """RoPE and causal attention inside each of the sequences that lie end to end: qkv [1, N, (H + 2 K) d] -> [1, N, H d].
-
-    The query heads of one key head are rows of one product. Probabilities are computed for QUERIES queries at a time, up to the
-    last one's position, and again in backward."""
-    STEP = 32  # keys are taken in multiples of it, beyond a sequence's end, too, where probabilities are 0: vectors are whole, shapes few
-
-    @staticmethod
-    def pieces(lengths, G):
-        """(rows of these queries, positions of the keys that they see, how many keys lie before the first query)"""
-        start = 0
-        for n in lengths.tolist():
-            for first in range(0, n, QUERIES):
-                end = min(first + QUERIES, n)
-                yield slice((start + first) * G, (start + end) * G), slice(start, start + -(-end // Attention.STEP) * Attention.STEP), first
-            start += n
-
-    @staticmethod
-    def probabilities(library, q, k, first, G):  # [K, n * G, d], [K, size, d] -> [K, n * G, size]
-        p = q @ k.mT
-        library.softmax(len(k), q.shape[1] // G, k.shape[1], first, p)
-        return p
+    """RoPE and causal attention inside each of the sequences that lie end to end: qkv [1, N, (H + 2 K) d] -> [1, N, H d]."""
 
     @staticmethod
     def forward(ctx, library, qkv, K, G, d, cos, sin, lengths):  # cos, sin [1, 1, N, d / 2]
-        N, size = qkv.shape[1], qkv.shape[1] + Attention.STEP - 1
-        q, y, (k, v) = qkv.new_empty(K, N * G, d), qkv.new_empty(K, N * G, d), qkv.new_empty(2, K, size, d)
-        library.split_heads(N, K, size, qkv, cos, sin, q, k, v)
-        for rows, seen, first in Attention.pieces(lengths, G):
-            y[:, rows] = Attention.probabilities(library, q[:, rows], k[:, seen], first, G) @ v[:, seen]
-        ctx.save_for_backward(q, k, v, cos, sin, lengths)
-        ctx.library = library
-        return y.view(K, N, G * d).transpose(0, 1).reshape(1, N, -1)
+        out, total = qkv.new_empty(1, qkv.shape[1], K * G * d), qkv.new_empty(qkv.shape[1], K * G, dtype=torch.float32)
+        library.attention(len(lengths), K, lengths, qkv, cos, sin, out, total, *Attention.room(library, lengths))
+        ctx.save_for_backward(qkv, cos, sin, lengths, out, total)
+        ctx.library, ctx.K = library, K
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        q, k, v, cos, sin, lengths = ctx.saved_tensors
-        (K, size, d), N = k.shape, grad.shape[1]
-        G = q.shape[1] // N
-        grad = grad.view(N, K, G * d).transpose(0, 1).reshape(K, N * G, d)
-        grad_q, (grad_k, grad_v) = torch.empty_like(q), torch.zeros(2, K, size, d)  # float32: a key gets parts from many queries
-        for rows, seen, first in Attention.pieces(lengths, G):
-            p, dy = Attention.probabilities(ctx.library, q[:, rows], k[:, seen], first, G), grad[:, rows]
-            grad_v[:, seen] += p.mT @ dy
-            dp = dy @ v[:, seen].mT
-            ctx.library.softmax_backward(K, dy.shape[1] // G, p.shape[2], first, p, dp)
-            grad_q[:, rows] = dp @ k[:, seen]
-            grad_k[:, seen] += dp.mT @ q[:, rows]
-        grad_qkv = q.new_empty(1, N, (G + 2) * K * d)
-        ctx.library.join_heads(N, K, size, grad_q, grad_k.to(q.dtype), grad_v.to(q.dtype), cos, sin, grad_qkv)
+        qkv, cos, sin, lengths, out, total = ctx.saved_tensors
+        grad_qkv = torch.empty_like(qkv)
+        ctx.library.attention_backward(len(lengths), ctx.K, lengths, qkv, cos, sin, out, total, grad.contiguous(), grad_qkv,
+                                       *Attention.room(ctx.library, lengths))
         return None, grad_qkv, *[None] * 6
+
+    @staticmethod
+    def room(library, lengths):  # threads, numbers for each, how many
+        threads, size = torch.get_num_threads(), library.attention_room(int(lengths.max()))
+        return threads, torch.empty(threads, size), size
 
 
 @torch.compiler.disable
@@ -197,13 +247,12 @@ def block(library, layer, x, cos, sin, lengths):
     """Block.forward on sequences that lie end to end: x [1, N, D] -> [1, N, D]."""
     a, m, c = layer.self_attn, layer.mlp, layer.config
     norm = lambda layer, x: RMSNorm.apply(library, x, layer.weight.to(x.dtype), layer.eps)
-    linear = lambda x, *layers: Linear.apply(x, *(p for layer in layers for p in (layer.weight, layer.bias)))
-    qkv = linear(norm(layer.input_layernorm, x), a.q_proj, a.k_proj, a.v_proj)
+    linear = lambda x, add, *layers: Linear.apply(library, x, add, *(p for layer in layers for p in (layer.weight, layer.bias)))
     K, d = c.num_key_value_heads, c.head_dim
-    y = Attention.apply(library, qkv, K, c.num_attention_heads // K, d, cos, sin, lengths)
-    x = x + linear(y, a.o_proj)
-    y = SwiGLU.apply(library, linear(norm(layer.post_attention_layernorm, x), m.gate_proj, m.up_proj))
-    return x + linear(y, m.down_proj)
+    x, y = norm(layer.input_layernorm, x)
+    y = Attention.apply(library, linear(y, None, a.q_proj, a.k_proj, a.v_proj), K, c.num_attention_heads // K, d, cos, sin, lengths)
+    x, y = norm(layer.post_attention_layernorm, linear(y, x, a.o_proj))
+    return linear(SwiGLU.apply(library, linear(y, None, m.gate_proj, m.up_proj)), x, m.down_proj)
 
 
 # ---------------------------------------------------------------------------------------------------- 3. CPUDecoder

@@ -279,19 +279,16 @@ class TokenLogprob(torch.autograd.Function):
             yield part, F.linear(h[part], weight)
 
     @staticmethod
-    def forward(ctx, h, weight, targets, temperature, with_entropy, library):
+    def forward(ctx, h, weight, targets, temperature, with_entropy):
         logprob, total, entropy = torch.zeros(3, len(h), device=h.device).unbind()
         for part, logits in TokenLogprob.chunks(h, weight):
-            if library:  # cpu.kernels: the same, faster
-                library.token_logprob(*logits.shape, 1 / temperature, logits, targets[part], total[part], logprob[part], entropy[part] if with_entropy else None)
-                continue
             logits = logits.float().div_(temperature)
             total[part] = logits.logsumexp(-1)
             logprob[part] = logits.gather(-1, targets[part, None])[:, 0] - total[part]
             if with_entropy:
                 entropy[part] = total[part] - (logits - total[part, None]).exp_().mul_(logits).sum(-1)
         ctx.save_for_backward(h, weight, targets, total)
-        ctx.temperature, ctx.library = temperature, library
+        ctx.temperature = temperature
         ctx.mark_non_differentiable(entropy)  # logged, not trained
         return logprob.clone(), entropy
 
@@ -301,14 +298,11 @@ class TokenLogprob(torch.autograd.Function):
         grad = grad.contiguous()
         grad_h, grad_weight = torch.empty_like(h), torch.zeros_like(weight)
         for part, d in TokenLogprob.chunks(h, weight):
-            if ctx.library:
-                ctx.library.token_logprob_backward(*d.shape, 1 / ctx.temperature, d, targets[part], total[part], grad[part])
-            else:
-                g = grad[part, None] / ctx.temperature
-                d = d.float().div_(ctx.temperature).sub_(total[part, None]).exp_().mul_(-g).scatter_add_(-1, targets[part, None], g).to(h.dtype)
+            g = grad[part, None] / ctx.temperature
+            d = d.float().div_(ctx.temperature).sub_(total[part, None]).exp_().mul_(-g).scatter_add_(-1, targets[part, None], g).to(h.dtype)
             torch.mm(d, weight, out=grad_h[part])
             grad_weight.addmm_(d.T, h[part])
-        return grad_h, grad_weight, None, None, None, None
+        return grad_h, grad_weight, None, None, None
 
 
 class Llama(nn.Module):
@@ -347,8 +341,10 @@ class Llama(nn.Module):
         temperature that the sampler used. Without `entropy` its passes over the logits are saved, and zeros stand for it.
         """
         h = self.model.states(tokens, mask)
-        library = cpu.kernels(h, self.config)
-        parts = TokenLogprob.apply(h, self.head_weight().to(h.dtype), tokens[mask], temperature, entropy, library)
+        if library := cpu.kernels(h, self.config):  # the same, faster
+            parts = cpu.TokenLogprob.apply(library, h, self.head_weight(), tokens[mask], temperature, entropy)
+        else:
+            parts = TokenLogprob.apply(h, self.head_weight().to(h.dtype), tokens[mask], temperature, entropy)
         return tuple(torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, p) for p in parts)
 
     def reshard(self):

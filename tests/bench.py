@@ -291,13 +291,13 @@ def score_and_update(args):
         else:  # a micro-batch of the tiny recipe, and one of nothing: what its calls cost
             rows += [("tiny", random_folder(out / "tiny"), dtype, n, length) for dtype in ("float32", "bfloat16") for n, length in ((16, 120), (1, 2))]
             if args.model:
-                rows += [(Path(args.model).name, args.model, "bfloat16", 2048 // (100 + length) or 1, length)
+                rows += [(Path(args.model).name, args.model, "bfloat16", 8192 // (100 + length), length)
                          for length in ([64, 128, 256, 512, 1024] if args.growth else [256])]
             if args.growth:
-                rows += [(name, sized_folder(out, name), "bfloat16", 5, 256) for name in SIZES]
+                rows += [(name, sized_folder(out, name), "bfloat16", 23, 256) for name in SIZES]
         for name, folder, dtype, n, length in rows:
             trainer = bench_trainer(folder, out, [{"problem": "x", "answer": "1"}], dtype=dtype, train_batch=n, rollout_batch=n,
-                                    micro_tokens=2500, compile=args.compile)
+                                    micro_tokens=2560, compile=args.compile)
             config = trainer.policy.config
             samples = some_samples(config.vocab_size, n, min(20, length) if name in ("tiny", "toy") else 100, length)
             took = {"score": [], "update": []}

@@ -57,8 +57,7 @@ def scores_and_gradients(net, tokens, mask):
 @pytest.mark.parametrize("config", CONFIGS, ids=CONFIG_NAMES)
 def test_scores_and_gradients_are_as_near_to_float32_as_the_plain_ones(config, recompute, monkeypatch):
     kernels(tiny_llama(**config).bfloat16())
-    monkeypatch.setattr(cpu, "QUERIES", 48)  # sequences of several pieces
-    monkeypatch.setattr(M, "LOGIT_CHUNK", 100)
+    monkeypatch.setattr(cpu, "VOCABULARY", 40)  # several pieces
     net, (tokens, mask) = tiny_llama(**config), some_batch()
     for name, p in net.named_parameters():
         p.data += torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.1
@@ -90,39 +89,86 @@ def attention_in_float64(qkv, K, G, d, cos, sin, lengths):
     return torch.stack(out)[None]
 
 
-def test_attention_and_its_gradient_equal_float64(monkeypatch):
-    monkeypatch.setattr(cpu, "QUERIES", 40)
-    K, G, d, lengths = 2, 3, 16, torch.tensor([1, 32, 33, 90, 31])
+@pytest.mark.parametrize("tiles", [True, False], ids=["tiles", "loops"])
+@pytest.mark.parametrize("K, G, d", [(2, 3, 16), (1, 2, 64), (2, 1, 40)])
+def test_attention_and_its_gradient_equal_float64(K, G, d, tiles):
+    lengths = torch.tensor([1, 32, 33, 90, 31])
     library = kernels(tiny_llama(num_attention_heads=K * G, num_key_value_heads=K, head_dim=d).bfloat16())
-    N = int(lengths.sum())
-    angle = torch.rand(1, 1, N, d // 2, generator=torch.Generator().manual_seed(1)) * 6
-    cos, sin, grad = angle.cos().bfloat16(), angle.sin().bfloat16(), randn(1, N, K * G * d, seed=2)
-    qkv = randn(1, N, (G + 2) * K * d).requires_grad_()
-    exact = qkv.detach().double().requires_grad_()
-    y, expected = cpu.Attention.apply(library, qkv, K, G, d, cos, sin, lengths), attention_in_float64(exact, K, G, d, cos.double(), sin.double(), lengths)
-    y.backward(grad), expected.backward(grad.double())
-    for ours, theirs in ((y, expected), (qkv.grad, exact.grad)):
-        assert (ours.double() - theirs).abs().max() < 0.02 * theirs.abs().max()
-        assert (ours.double() - theirs).pow(2).mean() < 5e-5 * theirs.pow(2).mean()
+    if library.use_tiles(tiles) != tiles:
+        pytest.skip("this processor has no matrix unit")
+    try:
+        N = int(lengths.sum())
+        angle = torch.rand(1, 1, N, d // 2, generator=torch.Generator().manual_seed(1)) * 6
+        cos, sin, grad = angle.cos().bfloat16(), angle.sin().bfloat16(), randn(1, N, K * G * d, seed=2)
+        qkv = randn(1, N, (G + 2) * K * d).requires_grad_()
+        exact = qkv.detach().double().requires_grad_()
+        y, expected = cpu.Attention.apply(library, qkv, K, G, d, cos, sin, lengths), attention_in_float64(exact, K, G, d, cos.double(), sin.double(), lengths)
+        y.backward(grad), expected.backward(grad.double())
+        for ours, theirs in ((y, expected), (qkv.grad, exact.grad)):
+            assert (ours.double() - theirs).abs().max() < 0.02 * theirs.abs().max()
+            assert (ours.double() - theirs).pow(2).mean() < 5e-5 * theirs.pow(2).mean()
 
-    # what else lies end to end with a sequence changes no bit of it
-    other, mine = qkv.detach().clone(), slice(33, 66)
-    other[:, :33], other[:, 66:] = randn(1, 33, other.shape[2], seed=5) * 9, randn(1, N - 66, other.shape[2], seed=6) * 9
-    other.requires_grad_()
-    z = cpu.Attention.apply(library, other, K, G, d, cos, sin, lengths)
-    z.backward(grad)
-    assert torch.equal(z[:, mine], y[:, mine]) and torch.equal(other.grad[:, mine], qkv.grad[:, mine]) and not torch.equal(z[:, :33], y[:, :33])
+        # what else lies end to end with a sequence changes no bit of it, not even a NaN
+        other, mine = qkv.detach().clone(), slice(33, 66)
+        other[:, :33], other[:, 66:] = randn(1, 33, other.shape[2], seed=5) * 9, math.nan
+        other.requires_grad_()
+        z = cpu.Attention.apply(library, other, K, G, d, cos, sin, lengths)
+        z.backward(grad)
+        assert torch.equal(z[:, mine], y[:, mine]) and torch.equal(other.grad[:, mine], qkv.grad[:, mine]) and not torch.equal(z[:, :33], y[:, :33])
+    finally:
+        library.use_tiles(True)
+
+
+def test_attention_of_keys_far_apart_is_exact():
+    """Scores of some hundreds: a softmax that is one for one key, and no overflow."""
+    library, lengths = kernels(tiny_llama(num_attention_heads=1, num_key_value_heads=1, head_dim=32).bfloat16()), torch.tensor([40])
+    qkv, still = torch.zeros(1, 40, 3, 32).bfloat16(), torch.ones(1, 1, 40, 16).bfloat16()
+    qkv[0, :, 0, 0], qkv[0, :, 1, 0], qkv[0, :, 2] = 1000, torch.linspace(-40, 0, 40), randn(40, 32)
+    qkv[0, 7, 1, 0] = 60
+    y = cpu.Attention.apply(library, qkv.flatten(2), 1, 1, 32, still, still * 0, lengths)
+    assert torch.equal(y[0], torch.cat([qkv[0, :7, 2], qkv[0, 7:8, 2].expand(33, -1)]))
+
+
+@pytest.mark.parametrize("rows, cols", [(1, 1), (32, 64), (70, 33), (5, 100)])
+def test_turning_and_adding_gradients_is_exact(rows, cols):
+    library, x, held = kernels(tiny_llama().bfloat16()), randn(rows, cols), randn(cols, rows).float()
+    assert torch.equal(cpu.turned(library, x), x.t())
+    sums = held.clone()
+    library.add_turned(rows, cols, 0, cols, x, sums)
+    assert torch.equal(sums, held + x.t().float())
+    first, width = cols // 3, cols - cols // 3 - cols // 5
+    part = held[:width].clone()
+    library.add_turned(rows, cols, first, width, x, part)
+    assert torch.equal(part, held[:width] + x[:, first : first + width].t().float())
+    sums = held.clone()
+    library.add(x.numel(), x.t().contiguous(), sums)
+    assert torch.equal(sums, held + x.t().float())
+
+
+def test_gradients_of_masters_add_up_and_frozen_ones_get_none():
+    net, (tokens, mask) = tiny_llama(), some_batch()
+    kernels(tiny_llama().bfloat16())
+    net.model.dtype = torch.bfloat16
+    once = {name: g.clone() for name, g in scores_and_gradients(net, tokens, mask)[2].items()}
+    run = lambda: net.logprobs(tokens, mask, 0.7)[0]
+    (run() * torch.linspace(-1, 1, mask.numel()).view(mask.shape)).sum().backward()
+    for name, p in net.named_parameters():
+        assert torch.equal(p.grad, 2 * once[name]), name
+    net.zero_grad()
+    frozen = net.model.layers[0].mlp.down_proj.weight.requires_grad_(False)
+    run().sum().backward()
+    assert frozen.grad is None and all(p.grad is not None for p in net.parameters() if p is not frozen)
 
 
 def test_norm_and_its_gradient_equal_float64():
     library = kernels(tiny_llama().bfloat16())
-    for size, scale in ((32, 1.0), (77, 1e-3), (576, 100.0)):
-        x, weight, grad = (randn(1, 5, size, seed=1) * scale).requires_grad_(), randn(size, seed=2).requires_grad_(), randn(1, 5, size, seed=3)
-        y = cpu.RMSNorm.apply(library, x, weight, 1e-5)
+    for n, size, scale in ((5, 32, 1.0), (129, 77, 1e-3), (64, 576, 100.0)):
+        x, weight, grad, around = (randn(1, n, size, seed=1) * scale).requires_grad_(), randn(size, seed=2).requires_grad_(), randn(1, n, size, seed=3), randn(1, n, size, seed=4)
+        same, y = cpu.RMSNorm.apply(library, x, weight, 1e-5)
         exact_x, exact_weight = (p.detach().double().requires_grad_() for p in (x, weight))
         expected = F.rms_norm(exact_x, weight.shape, exact_weight, 1e-5)
-        y.backward(grad), expected.backward(grad.double())
-        assert ((y - expected).abs() <= 0.0041 * expected.abs()).all()
+        torch.autograd.backward([same, y], [around, grad]), torch.autograd.backward([exact_x * 1, expected], [around.double(), grad.double()])
+        assert torch.equal(same, x) and ((y - expected).abs() <= 0.0041 * expected.abs()).all()
         assert close(x.grad, exact_x.grad) and close(weight.grad, exact_weight.grad)
 
 
@@ -131,8 +177,8 @@ def test_a_norms_gradient_has_the_same_bits_for_any_number_of_threads():
     try:
         for n in (1, 2, 3):
             torch.set_num_threads(n)
-            x, weight = randn(1, 101, 200).requires_grad_(), randn(200, seed=1).requires_grad_()
-            cpu.RMSNorm.apply(library, x, weight, 1e-5).backward(randn(1, 101, 200, seed=2))
+            x, weight = randn(1, 201, 200).requires_grad_(), randn(200, seed=1).requires_grad_()
+            cpu.RMSNorm.apply(library, x, weight, 1e-5)[1].backward(randn(1, 201, 200, seed=2))
             found.append(torch.cat([x.grad.flatten(), weight.grad]))
     finally:
         torch.set_num_threads(threads)
@@ -153,20 +199,28 @@ def test_swiglu_and_its_gradient_equal_float64():
 
 @pytest.mark.parametrize("scale", [1, 30])
 def test_log_probs_of_logits_equal_float64(scale):
+    """By pieces of the vocabulary, of the last of which less than a whole one is left."""
     library = kernels(tiny_llama().bfloat16())
-    for V in (7, 97, 5000):
+    for V, piece in ((7, 7), (97, 40), (5000, 1024)):
         logits, targets, grad = randn(4, V, seed=V) * scale, torch.tensor([0, V - 1, 3, 3]), torch.tensor([1.0, -2.0, 0.0, 0.5])
         exact = (logits.double() / 0.7).requires_grad_()
         p = torch.log_softmax(exact, -1)
-        total, logprob, entropy, without = torch.empty(4, 4).unbind()
-        library.token_logprob(4, V, 1 / 0.7, logits, targets, total, without, None)
-        library.token_logprob(4, V, 1 / 0.7, logits, targets, total, logprob, entropy)
+        pieces = [(first, logits[:, first : first + piece].contiguous()) for first in range(0, V, piece)]
+        found = []
+        for with_entropy in (True, False):
+            top, (sum, mean, logit) = torch.full((4,), -1e30), torch.zeros(3, 4)
+            for first, x in pieces:
+                library.token_logprob(*x.shape, first, 1 / 0.7, x, targets, top, sum, mean if with_entropy else None, logit)
+            found.append((logit - top - sum.log(), sum.log() - mean / sum))
         expected = p[torch.arange(4), targets]
-        assert torch.allclose(logprob.double(), expected, atol=2e-5) and torch.equal(logprob, without)
+        (logprob, entropy), (without, _) = found
+        assert torch.equal(logprob, without) and torch.allclose(logprob.double(), expected, atol=2e-5)
         assert torch.allclose(entropy.double(), -(p.exp() * p).sum(-1), atol=2e-5)
         (expected * grad).sum().backward()
-        library.token_logprob_backward(4, V, 1 / 0.7, logits, targets, total, grad)
-        assert ((logits.double() - exact.grad / 0.7).abs() <= 0.0041 * exact.grad.abs() / 0.7 + 1e-6).all()
+        for first, x in pieces:
+            library.token_logprob_backward(*x.shape, first, 1 / 0.7, x, targets, top + sum.log(), grad)
+        theirs = exact.grad / 0.7
+        assert ((torch.cat([x for _, x in pieces], 1).double() - theirs).abs() <= 0.0041 * theirs.abs() + 1e-6).all()
 
 
 def test_a_number_that_is_not_finite_is_never_lost():

@@ -175,7 +175,7 @@ def test_the_plan_agrees_with_the_logits_of_several_chunks(dtype):
     h, weight = (torch.zeros(n, 4, dtype=dtype, requires_grad=True) for n in (1200, 4096))
     live = memory.Live()
     with live:
-        M.TokenLogprob.apply(h, weight, torch.zeros(1200, dtype=torch.long), 1.0, True, None)[0].sum().backward()
+        M.TokenLogprob.apply(h, weight, torch.zeros(1200, dtype=torch.long), 1.0, True)[0].sum().backward()
     planned = plan.logits(M.Config.from_dict(LLAMA_8B | dict(vocab_size=4096)), 1200)
     assert live.peak == pytest.approx(planned, rel=0.05)
 
