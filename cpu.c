@@ -13,8 +13,10 @@
 #include <omp.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef __AMX_BF16__
+#ifdef __AVX512BF16__
 #include <immintrin.h>
+#endif
+#ifdef __AMX_BF16__
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -204,45 +206,66 @@ static void start_tiles(void) {}
 static void end_tiles(void) {}
 #endif
 
-/* c [rows, cols] = a b, added to what c is if `add`. a [rows, depth] has rows of lda numbers, b [depth, cols] of ldb. b is in pairs: two of
-   its rows lie number by number side by side, [depth / 2, ldb, 2], as the matrix unit takes them. Sizes are multiples of T. */
-static inline void product(int64_t rows, int64_t cols, int64_t depth, const bf16 *a, int64_t lda, const bf16 *b, int64_t ldb, float *c, int add) {
-    for (int64_t i = 0; i < rows; i += T)
-        for (int64_t j = 0; j < cols; j += T) {
-            const bf16 *left = a + i * lda, *right = b + 2 * j;
-            float *out = c + i * cols + j;
+/* out [T, T], rows of `cols` numbers, = a [T, depth] b [depth, T], added to what is there if `add`; a's rows have lda numbers, b's ldb. b is in
+   pairs: two of its rows lie number by number side by side, [depth / 2, ldb, 2], as processors want them that multiply bfloat16. */
+static inline void block(int64_t depth, const bf16 *a, int64_t lda, const bf16 *b, int64_t ldb, float *out, int64_t cols, int add) {
 #ifdef __AMX_BF16__
-            if (tiles) {
-                float *low = out + 16 * cols;
-                if (add) {
-                    _tile_loadd(0, out, 4 * cols); _tile_loadd(1, out + 16, 4 * cols);
-                    _tile_loadd(2, low, 4 * cols); _tile_loadd(3, low + 16, 4 * cols);
-                } else {
-                    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-                }
-                for (int64_t k = 0; k < depth; k += 32) {
-                    _tile_loadd(4, left + k, 2 * lda); _tile_loadd(5, left + k + 16 * lda, 2 * lda);
-                    _tile_loadd(6, right + k * ldb, 4 * ldb); _tile_loadd(7, right + k * ldb + 32, 4 * ldb);
-                    _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
-                }
-                _tile_stored(0, out, 4 * cols); _tile_stored(1, out + 16, 4 * cols);
-                _tile_stored(2, low, 4 * cols); _tile_stored(3, low + 16, 4 * cols);
-                continue;
-            }
+    if (tiles) {
+        float *low = out + 16 * cols;
+        if (add) {
+            _tile_loadd(0, out, 4 * cols); _tile_loadd(1, out + 16, 4 * cols);
+            _tile_loadd(2, low, 4 * cols); _tile_loadd(3, low + 16, 4 * cols);
+        } else {
+            _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+        }
+        for (int64_t k = 0; k < depth; k += 32) {
+            _tile_loadd(4, a + k, 2 * lda); _tile_loadd(5, a + k + 16 * lda, 2 * lda);
+            _tile_loadd(6, b + k * ldb, 4 * ldb); _tile_loadd(7, b + k * ldb + 32, 4 * ldb);
+            _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+        }
+        _tile_stored(0, out, 4 * cols); _tile_stored(1, out + 16, 4 * cols);
+        _tile_stored(2, low, 4 * cols); _tile_stored(3, low + 16, 4 * cols);
+        return;
+    }
 #endif
-            for (int r = 0; r < T; r += 4) {
-                float sum[4][T];
-                for (int s = 0; s < 4; s++)
-                    for (int x = 0; x < T; x++) sum[s][x] = add ? out[(r + s) * cols + x] : 0;
-                for (int64_t k = 0; k < depth; k += 2)
-                    for (int s = 0; s < 4; s++) {
-                        float even = get(left[(r + s) * lda + k]), odd = get(left[(r + s) * lda + k + 1]);
-                        for (int x = 0; x < T; x++) sum[s][x] += even * get(right[k * ldb + 2 * x]) + odd * get(right[k * ldb + 2 * x + 1]);
-                    }
-                for (int s = 0; s < 4; s++)
-                    for (int x = 0; x < T; x++) out[(r + s) * cols + x] = sum[s][x];
+#ifdef __AVX512BF16__
+    for (int r = 0; r < T; r += 8) {
+        __m512 sum[8][2];
+        for (int s = 0; s < 8; s++) sum[s][0] = sum[s][1] = _mm512_setzero_ps();
+        for (int64_t k = 0; k < depth; k += 2) {
+            __m512bh left = (__m512bh)_mm512_loadu_si512(b + k * ldb), right = (__m512bh)_mm512_loadu_si512(b + k * ldb + 32);
+            for (int s = 0; s < 8; s++) {
+                int pair;
+                memcpy(&pair, a + (r + s) * lda + k, 4);
+                __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+                sum[s][0] = _mm512_dpbf16_ps(sum[s][0], x, left);
+                sum[s][1] = _mm512_dpbf16_ps(sum[s][1], x, right);
             }
         }
+        for (int s = 0; s < 8; s++)
+            for (int x = 0; x < 2; x++) {
+                float *to = out + (r + s) * cols + 16 * x;
+                _mm512_storeu_ps(to, add ? _mm512_add_ps(_mm512_loadu_ps(to), sum[s][x]) : sum[s][x]);
+            }
+    }
+#else
+    for (int r = 0; r < T; r += 4) {
+        float sum[4][T] = {{0}};
+        for (int64_t k = 0; k < depth; k += 2)
+            for (int s = 0; s < 4; s++) {
+                float even = get(a[(r + s) * lda + k]), odd = get(a[(r + s) * lda + k + 1]);
+                for (int x = 0; x < T; x++) sum[s][x] += even * get(b[k * ldb + 2 * x]) + odd * get(b[k * ldb + 2 * x + 1]);
+            }
+        for (int s = 0; s < 4; s++)
+            for (int x = 0; x < T; x++) out[(r + s) * cols + x] = sum[s][x] + (add ? out[(r + s) * cols + x] : 0);
+    }
+#endif
+}
+
+/* c [rows, cols] by such blocks; sizes are multiples of T */
+static inline void product(int64_t rows, int64_t cols, int64_t depth, const bf16 *a, int64_t lda, const bf16 *b, int64_t ldb, float *c, int add) {
+    for (int64_t i = 0; i < rows; i += T)
+        for (int64_t j = 0; j < cols; j += T) block(depth, a + i * lda, lda, b + 2 * j, ldb, c + i * cols + j, cols, add);
 }
 
 /* x [rows, size] -> its pairs */

@@ -1,5 +1,6 @@
 """cpu.py and cpu.c against the model's own forward and backward, and each kernel against float64."""
 import math
+import platform
 
 import pytest
 import torch
@@ -89,12 +90,17 @@ def attention_in_float64(qkv, K, G, d, cos, sin, lengths):
     return torch.stack(out)[None]
 
 
-@pytest.mark.parametrize("tiles", [True, False], ids=["tiles", "loops"])
+@pytest.mark.parametrize("how", ["tiles", "vectors", "loops"])
 @pytest.mark.parametrize("K, G, d", [(2, 3, 16), (1, 2, 64), (2, 1, 40)])
-def test_attention_and_its_gradient_equal_float64(K, G, d, tiles):
+def test_attention_and_its_gradient_equal_float64(K, G, d, how, monkeypatch):
     lengths = torch.tensor([1, 32, 33, 90, 31])
-    library = kernels(tiny_llama(num_attention_heads=K * G, num_key_value_heads=K, head_dim=d).bfloat16())
-    if library.use_tiles(tiles) != tiles:
+    kernels(tiny_llama().bfloat16())
+    if how == "loops":  # compiled as for a processor that has neither
+        cpu.compiled.cache_clear()
+        if platform.machine() == "x86_64":
+            monkeypatch.setenv("CC", "cc -mno-avx512bf16 -mno-amx-bf16")
+    library = cpu.compiled(d, G)
+    if library.use_tiles(how == "tiles") != (how == "tiles"):
         pytest.skip("this processor has no matrix unit")
     try:
         N = int(lengths.sum())
@@ -117,6 +123,8 @@ def test_attention_and_its_gradient_equal_float64(K, G, d, tiles):
         assert torch.equal(z[:, mine], y[:, mine]) and torch.equal(other.grad[:, mine], qkv.grad[:, mine]) and not torch.equal(z[:, :33], y[:, :33])
     finally:
         library.use_tiles(True)
+        if how == "loops":
+            cpu.compiled.cache_clear()
 
 
 def test_attention_of_keys_far_apart_is_exact():
