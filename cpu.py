@@ -159,6 +159,23 @@ class Linear(Function):
         return None, grad @ weight, grad if ctx.needs_input_grad[2] else None, *(g for pair in zip(gradients, biases) for g in pair)
 
 
+class Embedding(Function):
+    """Rows of a master, tokens [B, T] -> [B, T, D] of a type; the gradient is added to these rows alone."""
+
+    @staticmethod
+    def forward(ctx, weight, tokens, dtype):
+        ctx.save_for_backward(tokens)
+        ctx.weight = weight
+        return F.embedding(tokens, weight).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        tokens, = ctx.saved_tensors
+        gradient_of(ctx.weight).index_add_(0, tokens.flatten(), grad.flatten(0, 1).float())
+        return None, None, None
+
+
 class TokenLogprob(Function):
     """model.TokenLogprob, by pieces of the vocabulary instead of tokens: logits [N, VOCABULARY] stay in the processor's cache, and a
     piece's weights are read once."""

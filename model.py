@@ -233,8 +233,7 @@ class Trunk(nn.Module):
             positions = torch.cat([torch.arange(n) for n in lengths.tolist()])[None].to(tokens.device)
         elif positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        x = self.embed_tokens(tokens)
-        x = x.to(self.dtype or x.dtype)
+        x = self.embed(tokens)
         cos, sin = self.rotation(positions, x.dtype)
         for block in self.layers:
             if self.recompute and torch.is_grad_enabled():
@@ -242,6 +241,13 @@ class Trunk(nn.Module):
             else:
                 x = block(x, cos, sin, lengths, attend)
         return self.norm(x)
+
+    def embed(self, tokens):
+        weight = self.embed_tokens.weight
+        if self.dtype == torch.bfloat16 and weight.device.type == "cpu" and cpu.is_master(weight):
+            return cpu.Embedding.apply(weight, tokens, self.dtype)  # the same, without a gradient [V, D] of zeros
+        x = self.embed_tokens(tokens)
+        return x.to(self.dtype or x.dtype)
 
     def rotation(self, positions, dtype):
         """RoPE's cosine and sine at positions [B, T]: [B, 1, T, d/2]."""

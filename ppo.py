@@ -247,7 +247,7 @@ def clip_gradients(net, limit):
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
     total = torch.nn.utils.get_total_norm(gradients)
     norm = float(M.full(total))
-    if math.isfinite(norm):
+    if math.isfinite(norm) and norm + 1e-6 > limit:  # else it would multiply all by one
         torch.nn.utils.clip_grads_with_norm_(net.parameters(), limit, total)
     return norm
 

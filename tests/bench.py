@@ -279,8 +279,9 @@ SIZES = {"10M": (256, 768, 8), "30M": (384, 1024, 16), "135M": (576, 1536, 30), 
 
 
 def score_and_update(args):
-    """Seconds, tokens and share of the matrix peak of scoring (policy, reference and critic forward) and of the update (policy and
-    critic forward, backward, Adam). Scoring's FLOPs are a third of model.flops: forward alone."""
+    """Seconds, tokens and share of the matrix peak (the best seen before any of the rounds) of scoring (policy, reference and critic
+    forward) and of the update (policy and critic forward, backward, Adam) of one minibatch of about 6,000 tokens, three micro-batches.
+    Scoring's FLOPs are a third of model.flops: forward alone."""
     M.keep_freed_memory()
     print(peaks())
     print(f"{'model':18} {'phase':7} {'type':9} {'samples':>7} {'tokens':>7} {'response':>9} {'s':>8} {'tokens/s':>9} {'GFLOP/s':>8} {'of peak':>8} {'limit s':>8}")
@@ -291,18 +292,18 @@ def score_and_update(args):
         else:  # a micro-batch of the tiny recipe, and one of nothing: what its calls cost
             rows += [("tiny", random_folder(out / "tiny"), dtype, n, length) for dtype in ("float32", "bfloat16") for n, length in ((16, 120), (1, 2))]
             if args.model:
-                rows += [(Path(args.model).name, args.model, "bfloat16", 8192 // (100 + length), length)
+                rows += [(Path(args.model).name, args.model, "bfloat16", 6144 // (100 + length), length)
                          for length in ([64, 128, 256, 512, 1024] if args.growth else [256])]
             if args.growth:
-                rows += [(name, sized_folder(out, name), "bfloat16", 23, 256) for name in SIZES]
+                rows += [(name, sized_folder(out, name), "bfloat16", 17, 256) for name in SIZES]
         for name, folder, dtype, n, length in rows:
             trainer = bench_trainer(folder, out, [{"problem": "x", "answer": "1"}], dtype=dtype, train_batch=n, rollout_batch=n,
                                     micro_tokens=2560, compile=args.compile)
             config = trainer.policy.config
             samples = some_samples(config.vocab_size, n, min(20, length) if name in ("tiny", "toy") else 100, length)
-            took = {"score": [], "update": []}
+            took, peak = {"score": [], "update": []}, 0
             for _ in range(args.rounds + 1):  # the first warms up
-                trainer.step = 0
+                trainer.step, peak = 0, max(peak, M.matrix_peak(torch.device("cpu"), trainer.dtype))  # the machine's speed goes up and down
                 started = time.perf_counter()
                 batch = trainer.experience(samples)
                 scored = time.perf_counter()
@@ -312,7 +313,6 @@ def score_and_update(args):
             lengths, actions = batch["length"].tolist(), int(batch["mask"].sum())
             flops = {"update": trainer.flops(lengths, actions, metrics)}
             flops["score"] = (flops["update"] + M.flops(config, lengths, actions)) / 3  # forward alone, and the reference beside the two nets
-            peak = M.matrix_peak(torch.device("cpu"), trainer.dtype)
             for phase, times in took.items():
                 seconds, work = statistics.median(times[1:]), flops[phase]
                 print(f"{name:18} {phase:7} {dtype:9} {n:7} {sum(lengths):7} {length:9} {seconds:8.3f} {sum(lengths) / seconds:9.0f} "
