@@ -1,9 +1,10 @@
-/* What the model does on CPU in bfloat16 between its matrix products: RMSNorm, SwiGLU, RoPE, softmax, attention of a decode step
+/* What the model does on CPU in bfloat16 beside its matrix products: RMSNorm, SwiGLU, RoPE, attention of training and of a decode step
    over the KV cache, log-probs of tokens; for training, with what their gradients need.
 
    The definition is model.py with KVCache.attend (decode.py); tests/test_cpu.py holds this file to it. Each kernel reads its
    numbers once or from the processor's cache, where torch's operations go through memory several times. Plain loops: the compiler
-   makes vectors of them. cpu.py compiles this file for the machine and the model's D, G and BLOCK, and passes contiguous tensors.
+   makes vectors of them; only the products inside attention (`block`) name the processor's instructions. cpu.py compiles this file for
+   the machine and the model's D, G and BLOCK, and passes contiguous tensors.
 
    Shapes: n rows, H query heads, K key heads, G = H / K, D = head size, BLOCK = positions of a block of the cache. */
 #ifdef __AVX512F__
