@@ -317,6 +317,7 @@ def score_and_update(args):
                 seconds, work = statistics.median(times[1:]), flops[phase]
                 print(f"{name:18} {phase:7} {dtype:9} {n:7} {sum(lengths):7} {length:9} {seconds:8.3f} {sum(lengths) / seconds:9.0f} "
                       f"{work / seconds / 1e9:8.0f} {work / seconds / peak:8.0%} {work / peak:8.3f}", flush=True)
+            del trainer, batch  # before the next one is built
 
 
 def gsm8k(limit):
