@@ -14,7 +14,7 @@
 #include <omp.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef __AVX512BF16__
+#if defined __AVX512BF16__ || defined __AMX_BF16__
 #include <immintrin.h>
 #endif
 #ifdef __AMX_BF16__
@@ -299,6 +299,17 @@ static inline int64_t up(int64_t n) { return (n + T - 1) / T * T; }
 /* numbers that a thread needs for sequences of up to n tokens */
 int64_t attention_room(int64_t n) { return up(n) * (4 * T + 4 * W) + 4 * T * W; }
 
+/* The i-th unit of work: a key head h of a sequence of n tokens from `start` on, m of them with what makes whole blocks; x, c and s are its
+   first rows of qkv, cosine and sine, room is this thread's. */
+typedef struct { int64_t start, h, n, m; const bf16 *x, *c, *s; float *room; } Unit;
+
+static inline Unit unit_of(int64_t i, int64_t K, const int64_t *lengths, const bf16 *qkv, const bf16 *cosine, const bf16 *sine, float *rooms, int64_t size) {
+    int64_t start = 0, n = lengths[i / K];
+    for (int64_t j = 0; j < i / K; j++) start += lengths[j];
+    return (Unit){start, i % K, n, up(n), qkv + start * (G + 2) * K * D, cosine + start * (D / 2), sine + start * (D / 2),
+                  rooms + omp_get_thread_num() * size};
+}
+
 static inline float *take(float **room, int64_t n) { return (*room += n) - n; }
 static inline bf16 *take_half(float **room, int64_t n) { return (bf16 *)take(room, n / 2); }
 
@@ -313,10 +324,10 @@ void attention(int64_t count, int64_t K, const int64_t *lengths, const bf16 *qkv
         start_tiles();
 #pragma omp for schedule(dynamic)
         for (int64_t unit = 0; unit < count * K; unit++) {
-            int64_t start = 0, h = unit % K, n = lengths[unit / K], m = up(n);
-            for (int64_t i = 0; i < unit / K; i++) start += lengths[i];
-            const bf16 *x = qkv + start * stride, *c = cosine + start * (D / 2), *s = sine + start * (D / 2);
-            float *room = rooms + omp_get_thread_num() * size, *score = take(&room, T * m), *y = take(&room, T * W);
+            Unit u = unit_of(unit, K, lengths, qkv, cosine, sine, rooms, size);
+            int64_t start = u.start, h = u.h, n = u.n, m = u.m;
+            const bf16 *x = u.x, *c = u.c, *s = u.s;
+            float *room = u.room, *score = take(&room, T * m), *y = take(&room, T * W);
             bf16 *p = take_half(&room, T * m), *q = take_half(&room, T * W);
             bf16 *rows = take_half(&room, m * W), *k = take_half(&room, m * W), *v = take_half(&room, m * W);
             gather(n, m, x + (H + h) * D, stride, c, s, rows);
@@ -325,7 +336,7 @@ void attention(int64_t count, int64_t K, const int64_t *lengths, const bf16 *qkv
             pairs(m, W, rows, v);
             for (int64_t g = h * G; g < (h + 1) * G; g++)
                 for (int64_t first = 0; first < n; first += T) {
-                    int64_t end = first + T, here = n < end ? n - first : T;
+                    int64_t end = first + T, here = least(T, n - first);
                     gather(here, T, x + first * stride + g * D, stride, c + first * (D / 2), s + first * (D / 2), q);
                     product(T, end, W, q, W, k, m, score, 0);
                     float sum[T];
@@ -359,11 +370,11 @@ void attention_backward(int64_t count, int64_t K, const int64_t *lengths, const 
         start_tiles();
 #pragma omp for schedule(dynamic)
         for (int64_t unit = 0; unit < count * K; unit++) {
-            int64_t start = 0, h = unit % K, n = lengths[unit / K], m = up(n);
-            for (int64_t i = 0; i < unit / K; i++) start += lengths[i];
-            const bf16 *x = qkv + start * stride, *c = cosine + start * (D / 2), *s = sine + start * (D / 2);
+            Unit u = unit_of(unit, K, lengths, qkv, cosine, sine, rooms, size);
+            int64_t start = u.start, h = u.h, n = u.n, m = u.m;
+            const bf16 *x = u.x, *c = u.c, *s = u.s;
             bf16 *to = grad_qkv + start * stride, one[D];
-            float *room = rooms + omp_get_thread_num() * size, *p = take(&room, m * T), *dp = take(&room, m * T);
+            float *room = u.room, *p = take(&room, m * T), *dp = take(&room, m * T);
             float *dk = take(&room, m * W), *dv = take(&room, m * W), *dq = take(&room, W * T);
             bf16 *k = take_half(&room, m * W), *v = take_half(&room, m * W), *turned = take_half(&room, W * m);
             bf16 *probability = take_half(&room, m * T), *ds = take_half(&room, m * T), *ds_pairs = take_half(&room, m * T);
@@ -371,12 +382,12 @@ void attention_backward(int64_t count, int64_t K, const int64_t *lengths, const 
             bf16 *dy = take_half(&room, T * W), *dy_turned = take_half(&room, T * W);
             gather(n, m, x + (H + h) * D, stride, c, s, k);
             gather(n, m, x + (H + K + h) * D, stride, NULL, NULL, v);
-            for (int64_t j = 0; j < m; j++)
-                for (int64_t i = 0; i < W; i++) turned[i * m + j] = k[j * W + i];
+            for (int64_t j = 0; j < m; j += T)
+                for (int64_t i = 0; i < W; i += T) turn_block(T, T, k + j * W + i, W, turned + i * m + j, m);
             memset(dk, 0, m * W * sizeof(float)), memset(dv, 0, m * W * sizeof(float));
             for (int64_t g = h * G; g < (h + 1) * G; g++)
                 for (int64_t first = 0; first < n; first += T) {
-                    int64_t end = first + T, here = n < end ? n - first : T, at = (start + first) * H + g;
+                    int64_t end = first + T, here = least(T, n - first), at = (start + first) * H + g;
                     gather(here, T, x + first * stride + g * D, stride, c + first * (D / 2), s + first * (D / 2), rows);
                     pairs(T, W, rows, q), turned_pairs(T, rows, q_turned);
                     gather(here, T, grad + at * D, H * D, NULL, NULL, rows);

@@ -144,18 +144,19 @@ class Linear(Function):
         (x, weight), sizes = ctx.saved_tensors, [len(w) for w in ctx.weights]
         grad = grad.contiguous()
         biases = grad[0].sum(0).split(sizes) if ctx.biased else [None] * len(sizes)
-        if not all(map(is_master, ctx.weights)):
-            gradients = (turned(ctx.library, grad[0]) @ x[0]).split(sizes)
+        gradients, masters = [None] * len(sizes), all(map(is_master, ctx.weights))
+        if masters and x.shape[2] <= grad.shape[2]:  # the smaller one is turned
+            product, first = turned(ctx.library, x[0]) @ grad[0], 0  # [in, sum of out]
+            for w in ctx.weights:
+                ctx.library.add_turned(*product.shape, first, len(w), product, gradient_of(w))
+                first += len(w)
         else:
-            gradients = [None] * len(sizes)
-            if x.shape[2] <= grad.shape[2]:  # the smaller one is turned
-                product, first = turned(ctx.library, x[0]) @ grad[0], 0  # [in, sum of out]
-                for w in ctx.weights:
-                    ctx.library.add_turned(*product.shape, first, len(w), product, gradient_of(w))
-                    first += len(w)
-            else:
-                for w, product in zip(ctx.weights, (turned(ctx.library, grad[0]) @ x[0]).split(sizes)):
+            products = (turned(ctx.library, grad[0]) @ x[0]).split(sizes)
+            if masters:
+                for w, product in zip(ctx.weights, products):
                     ctx.library.add(product.numel(), product, gradient_of(w))
+            else:
+                gradients = products
         return None, grad @ weight, grad if ctx.needs_input_grad[2] else None, *(g for pair in zip(gradients, biases) for g in pair)
 
 
@@ -203,16 +204,17 @@ class TokenLogprob(Function):
     def backward(ctx, grad, _):
         (h, targets, total), weight, library = ctx.saved_tensors, ctx.weight, ctx.library
         grad, grad_h, h_turned = grad.contiguous(), torch.zeros(h.shape), turned(library, h)
-        grad_weight = gradient_of(weight) if is_master(weight) else torch.empty_like(weight)
+        master = is_master(weight)
+        grad_weight = gradient_of(weight) if master else torch.empty_like(weight)
         for first, w, d in TokenLogprob.pieces(h, weight):
             library.token_logprob_backward(*d.shape, first, 1 / ctx.temperature, d, targets, total, grad)
             library.add(h.numel(), d @ w, grad_h)
             product, part = h_turned @ d, grad_weight[first : first + len(w)]
-            if is_master(weight):
+            if master:
                 library.add_turned(*product.shape, 0, len(w), product, part)
             else:
                 part.copy_(product.t())
-        return None, grad_h.to(h.dtype), None if is_master(weight) else grad_weight, None, None, None
+        return None, grad_h.to(h.dtype), None if master else grad_weight, None, None, None
 
 
 class SwiGLU(Function):

@@ -298,7 +298,7 @@ def score_and_update(args):
                 rows += [(name, sized_folder(out, name), "bfloat16", 17, 256) for name in SIZES]
         for name, folder, dtype, n, length in rows:
             trainer = bench_trainer(folder, out, [{"problem": "x", "answer": "1"}], dtype=dtype, train_batch=n, rollout_batch=n,
-                                    micro_tokens=3200, compile=args.compile)
+                                    micro_tokens=args.micro_tokens, compile=args.compile)
             config = trainer.policy.config
             samples = some_samples(config.vocab_size, n, min(20, length) if name in ("tiny", "toy") else 100, length)
             took, peak = {"score": [], "update": []}, 0
@@ -407,7 +407,7 @@ def main(words=None):
         p.add_argument("--prompts", type=int, default=32)
         p.add_argument("--slots", type=int, default=32)
         p.add_argument("--max-response", type=int, default=256)
-        p.add_argument("--micro-tokens", type=int, default=2560)
+        p.add_argument("--micro-tokens", type=int, default=3200 if name == "update" else 2560)
         p.add_argument("--child", help=argparse.SUPPRESS)
         p.set_defaults(function=function)
     args = parser.parse_args(words)
