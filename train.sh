@@ -45,12 +45,6 @@ setup_tests() {
 
 TINY=data/tiny
 
-# A stage inside a job of torchrun: each stage's process group meets at a port of its own, the last one's may still be closing.
-joined() {
-    MASTER_PORT=$((MASTER_PORT + 1)) TORCHELASTIC_USE_AGENT_STORE=False python "$@"
-    MASTER_PORT=$((MASTER_PORT + 1))
-}
-
 # The three stages of SFT: $1 is the folder of the runs, $2 the file of demonstrations.
 tiny_sft() {
     local small="--dtype float32 --no-recompute --seed $SEED"
@@ -87,96 +81,11 @@ tiny() {
     echo "train.sh: done in $((SECONDS - started)) s"
 }
 
-# The paper's comparison: for each seed one SFT model, from it PPO with each exploration reward, then held-out problems.
-# Whatever is finished is kept: the same command goes on where it was stopped.
-experiment() {
-    local arm arms
-    case $SETTING in
-        main) arms="none length steps anneal only" ;;
-        rare) arms="none length steps anneal" ;;
-        hacking) arms="unguarded guarded" ;;
-        *) echo "train.sh: SETTING is $SETTING, expected main, rare or hacking" >&2; exit 2 ;;
-    esac
-    for SEED in ${SEEDS:-0 1 2 3 4}; do
-        finished "$RUN/seed-$SEED/start" start
-        for arm in ${ARMS:-$arms}; do
-            finished "$RUN/seed-$SEED/$arm" arm "$arm"
-        done
-    done
-    python data/experiment.py "$RUN" --figure "$RUN/figure.svg"
-    python rlsp.py report "$RUN"/seed-*/*/ppo "$RUN"/seed-*/*/eval --out "$RUN/report.html"
-}
-
-# Make the folder $1 with the command that follows: under another name until it is complete.
-finished() {
-    if [ -d "$1" ]; then return; fi
-    rm -rf "$1.part"
-    "${@:2:1}" "$1.part" "${@:3}"
-    mv "$1.part" "$1"
-}
-
-start() {
-    local demonstrations=$TINY/sft.jsonl
-    if [ "$SETTING" = rare ]; then  # the same problems and the same other files; 10 % of the demonstrations search instead of 20 %
-        python data/generate.py --out "$1/data" --direct 0.66 --partial 0.24 --search 0.06
-        demonstrations=$1/data/sft.jsonl
-    fi
-    tiny_sft "$1" "$demonstrations"
-    tiny_eval "$1/eval" --samples 8 --model "$1/sft/model"  # 8: for a majority vote that costs what one long response costs
-}
-
-arm() {
-    local flags
-    case "$2" in
-        none) flags="--exploration none" ;;
-        length) flags="" ;;
-        steps) flags="--exploration steps --steps-scale 10" ;;
-        anneal) flags="--alpha-end 1" ;;  # the length reward fades out
-        only) flags="--alpha 0" ;;  # the length reward without any outcome
-        *guarded) flags="--steps 30 --exploration none --reward data/hacking.py:$2" ;;
-    esac
-    echo "== seed $SEED, $2"
-    tiny_ppo "$RUN/seed-$SEED/start/sft/model" "$1/ppo" $flags
-    tiny_eval "$1/eval" --samples 4 --model "$1/ppo/model"
-}
-
-large() {
-    local n launch policy=$MODEL shards=${SHARD_RANKS:+--shard-ranks $SHARD_RANKS} sampler=${SAMPLER:+--sampler $SAMPLER}
-    export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}  # less lost between pieces of memory
-    n=$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')
-    if [ -n "${RANK:-}" ]; then launch=joined
-    elif [ "${NNODES:-1}" -gt 1 ]; then
-        : "${RDZV:?train.sh: NNODES is given, RDZV (host:port of node 0, the same on all nodes) is not}" "${NODE_RANK:?train.sh: NNODES is given, NODE_RANK (0 to NNODES - 1) is not}"
-        launch="torchrun --nnodes $NNODES --node_rank $NODE_RANK --master_addr ${RDZV%:*} --master_port ${RDZV##*:} --nproc_per_node $n"
-    elif [ "$n" = 1 ]; then launch=python
-    else launch="torchrun --standalone --nproc_per_node $n"
-    fi
-    if [ -n "${SFT_DATA:-}" ]; then
-        stage sft model/tokenizer.json --model "$MODEL" --data "$SFT_DATA" --seed "$SEED" $shards
-        policy=$RUN/sft/model
-    fi
-    stage ppo model/tokenizer.json --model "$policy" --data "$DATA" --seed "$SEED" $shards $sampler "$@"
-    if [ -n "${EVAL_DATA:-}" ]; then
-        stage eval summary.json --model "$policy" "$RUN/ppo/model" --data "$EVAL_DATA" --seed "$SEED" $shards $sampler
-    fi
-}
-
-# Stage $1 of RUN, which ends by writing $2: begun, gone on with, or left alone if it is done, so that a job that its scheduler starts
-# again needs no other words. torchrun makes 1 of every exit status: a stage that a signal stopped has left a file, 75 asks for requeuing.
-stage() {
-    local out=$RUN/$1 how=--out status=0
-    if [ -e "$out/$2" ]; then echo "train.sh: $out is done"; return; fi
-    if [ -e "$out/config.json" ]; then how=--resume; fi
-    $launch rlsp.py "$1" $how "$out" "${@:3}" || status=$?
-    if [ "$status" != 0 ] && [ -e "$out/stopped" ]; then status=75; fi
-    if [ "$status" != 0 ]; then exit "$status"; fi
-}
-
 SEED=${SEED:-0}
 setup
 case "${1:-}" in
     setup) ;;
-    experiment) SETTING=${SETTING:-main}; RUN=${RUN:-runs/experiment-$SETTING}; experiment ;;
+    experiment) SETTING=${SETTING:-main}; RUN=${RUN:-runs/experiment-$SETTING}; . docs/results/experiment.sh; experiment ;;
     test) shift; setup_tests; exec python -m pytest "$@" ;;
     *)
         if [ -n "${MODEL:-}" ]; then
@@ -188,6 +97,7 @@ case "${1:-}" in
                 echo "train.sh: RUN is not given; expected the same folder on all nodes" >&2; exit 2
             fi
             RUN=${RUN:-runs/$(basename "$MODEL")-$stamp}
+            . lib/launch.sh
             large "$@"
         else
             RUN=${RUN:-runs/tiny-$(date +%Y%m%d-%H%M%S)}

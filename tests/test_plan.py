@@ -253,7 +253,7 @@ def test_the_runs_of_the_readme_are_not_refused():
 # ---- train.sh inside a job of torchrun
 
 def test_train_sh_joins_the_job_of_torchrun(folder, tmp_path):  # noqa: F811
-    for name in (*(f.name for f in ROOT.glob("*.py")), "requirements.txt", "data"):
+    for name in (*(f.name for f in ROOT.glob("*.py")), "requirements.txt", "data", "lib"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "train.sh").write_text((ROOT / "train.sh").read_text())  # it works where it lies
     (tmp_path / ".venv").mkdir()
