@@ -92,7 +92,8 @@ def rewind(run, step):
     clear(run / "checkpoints")
     for left in (f for pattern in (".tmp*", ".part-*", ".*.part") for f in (run / "model").glob(pattern)):
         left.unlink()  # of a model half written; .tmp* is safetensors'
-    (run / "stopped").unlink(missing_ok=True)
+    for mark in ("stopped", "done"):
+        (run / mark).unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------------- signals

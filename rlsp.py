@@ -12,7 +12,8 @@ What was killed goes on with: rlsp.py sft | ppo | eval --resume RUN
 
 Exit status: 0 done; 2 bad input, with one line on standard error, before anything is computed or written; 1 it cannot go on (a
 number that is not finite, a full disk, ...), one line; 75 stopped by SIGTERM or SIGINT with a checkpoint written: start it again
-with --resume. torchrun makes 1 of any failure, therefore RUN/stopped exists as long as a run is stopped in this way.
+with --resume. torchrun makes 1 of any failure, therefore RUN/stopped exists as long as a run is stopped in this way. RUN/done is the
+last file that a run writes: with it, everything is there.
 """
 import argparse
 import contextlib
@@ -29,6 +30,10 @@ import sys
 import time
 import traceback
 from pathlib import Path
+
+# The pieces in which CUDA's memory is kept then grow and are given back; less is lost between them. torch reads this when it starts.
+if "PYTORCH_ALLOC_CONF" not in os.environ:
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import torch
 import torch.distributed as dist
@@ -612,16 +617,33 @@ def leave(status, line="", error=None):
     sys.exit(status)
 
 
+def planned(args):
+    """What of a run's length may be changed at --resume, as RUN/done has it: a run that is to be longer than it was is not done."""
+    return json.dumps({name: value for name, value in vars(args).items() if name in ("epochs", "steps")}) + "\n"
+
+
+def is_done(args):
+    mark = Path(args.run) / "done"
+    return args.resume and not vars(args).get("checkpoint") and mark.is_file() and mark.read_text(encoding="utf-8") == planned(args)
+
+
 @record  # under torchrun its summary then shows the error that came first
 def main():
     with checked_input():
         args = read_flags(sys.argv[1:])
     M.keep_freed_memory()
     function = args.__dict__.pop("function")
-    if args.command in ("sft", "ppo", "eval"):
+    writes_a_run = args.command in ("sft", "ppo", "eval")
+    if writes_a_run and is_done(args):
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{args.run} is done")
+        return
+    if writes_a_run:
         checkpoint.signals.install()
     try:
         function(args)
+        if writes_a_run:
+            checkpoint.together(lambda: M.write_text(Path(args.run) / "done", planned(args)))
         if dist.is_initialized():
             M.stop_processes()
     except checkpoint.Stopped as e:

@@ -1,40 +1,96 @@
-# PPO on a Hugging Face model, `MODEL=folder DATA=file bash train.sh`: on one process, through torchrun on all GPUs of one node or of
-# several, or inside a job that torchrun has started. train.sh reads this file.
+# How train.sh starts what it runs: signals, stages, and the recipe for large models. train.sh reads this
+# file.
 
-# A stage inside a job of torchrun: each stage's process group meets at a port of its own, the last one's may still be closing.
-joined() {
-    MASTER_PORT=$((MASTER_PORT + 1)) TORCHELASTIC_USE_AGENT_STORE=False python "$@"
-    MASTER_PORT=$((MASTER_PORT + 1))
+die() { echo "train.sh: $1" >&2; exit "${2:-2}"; }
+
+# A batch system may signal this shell alone, and as process 1 of a container a shell without traps hears
+# nothing: what asks for an end is passed on, always as TERM, which rlsp.py, torchrun and pip all know. (HUP
+# or USR1 would end torchrun before its ranks.)
+signals=0 caught='' child=''
+
+forward() {
+    signals=$((signals + 1))
+    caught=$1
+    if [ -n "$child" ]; then kill -TERM "$child" 2> /dev/null || true; fi
 }
 
-large() {
-    local n launch policy=$MODEL shards=${SHARD_RANKS:+--shard-ranks $SHARD_RANKS} sampler=${SAMPLER:+--sampler $SAMPLER}
-    export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}  # less lost between pieces of memory
-    n=$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')
-    if [ -n "${RANK:-}" ]; then launch=joined
-    elif [ "${NNODES:-1}" -gt 1 ]; then
-        : "${RDZV:?train.sh: NNODES is given, RDZV (host:port of node 0, the same on all nodes) is not}" "${NODE_RANK:?train.sh: NNODES is given, NODE_RANK (0 to NNODES - 1) is not}"
-        launch="torchrun --nnodes $NNODES --node_rank $NODE_RANK --master_addr ${RDZV%:*} --master_port ${RDZV##*:} --nproc_per_node $n"
-    elif [ "$n" = 1 ]; then launch=python
-    else launch="torchrun --standalone --nproc_per_node $n"
+for name in TERM INT HUP USR1; do trap "forward $name" "$name"; done
+
+# The command's exit status, whatever signals come meanwhile; nothing is begun after one.
+run() {
+    local before status
+    if [ -n "$caught" ]; then exit 75; fi
+    "$@" < /dev/null &
+    child=$!
+    if [ -n "$caught" ]; then kill -TERM "$child"; fi  # it came before there was a child to tell
+    while true; do
+        before=$signals
+        status=0
+        wait "$child" || status=$?
+        if [ "$signals" = "$before" ]; then break; fi  # else a signal may have ended the waiting
+    done
+    child=''
+    return "$status"
+}
+
+# rlsp.py $1 into the folder $2 with the words that follow: begun, or gone on with, so that the same command
+# can be given again after whatever stopped it (rlsp.py leaves alone what is done). $launch is the Python or
+# torchrun that starts it.
+stage() {
+    local how=--out status=0
+    if [ -e "$2/config.json" ]; then how=--resume; fi
+    if [ -n "${RANK:-}" ]; then
+        # each stage's process group meets at a port of its own, the last one's may still be closing
+        export MASTER_PORT=$((MASTER_PORT + 1)) TORCHELASTIC_USE_AGENT_STORE=False
+    else
+        rm -f "$2/stopped"
     fi
+    run "${launch[@]}" "$HERE/rlsp.py" "$1" $how "$2" "${@:3}" || status=$?
+    if [ "$status" = 1 ] && [ -e "$2/stopped" ]; then status=75; fi  # torchrun makes 1 of every exit status
+    if [ "$status" = 75 ]; then echo "train.sh: the same command with RUN=$RUN goes on" >&2; fi
+    if [ "$status" != 0 ]; then exit "$status"; fi
+}
+
+# PPO on a Hugging Face model: on one process, through torchrun on all GPUs of one node or of several, or in
+# a job of torchrun.
+large() {
+    local name n stamp policy=$MODEL everywhere
+    if [ -z "${DATA:-}" ]; then die "MODEL is given, DATA (a jsonl file of problems) is not"; fi
+    for name in MODEL DATA SFT_DATA EVAL_DATA; do
+        if [ -n "${!name:-}" ] && ! [ -e "${!name}" ]; then die "$name is ${!name}: no such file"; fi
+    done
+    # the same name on all ranks, whose clocks differ: inside torchrun the job's id stands for the time
+    stamp=$(date +%Y%m%d-%H%M%S)
+    if [ -n "${RANK:-}" ]; then stamp=$TORCHELASTIC_RUN_ID; fi
+    if [ "${NNODES:-1}" -gt 1 ] && [ -z "${RANK:-}" ]; then stamp=none; fi
+    if [ -z "${RUN:-}" ] && [ "$stamp" = none ]; then die "RUN is not given; expected the same folder on all nodes"; fi
+    RUN=${RUN:-runs/$(basename "$MODEL")-$stamp}
+    if [ -z "${RANK:-}" ]; then
+        n=$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')
+        if [ "${NNODES:-1}" -gt 1 ]; then
+            [ -n "${RDZV:-}" ] || die "NNODES is given, RDZV (host:port of node 0, the same on all nodes) is not"
+            [ -n "${NODE_RANK:-}" ] || die "NNODES is given, NODE_RANK (0 to NNODES - 1) is not"
+            through_torchrun --nnodes "$NNODES" --node_rank "$NODE_RANK" \
+                --master_addr "${RDZV%:*}" --master_port "${RDZV##*:}" --nproc_per_node "$n"
+        elif [ "$n" -gt 1 ]; then
+            through_torchrun --standalone --nproc_per_node "$n"
+        fi
+    fi
+    everywhere=(--seed "$SEED" ${SHARD_RANKS:+--shard-ranks "$SHARD_RANKS"})
     if [ -n "${SFT_DATA:-}" ]; then
-        stage sft model/tokenizer.json --model "$MODEL" --data "$SFT_DATA" --seed "$SEED" $shards
+        stage sft "$RUN/sft" --model "$MODEL" --data "$SFT_DATA" "${everywhere[@]}"
         policy=$RUN/sft/model
     fi
-    stage ppo model/tokenizer.json --model "$policy" --data "$DATA" --seed "$SEED" $shards $sampler "$@"
+    everywhere+=(${SAMPLER:+--sampler "$SAMPLER"})
+    stage ppo "$RUN/ppo" --model "$policy" --data "$DATA" "${everywhere[@]}" "$@"
     if [ -n "${EVAL_DATA:-}" ]; then
-        stage eval summary.json --model "$policy" "$RUN/ppo/model" --data "$EVAL_DATA" --seed "$SEED" $shards $sampler
+        stage eval "$RUN/eval" --model "$policy" "$RUN/ppo/model" --data "$EVAL_DATA" "${everywhere[@]}"
     fi
 }
 
-# Stage $1 of RUN, which ends by writing $2: begun, gone on with, or left alone if it is done, so that a job that its scheduler starts
-# again needs no other words. torchrun makes 1 of every exit status: a stage that a signal stopped has left a file, 75 asks for requeuing.
-stage() {
-    local out=$RUN/$1 how=--out status=0
-    if [ -e "$out/$2" ]; then echo "train.sh: $out is done"; return; fi
-    if [ -e "$out/config.json" ]; then how=--resume; fi
-    $launch rlsp.py "$1" $how "$out" "${@:3}" || status=$?
-    if [ "$status" != 0 ] && [ -e "$out/stopped" ]; then status=75; fi
-    if [ "$status" != 0 ]; then exit "$status"; fi
+# In a process group of its own, so that it hears a Ctrl-C once, from this shell: a second one would break
+# off its wait for the ranks.
+through_torchrun() {
+    local own_group='import os, sys; os.setpgid(0, 0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])'
+    launch=("$python" -c "$own_group" -m torch.distributed.run "$@")
 }

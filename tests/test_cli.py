@@ -1,7 +1,9 @@
 """rlsp.py as its users meet it: the stages end to end, and nonsense in."""
 import json
 import math
+import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -170,6 +172,43 @@ def test_resume_needs_the_run_alone_and_refuses_other_flags(runs, refused):
         done = rlsp_py(command, "--resume", out / run, *(["--keep", "5"] if command != "eval" else []))
         assert done.returncode == 0, done.stderr
         assert {f: f.read_bytes() for f in (out / run).glob("*.json*")} == before and "eval " not in done.stderr
+
+
+def test_a_run_is_done_when_its_last_file_is_there(runs, tmp_path, monkeypatch, capsys):
+    def resume(*words):
+        monkeypatch.setattr(sys, "argv", ["rlsp.py", "sft", "--resume", str(run), *words])
+        rlsp.main()
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(rlsp.checkpoint.signals, "install", lambda: None)
+    shutil.copytree(runs[0] / "s", tmp_path / "s")
+    run, tokenizer = tmp_path / "s", tmp_path / "s/model/tokenizer.json"
+    written = {f: f.stat().st_mtime_ns for f in (runs[0] / "s").rglob("*") if f.is_file()}
+    assert max(written, key=written.get).name == "done"
+    before = tokenizer.stat().st_mtime_ns
+    assert resume() == f"{run} is done\n" and tokenizer.stat().st_mtime_ns == before
+    # what was killed, or found the disk full, on its last file is not
+    (run / "done").unlink()
+    tokenizer.unlink()
+    tokenizer.mkdir()
+    with pytest.raises(SystemExit):
+        resume()
+    assert not (run / "done").exists()
+    tokenizer.rmdir()
+    assert "is done" not in resume() and tokenizer.is_file() and (run / "done").is_file()
+    # one that goes back to a checkpoint is not done either, as long as it is on its way
+    (newest,) = [f.name for f in (run / "checkpoints").iterdir()]
+    monkeypatch.setattr(M.Llama, "save_pretrained", lambda *_: sys.exit("killed"))
+    with pytest.raises(SystemExit):
+        resume("--checkpoint", newest)
+    assert not (run / "done").exists()
+
+
+def test_cuda_memory_grows_in_pieces_however_rlsp_is_started():
+    """torchrun rlsp.py as well as train.sh; torch reads the variable when it is imported."""
+    source = (ROOT / "rlsp.py").read_text()
+    assert source.index("expandable_segments:True") < source.index("import torch\n")
+    assert "expandable_segments:True" in os.environ.get("PYTORCH_ALLOC_CONF", os.environ["PYTORCH_CUDA_ALLOC_CONF"])
 
 
 def test_every_flag_has_help_and_a_default():

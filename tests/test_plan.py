@@ -274,6 +274,7 @@ def test_train_sh_joins_the_job_of_torchrun(folder, tmp_path):  # noqa: F811
     # a job that is started again goes on: SFT is done, PPO stopped before its end
     model = (runs[0] / "ppo/model/model.safetensors").read_bytes()
     (runs[0] / "ppo/model/tokenizer.json").unlink()
+    (runs[0] / "ppo/done").unlink()
     done = subprocess.run(["bash", "train.sh", "--steps", "1", "--rollout-batch", "2", "--train-batch", "2", "--max-response", "8", "--freeze-steps", "0",
                            "--dtype", "float32"], cwd=tmp_path, capture_output=True, text=True, timeout=100,
                           env=os.environ | dict(OMP_NUM_THREADS="1", MODEL=str(folder), SFT_DATA="sft.jsonl", DATA="data/tiny/train.jsonl", RUN=f"runs/{runs[0].name}"))
