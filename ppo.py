@@ -18,27 +18,21 @@ References: PPO (1707.06347), GAE (1506.02438), RLHF's per-token KL (1909.08593)
 import contextlib
 import hashlib
 import math
-import shutil
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from tqdm import tqdm
 
-import checkpoint
+from lib import checkpoint, decode, guards, hf, judge, logs, parallel
+from lib.cli import flag
+from lib.signals import Stopped, signals
 import model as M
 import rewards
-from checkpoint import all_reduce, gather, signals
 
 
 # ---------------------------------------------------------------------------------------------------- 1. Settings
-
-def flag(default, help, low=None, high=None, choices=None, kind=None):
-    """A dataclass field that rlsp.py turns into a command-line flag; low and high are inclusive."""
-    return field(default=default, metadata=dict(help=help, low=low, high=high, choices=choices, kind=kind or type(default)))
-
 
 @dataclass
 class PPOConfig:
@@ -96,14 +90,6 @@ class PPOConfig:
     keep: int = flag(2, "checkpoints kept", 1)
     log_rollouts: int = flag(16, "responses a step written to rollouts.jsonl", 0)
     log_tokens: int = flag(2, "responses a step written to tokens.jsonl with every number of every token", 0)
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message names the quantity and the step. everywhere: every rank raises it alike."""
-
-    def __init__(self, message, everywhere=True):
-        super().__init__(message)
-        self.everywhere = everywhere
 
 
 # ---------------------------------------------------------------------------------------------------- 2. The mathematics
@@ -241,33 +227,6 @@ def pad(rows, dtype):  # lists of numbers -> [B, T], zeros on the right
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(r, dtype=dtype) for r in rows], batch_first=True)
 
 
-def clip_gradients(net, limit):
-    """Scale gradients to a norm of at most limit, and return the norm. One that is not finite scales nothing (it would spread over
-    all gradients), so that first_nonfinite can name the parameter."""
-    gradients = [p.grad for p in net.parameters() if p.grad is not None]
-    total = torch.nn.utils.get_total_norm(gradients)
-    norm = float(M.full(total))
-    if math.isfinite(norm) and norm + 1e-6 > limit:  # else it would multiply all by one
-        torch.nn.utils.clip_grads_with_norm_(net.parameters(), limit, total)
-    return norm
-
-
-def first_nonfinite(nets):
-    """What among the weights, then the gradients of nets {name: net} is the first not to be finite, in words; "" if all are."""
-    held = [(f"{name}'s {key}", p) for name, net in nets.items() for key, p in net.named_parameters()]
-    held += [(f"the gradient of {name}", p.grad) for name, p in held if p.grad is not None]
-    bad = all_reduce(torch.tensor([float(not torch.isfinite(M.local(x)).all()) for _, x in held]))
-    return next((name for (name, _), n in zip(held, bad) if n), "")
-
-
-def check_finite(name, x, step, run, batch, nets):
-    """Stop with the batch on disk where a number is not finite. Every rank sees the same numbers and stops alike."""
-    if not torch.isfinite(torch.as_tensor(x)).all():
-        file, first = Path(run) / f"nonfinite-step-{step}.safetensors", first_nonfinite(nets)
-        checkpoint.together(lambda: save_file({k: v.contiguous() for k, v in batch.items()}, file))
-        raise TrainingError(f"step {step}: {name} is not finite" + (f", nor is {first}" if first else "") + f"; the batch is in {file}")
-
-
 @dataclass
 class Sample:
     """One response with what was thought of it."""
@@ -290,17 +249,17 @@ class Trainer:
         self.config, self.folder, self.problems, self.tokenizer, self.run = config, folder, problems, tokenizer, Path(run)
         self.device, self.reward_function = device, reward_function
         self.dtype = getattr(torch, config.dtype)
-        self.prompts = [M.chat_prompt(tokenizer, p["problem"]) for p in problems]
-        self.eos = M.eos_ids(folder, tokenizer)
+        self.prompts = [hf.chat_prompt(tokenizer, p["problem"]) for p in problems]
+        self.eos = hf.eos_ids(folder, tokenizer)
         self.step, self.saved, self.updates, self.kl_coef = 0, 0, {"policy": 0, "critic": 0}, config.kl_coef
-        self.judged = rewards.read_judged(self.run)  # what the judge said before a resume is not asked again
+        self.judged = judge.read_judged(self.run)  # what the judge said before a resume is not asked again
 
-        length, rows = max(map(len, self.prompts)) + config.max_response, math.ceil(config.rollout_batch * config.samples / M.world_size())
-        self.cache = M.KVCache.sized(M.Config.from_pretrained(folder), min(config.slots, rows), length, self.dtype, device, config.kv_gb)
-        load = lambda cls, dtype, **kw: M.load_model(cls, folder, dtype, device, mesh, self.dtype, **kw)
+        length, rows = max(map(len, self.prompts)) + config.max_response, math.ceil(config.rollout_batch * config.samples / parallel.world_size())
+        self.cache = decode.KVCache.sized(hf.read_config(folder), min(config.slots, rows), length, self.dtype, device, config.kv_gb)
+        load = lambda cls, dtype, **kw: hf.load(folder, cls, dtype, device, mesh, self.dtype, **kw)
         self.policy = load(M.Llama, torch.float32, offload=config.offload)
         self.reference = load(M.Llama, self.dtype).requires_grad_(False)
-        self.sampler = load(M.Llama, self.dtype) if config.sampler == "sharded" else M.Llama.from_pretrained(folder, self.dtype, device)
+        self.sampler = load(M.Llama, self.dtype) if config.sampler == "sharded" else hf.load(folder, M.Llama, self.dtype, device)
         self.sampler.requires_grad_(False)
         self.nets, self.lr = {"policy": self.policy}, {"policy": config.lr, "critic": config.critic_lr}  # nets: those that are trained
         if config.advantage == "gae":
@@ -309,7 +268,7 @@ class Trainer:
         for net in self.nets.values():
             net.model.recompute = config.recompute
             if config.compile:
-                M.compile_blocks(net)
+                parallel.compile_blocks(net)
         # no dropout anywhere; eps 1e-5 as in the PPO implementations that reproduce (37 details, no. 3)
         self.optimizers = {name: torch.optim.Adam(net.parameters(), lr=self.lr[name], betas=(0.9, 0.95), eps=1e-5, fused=True)
                            for name, net in self.nets.items()}
@@ -330,34 +289,34 @@ class Trainer:
         if self.reward_function:
             parts = replace(parts, total=float(self.reward_function(text, problem)))
         if not math.isfinite(parts.total):
-            raise TrainingError(f"step {self.step + 1}: the reward of a response to {problem['problem'][:60]!r} is {parts.total}", False)
+            raise guards.TrainingError(f"step {self.step + 1}: the reward of a response to {problem['problem'][:60]!r} is {parts.total}", False)
         return replace(parts, total=max(-c.reward_clip, min(c.reward_clip, parts.total)))
 
     def efforts(self, attempts, total):
         """The judged effort of this rank's (problem, text) pairs, None where the judge failed. Where it failed on more than
         the allowed share of all ranks' total, every rank stops."""
-        c, rank = self.config, M.rank()
+        c, rank = self.config, parallel.rank()
         allowed = math.floor(c.judge_failures * total + 1e-6)
         efforts = error = final = None
         with tqdm(total=len(attempts), desc=f"step {self.step + 1} judge", leave=False, disable=rank != 0) as bar, signals.may_interrupt():
-            efforts, error, final = rewards.judge_efforts(attempts, c.judge_url, c.judge_model, self.judged,
+            efforts, error, final = judge.judge_efforts(attempts, c.judge_url, c.judge_model, self.judged,
                                                           self.run / f"judge-{rank}.jsonl", c.judge_workers, allowed, bar)
         signals.stop_if_asked()
-        counts, errors, finals = zip(*gather((efforts.count(None), error, final)))
+        counts, errors, finals = zip(*parallel.gather((efforts.count(None), error, final)))
         if sum(counts) > allowed or any(finals):  # on every rank alike
             _, error = max(zip(finals, errors))  # a final one before the others
-            raise TrainingError(f"step {self.step + 1}: {sum(counts)} of {total} responses stay unjudged, {allowed} may: {error}")
+            raise guards.TrainingError(f"step {self.step + 1}: {sum(counts)} of {total} responses stay unjudged, {allowed} may: {error}")
         return efforts
 
     def rollout(self):
         """Sample responses and reward them: the same list of Samples on every rank, those of one prompt next to each other."""
-        c, ranks = self.config, M.world_size()
+        c, ranks = self.config, parallel.world_size()
         chosen = problems_of_step(len(self.problems), self.step, c.rollout_batch, c.seed)
         chosen = [i for i in chosen for _ in range(c.samples)]
-        mine, stats = range(M.rank(), len(chosen), ranks), {}
+        mine, stats = range(parallel.rank(), len(chosen), ranks), {}
         alone = contextlib.nullcontext() if c.sampler == "sharded" else signals.may_interrupt()  # in lock-step nobody may leave alone
-        with tqdm(total=len(mine), desc=f"step {self.step + 1} rollout", leave=False, disable=M.rank() != 0) as bar, alone:
-            responses, logprobs = M.generate(
+        with tqdm(total=len(mine), desc=f"step {self.step + 1} rollout", leave=False, disable=parallel.rank() != 0) as bar, alone:
+            responses, logprobs = decode.generate(
                 self.sampler, [self.prompts[chosen[i]] for i in mine], c.max_response, c.temperature, self.eos,
                 seed=c.seed, streams=[self.step * len(chosen) + i for i in mine], slots=c.slots, return_logprobs=True, progress=bar,
                 cache=self.cache, stats=stats, lockstep=c.sampler == "sharded")
@@ -365,13 +324,13 @@ class Trainer:
         texts = [self.tokenizer.decode(response, skip_special_tokens=True) for response in responses]
         efforts = [None] * len(mine)
         if c.exploration == "judge":
-            efforts = self.efforts([(self.problems[chosen[i]]["problem"], text) for i, text in zip(mine, texts)], len(chosen))
+            efforts = self.efforts([(self.problems[chosen[i]]["problem"], rewards.reasoning_of(text)) for i, text in zip(mine, texts)], len(chosen))
         samples = []
         for i, response, logprob, text, effort in zip(mine, responses, logprobs, texts, efforts):
             problem, truncated = self.problems[chosen[i]], response[-1] not in self.eos
             samples.append(Sample(problem, self.prompts[chosen[i]], response, logprob, text, truncated,
                                   self.reward(problem, text, truncated, effort or 0.0), effort))
-        gathered, every = zip(*gather((samples, stats)))
+        gathered, every = zip(*parallel.gather((samples, stats)))
         self.decoding = {k: sum(s[k] for s in every) / ranks for k in stats}
         return [gathered[i % ranks][i // ranks] for i in range(len(chosen))]
 
@@ -399,10 +358,10 @@ class Trainer:
                  "sampler_logprob": pad([[0.0] * len(s.prompt) + s.sampler_logprob for s in samples], torch.float32)}
         batch["length"] = torch.tensor([len(s.prompt) + len(s.response) for s in samples])
         scores = {k: torch.zeros(batch["tokens"].shape) for k in ("old_logprob", "entropy", "ref_logprob", "value")}
-        plan = micro_batches(range(len(samples)), batch["length"].tolist(), c.micro_tokens, M.world_size())
-        for shares in tqdm(plan, desc=f"step {self.step + 1} scoring", leave=False, disable=M.rank() != 0):
+        plan = micro_batches(range(len(samples)), batch["length"].tolist(), c.micro_tokens, parallel.world_size())
+        for shares in tqdm(plan, desc=f"step {self.step + 1} scoring", leave=False, disable=parallel.rank() != 0):
             signals.stop_if_asked()
-            mine = shares[M.rank()]
+            mine = shares[parallel.rank()]
             part = self.share(batch, mine)
             result = dict(zip(("old_logprob", "entropy"), self.policy.logprobs(part["tokens"], part["mask"], c.temperature)))
             result["ref_logprob"], _ = self.reference.logprobs(part["tokens"], part["mask"], c.temperature, entropy=False)
@@ -412,7 +371,7 @@ class Trainer:
                 if mine:
                     scores[name][mine, : x.shape[1]] = x.cpu()
         for name, x in scores.items():
-            batch[name] = all_reduce(x)  # each rank filled its own rows
+            batch[name] = parallel.all_reduce(x)  # each rank filled its own rows
             self.check(name, x, batch)
         k1, _ = kl_estimates(batch["old_logprob"], batch["ref_logprob"])
         score = torch.tensor([s.parts.total for s in samples])
@@ -424,7 +383,7 @@ class Trainer:
         return batch
 
     def check(self, name, x, batch):
-        check_finite(name, x, self.step + 1, self.run, batch, self.nets)
+        guards.check_finite(name, x, self.step + 1, self.run, batch, self.nets)
 
     # -- update
 
@@ -443,7 +402,7 @@ class Trainer:
         return {name: sum(v) / len(v) for name, v in values.items()}
 
     def minibatch(self, batch, rows, first, updates_a_step):
-        c, ranks = self.config, M.world_size()
+        c, ranks = self.config, parallel.world_size()
         frozen = "critic" in self.nets and self.step < c.freeze_steps
         count = float(batch["mask"][rows].sum())  # actions of the whole optimizer step: every loss divides by it
         names = ("policy_loss", "approx_kl", "clip_frac", "ratio", "ratio_error", "value_loss")
@@ -451,7 +410,7 @@ class Trainer:
         for shares in micro_batches(rows, batch["length"].tolist(), c.micro_tokens, ranks):
             if first:  # no weight has changed yet; later the step is finished
                 signals.stop_if_asked()
-            p, s = self.share(batch, shares[M.rank()]), dict.fromkeys(names, 0.0)
+            p, s = self.share(batch, shares[parallel.rank()]), dict.fromkeys(names, 0.0)
             mask = p["mask"]
             # each loss is multiplied by the number of ranks because FSDP averages gradients over them
             if not frozen:
@@ -469,7 +428,7 @@ class Trainer:
                 (loss * ranks).backward()
                 s["value_loss"] = loss
             sums += torch.stack([torch.as_tensor(s[k]).detach().float().cpu() for k in names])
-        metrics = dict(zip(names, all_reduce(sums).tolist()))
+        metrics = dict(zip(names, parallel.all_reduce(sums).tolist()))
         if frozen:
             metrics = {"value_loss": metrics["value_loss"]}
         elif "critic" not in self.nets:
@@ -481,11 +440,11 @@ class Trainer:
             if first:
                 metrics |= dict(first_ratio=metrics["ratio"], first_ratio_error=error)
                 if not error < (1e-3 if self.dtype == torch.float32 else 0.1):
-                    raise TrainingError(f"step {self.step + 1}: the ratio on the first minibatch is off 1 by {error:.2g} on average")
+                    raise guards.TrainingError(f"step {self.step + 1}: the ratio on the first minibatch is off 1 by {error:.2g} on average")
         for name, net in self.nets.items():
             if name == "policy" and frozen:
                 continue
-            metrics[f"{name}_grad_norm"] = clip_gradients(net, c.grad_clip)
+            metrics[f"{name}_grad_norm"] = guards.clip_gradients(net, c.grad_clip)
             for what in (f"{name}_loss" if name == "policy" else "value_loss", f"{name}_grad_norm"):
                 self.check(what, metrics[what], batch)
             # the policy's schedule starts when it thaws
@@ -504,13 +463,13 @@ class Trainer:
         """Rollout, experience, update, refreshed sampler. Returns (metrics, samples, batch)."""
         started, cpu_started = time.perf_counter(), time.process_time()
         samples = self.rollout()
-        M.free_weights(self.sampler)  # until its refresh: the update needs the memory
+        parallel.free_weights(self.sampler)  # until its refresh: the update needs the memory
         rolled = time.perf_counter()
         batch = self.experience(samples)
         scored = time.perf_counter()
         metrics = self.describe(samples, batch) | self.update(batch)
         updated = time.perf_counter()
-        M.copy_weights(self.policy, self.sampler)
+        parallel.copy_weights(self.policy, self.sampler)
         done, cpu_done = time.perf_counter(), time.process_time()
         if self.config.kl_target:  # adaptive controller of 1909.08593, with its horizon of 10,000 responses
             error = max(-0.2, min(0.2, metrics["kl_response"] / self.config.kl_target - 1))
@@ -518,18 +477,18 @@ class Trainer:
         self.step += 1
         actions, lengths = int(batch["mask"].sum()), batch["length"].tolist()
         flops_per_s = self.flops(lengths, actions, metrics) / (updated - scored)
-        plan = micro_batches(range(len(samples)), lengths, self.config.micro_tokens, M.world_size())
+        plan = micro_batches(range(len(samples)), lengths, self.config.micro_tokens, parallel.world_size())
         timing = dict(seconds=done - started, cpu_seconds=cpu_done - cpu_started,  # of all threads, other programs left out
                       rollout_seconds=rolled - started, scoring_seconds=scored - rolled, update_seconds=updated - scored,
                       copy_seconds=done - updated, rollout_tokens_per_s=actions / (rolled - started),
                       update_tokens_per_s=sum(lengths) * self.config.epochs / (updated - scored), flops_per_s=flops_per_s,
-                      mfu=flops_per_s / M.world_size() / M.matrix_peak(self.device, self.dtype), padding=idle_share(plan, lengths), **self.decoding)
+                      mfu=flops_per_s / parallel.world_size() / logs.matrix_peak(self.device, self.dtype), padding=idle_share(plan, lengths), **self.decoding)
         return {"step": self.step, **metrics, "timing": timing}, samples, batch
 
     def flops(self, lengths, actions, metrics):
         """Model FLOPs of a step's update, over all ranks (model.flops): what was trained, each net over every epoch."""
         heads = {"policy": actions, "critic": 0}
-        return self.config.epochs * sum(M.flops(net.config, lengths, heads[name]) for name, net in self.nets.items()
+        return self.config.epochs * sum(logs.flops(net.config, lengths, heads[name]) for name, net in self.nets.items()
                                         if f"{name}_lr" in metrics)
 
     def describe(self, samples, batch):
@@ -568,28 +527,28 @@ class Trainer:
             return []
         batch = {k: v[: len(samples)] for k, v in batch.items()}
         new = torch.zeros(batch["tokens"].shape)
-        for shares in micro_batches(range(len(samples)), batch["length"].tolist(), self.config.micro_tokens, M.world_size()):
-            mine = shares[M.rank()]
+        for shares in micro_batches(range(len(samples)), batch["length"].tolist(), self.config.micro_tokens, parallel.world_size()):
+            mine = shares[parallel.rank()]
             part = self.share(batch, mine)
             logprob, _ = self.policy.logprobs(part["tokens"], part["mask"], self.config.temperature)
             if mine:
                 new[mine, : logprob.shape[1]] = logprob.cpu()
-        batch["new_logprob"] = all_reduce(new)
+        batch["new_logprob"] = parallel.all_reduce(new)
         names = ["old_logprob", "new_logprob", "ref_logprob", "entropy", "reward", "advantage", "raw_advantage"]
         names += ["value", "return"] if "critic" in self.nets else []
         return [{"step": self.step, "problem": s.problem["problem"], "gold": s.problem["answer"], "score": s.parts.total,
-                 "tokens": token_texts(self.tokenizer, s.response)}
+                 "tokens": hf.token_texts(self.tokenizer, s.response)}
                 | {k: [float(f"{x:.6g}") for x in batch[k][i, batch["mask"][i]].tolist()] for k in names}
                 for i, s in enumerate(samples)]
 
     def train(self):
         """Run to the last step, writing metrics.jsonl, timing.jsonl, rollouts.jsonl, tokens.jsonl, checkpoints/ and at the end model/."""
         c, last, signals.leave = self.config, self.config.steps, False
-        with tqdm(total=last, initial=self.step, desc="ppo", disable=M.rank() != 0) as bar:
+        with tqdm(total=last, initial=self.step, desc="ppo", disable=parallel.rank() != 0) as bar:
             while self.step < last:
                 try:
                     metrics, samples, batch = self.train_step()
-                except checkpoint.Stopped:  # no weight had been changed: this is still the state at the step's start
+                except Stopped:  # no weight had been changed: this is still the state at the step's start
                     if self.step > self.saved:
                         self.save()
                     raise
@@ -597,13 +556,13 @@ class Trainer:
                         "rollouts": [{"step": self.step, "problem": s.problem["problem"], "gold": s.problem["answer"], "response": s.text,
                                       "tokens": len(s.response), "truncated": s.truncated, "reward": asdict(s.parts)}
                                      for s in samples[: c.log_rollouts]]}
-                checkpoint.log(self.run, rows)
+                logs.log(self.run, rows)
                 bar.update()
                 bar.set_postfix({k: f"{metrics[k]:.3f}" for k in ("reward", "accuracy", "k1", "explained_variance") if k in metrics}
                                 | {"length": f"{metrics['response_length']:.0f}"})
                 checkpoint.after_step(self.step, last, c.save_every, self.save)
-        self.policy.save_pretrained(self.run / "model", self.dtype)
-        checkpoint.together(lambda: copy_tokenizer(self.folder, self.run / "model"))
+        hf.save(self.policy, self.run / "model", self.dtype)
+        parallel.together(lambda: hf.copy_tokenizer(self.folder, self.run / "model"))
 
     def save(self):
         """Everything a resumed run needs, in checkpoints/step-N."""
@@ -615,24 +574,6 @@ class Trainer:
         state = checkpoint.resume(self.run, self.nets, self.optimizers, found or checkpoint.find(self.run))
         self.step = self.saved = state["step"]
         self.updates, self.kl_coef = state["updates"], state.get("kl_coef", self.kl_coef)
-        M.copy_weights(self.policy, self.sampler)
+        parallel.copy_weights(self.policy, self.sampler)
 
 
-def token_texts(tokenizer, ids):
-    """The text of each token, which joined are the decoded ids. Byte-level tokens may end inside a character: such a token is
-    empty and the one that completes the character has it whole."""
-    texts, start = [], 0
-    for i in range(len(ids)):
-        text = tokenizer.decode(ids[start : i + 1], skip_special_tokens=False)
-        if text.endswith("\ufffd") and i - start < 3 and i + 1 < len(ids):  # a character has four bytes at most
-            text = ""
-        else:
-            start = i + 1
-        texts.append(text)
-    return texts
-
-
-def copy_tokenizer(source, target):
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json"):
-        if name == "tokenizer.json" or (Path(source) / name).is_file():
-            shutil.copyfile(Path(source) / name, Path(target) / name)

@@ -16,16 +16,12 @@ with --resume. torchrun makes 1 of any failure, therefore RUN/stopped exists as 
 last file that a run writes: with it, everything is there.
 """
 import argparse
-import contextlib
 import dataclasses
-import importlib.util
 import json
 import math
 import os
-import platform
 import re
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -38,15 +34,13 @@ if "PYTORCH_ALLOC_CONF" not in os.environ:
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from tokenizers import Tokenizer
 from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm import tqdm
 
-import checkpoint
+from lib import checkpoint, cli, decode, files, guards, hf, judge, logs, parallel, plan, report
+from lib.signals import Stopped, signals
 import model as M
-import plan
 import ppo
-import report
 import rewards
 
 ROOT = Path(__file__).resolve().parent
@@ -59,103 +53,6 @@ REWARD_FLAGS = ("exploration", "alpha", "length_scale", "length_floor", "steps_s
 
 
 # ---------------------------------------------------------------------------------------------------- input
-
-@contextlib.contextmanager
-def checked_input():
-    """What goes wrong in here is the caller's input: one line, exit status 2."""
-    try:
-        yield
-    except (ValueError, OSError) as e:
-        leave(2, f"error: {e}", e)
-
-
-def load_tokenizer(folder):
-    path = Path(folder) / "tokenizer.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a Hugging Face model folder with its tokenizer")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as e:  # the library raises Exception itself
-        raise ValueError(f"{path}: not a tokenizer: {e}") from None
-    tokenizer.encode_special_tokens = True  # <|eot_id|> in somebody's text is text; templates place the real ones by id
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    M.chat_style(tokenizer)
-    size = M.Config.from_pretrained(folder).vocab_size
-    if tokenizer.get_vocab_size() > size:
-        raise ValueError(f"{path}: {tokenizer.get_vocab_size()} tokens, but config.json's vocab_size is {size}")
-    return tokenizer
-
-
-def load_problems(path, need=("problem", "answer"), limit=None):
-    """Rows of a jsonl file, each with the texts `need` (solution may also be a list of [text, trained] pairs)."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected problems as jsonl")
-    rows = []
-    for number, row in M.read_jsonl(path):
-        for key in need:
-            value = row.get(key)
-            pieces = key == "solution" and isinstance(value, list) and value and all(
-                isinstance(p, list) and [type(x) for x in p] == [str, bool] for p in value)
-            if not pieces and not (isinstance(value, str) and value.strip()):
-                found = "nothing" if value is None else repr(value)[:60]
-                raise ValueError(f"{path}:{number}: {key} is {found}, expected text")
-        rows.append(row | {"line": number})
-    if not rows:
-        raise ValueError(f"{path}: holds no problem")
-    return rows[:limit]
-
-
-def check_prompts(path, rows, tokenizer, allowed):
-    """The length of the longest prompt, tokens; a ValueError names the first line whose prompt is longer than allowed."""
-    lengths = [len(M.chat_prompt(tokenizer, row["problem"])) for row in rows]
-    for row, n in zip(rows, lengths):
-        if n > allowed:
-            raise ValueError(f"{path}:{row['line']}: the prompt has {n} tokens, expected at most {allowed} (--max-prompt)")
-    return max(lengths)
-
-
-def check_length(folder, tokens):
-    allowed = M.Config.from_pretrained(folder).max_position_embeddings
-    if tokens > allowed:
-        raise ValueError(f"{folder}/config.json: max_position_embeddings is {allowed}, but prompt and response may take {tokens} tokens")
-
-
-def load_function(spec):
-    """FILE.py:FUNCTION -> the function. The file is the user's own code."""
-    file, _, name = spec.rpartition(":")
-    if not file or not Path(file).is_file():
-        raise FileNotFoundError(f"--reward {spec}: expected an existing FILE.py:FUNCTION")
-    module_spec = importlib.util.spec_from_file_location("reward_function", file)
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not callable(getattr(module, name, None)):
-        raise ValueError(f"--reward {spec}: {file} has no function {name!r}")
-    return getattr(module, name)
-
-
-def new_run(args):
-    """Make the run's folder with config.json: every flag, versions, git commit. Rank 0 alone does it, the others wait."""
-    def write():
-        folder = Path(args.run)
-        folder.mkdir(parents=True, exist_ok=True)  # must_be_new has looked
-        git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
-        versions = {"python": platform.python_version(), "torch": torch.__version__, "git": git.stdout.strip() or None,
-                    "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {M.world_size()} process(es), {M.memory()[2]}"}
-        M.write_text(folder / "config.json", json.dumps({"flags": vars(args), "versions": versions}, indent=2, default=str) + "\n")
-
-    if not args.resume:
-        checkpoint.together(write)
-    return Path(args.run)
-
-
-def must_be_new(args):
-    """A new run's folder must not exist. (An empty one may: a kill before config.json was written leaves it.)"""
-    folder = Path(args.run)
-    if not args.resume and os.environ.get("RANK", "0") == "0" and folder.exists():
-        if not folder.is_dir() or {f.name for f in folder.iterdir()} - {".config.json.part"}:
-            raise FileExistsError(f"{folder}: exists already; nothing was overwritten, give another --out, or --resume {folder}")
 
 
 def read_flags(words):
@@ -172,7 +69,7 @@ def read_flags(words):
     file = Path(asked.resume) / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file, no run to resume (one that was killed before it wrote this starts anew)")
-    found = M.read_json(file).get("flags")
+    found = files.read_json(file).get("flags")
     if not isinstance(found, dict) or found.get("command") != asked.command:
         raise ValueError(f"{file}: not a run of rlsp.py {asked.command}")
     typed = [asked.command]
@@ -193,8 +90,8 @@ def read_flags(words):
 
 def check_memory(folder, config, mesh, stage):
     """Rank 0 prints the plan; ValueError where it does not fit."""
-    line = plan.check(M.Config.from_pretrained(folder), config, M.world_size(), mesh["shard"].size(), *M.memory(), stage)
-    if M.rank() == 0:
+    line = plan.check(hf.read_config(folder), config, parallel.world_size(), mesh["shard"].size(), *parallel.memory(), stage)
+    if parallel.rank() == 0:
         print(line, flush=True)
 
 
@@ -202,49 +99,49 @@ def check_memory(folder, config, mesh, stage):
 
 def sft_example(tokenizer, row):
     """Prompt + demonstration + end of turn, as (ids, mask of the trained ones)."""
-    ids = M.chat_prompt(tokenizer, row["problem"])
+    ids = hf.chat_prompt(tokenizer, row["problem"])
     mask = [False] * len(ids)
     pieces = row["solution"] if isinstance(row["solution"], list) else [[row["solution"], True]]
     for text, trained in pieces:
         new = tokenizer.encode(text, add_special_tokens=False).ids
         ids, mask = ids + new, mask + [trained] * len(new)
-    return ids + [M.end_of_turn(tokenizer)], mask + [pieces[-1][1]]
+    return ids + [hf.end_of_turn(tokenizer)], mask + [pieces[-1][1]]
 
 
 def sft(args):
     """Maximum likelihood of the demonstrations' tokens. The loss is a mean over the trained tokens of the whole optimizer
     step: a mean a sequence or a micro-batch would give the tokens of long demonstrations less weight."""
-    with checked_input():
-        must_be_new(args)
-        tokenizer = load_tokenizer(args.model)
+    with cli.checked_input():
+        cli.must_be_new(args)
+        tokenizer = hf.load_tokenizer(args.model)
         if not args.from_scratch:
-            M.weight_files(args.model)
-        rows = load_problems(args.data, ("problem", "solution"))
+            hf.weight_files(args.model)
+        rows = files.load_problems(args.data, ("problem", "solution"))
         examples = [sft_example(tokenizer, row) for row in rows]
         for row, (ids, _) in zip(rows, examples):
             if len(ids) > args.max_tokens:
                 raise ValueError(f"{args.data}:{row['line']}: {len(ids)} tokens, expected at most {args.max_tokens} (--max-tokens)")
         longest = max(len(ids) for ids, _ in examples)
-        check_length(args.model, longest)
-        device, mesh = M.start_processes(args.shard_ranks)
+        cli.check_length(args.model, longest)
+        device, mesh = parallel.start(args.shard_ranks)
         check_memory(args.model, ppo.PPOConfig(max_prompt=longest, max_response=0, train_batch=args.batch, micro_tokens=args.micro_tokens,
                                                dtype=args.dtype, recompute=args.recompute, offload=args.offload), mesh, "sft")
         found = checkpoint.find(args.run, args.checkpoint) if args.resume else None
-        policy = M.load_model(M.Llama, args.model, torch.float32, device, mesh, getattr(torch, args.dtype),
+        policy = hf.load(args.model, M.Llama, torch.float32, device, mesh, getattr(torch, args.dtype),
                               init_seed=args.seed if args.from_scratch else None, offload=args.offload)
-        run = new_run(args)
+        run = cli.new_run(args)
         policy.model.recompute = args.recompute
         if args.compile:
-            M.compile_blocks(policy)
+            parallel.compile_blocks(policy)
         optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0, fused=True)
         nets, optimizers, first = {"policy": policy}, {"policy": optimizer}, 0
         if args.resume:
             first = checkpoint.resume(run, nets, optimizers, found)["step"]
     save = lambda: checkpoint.save(run, nets, optimizers, step, {"policy": step}, args.keep)
-    ranks, checkpoint.signals.leave = M.world_size(), False
+    ranks, signals.leave = parallel.world_size(), False
     steps_an_epoch = math.ceil(len(examples) / args.batch)
     total = args.epochs * steps_an_epoch
-    with tqdm(total=total, initial=first, desc="sft", disable=M.rank() != 0) as bar:
+    with tqdm(total=total, initial=first, desc="sft", disable=parallel.rank() != 0) as bar:
         for step in range(first + 1, total + 1):
             started = time.perf_counter()
             epoch, at = divmod(step - 1, steps_an_epoch)
@@ -252,62 +149,62 @@ def sft(args):
             lengths = [len(ids) for ids, _ in chosen]
             count, loss_sum = sum(sum(mask) for _, mask in chosen), torch.zeros(1)
             for shares in ppo.micro_batches(range(len(chosen)), lengths, args.micro_tokens, ranks):
-                mine = [chosen[i] for i in shares[M.rank()]] or [(chosen[0][0][:2], [False, False])]
+                mine = [chosen[i] for i in shares[parallel.rank()]] or [(chosen[0][0][:2], [False, False])]
                 tokens = ppo.pad([ids for ids, _ in mine], torch.long).to(device)
                 mask = ppo.pad([m for _, m in mine], torch.bool).to(device)
                 loss = -policy.logprobs(tokens, mask, entropy=False)[0].sum() / count
                 (loss * ranks).backward()
                 loss_sum += loss.detach().cpu()
-            loss, norm = float(checkpoint.all_reduce(loss_sum)), ppo.clip_gradients(policy, args.grad_clip)
+            loss, norm = float(parallel.all_reduce(loss_sum)), guards.clip_gradients(policy, args.grad_clip)
             batch = {} if math.isfinite(loss + norm) else {
                 k: ppo.pad([example[i] for example in chosen], torch.long) for i, k in enumerate(("tokens", "mask"))}
             for name, x in (("loss", loss), ("grad_norm", norm)):
-                ppo.check_finite(name, x, step, run, batch, nets)
+                guards.check_finite(name, x, step, run, batch, nets)
             lr = args.lr * ppo.lr_factor(step - 1, total, args.warmup, args.lr_end)
             optimizer.param_groups[0]["lr"] = lr
             optimizer.step()
             optimizer.zero_grad()
             seconds = time.perf_counter() - started
-            flops_per_s = M.flops(policy.config, lengths, count) / seconds
+            flops_per_s = logs.flops(policy.config, lengths, count) / seconds
             timing = dict(step=step, seconds=seconds, tokens_per_s=sum(lengths) / seconds, flops_per_s=flops_per_s,
-                          mfu=flops_per_s / ranks / M.matrix_peak(device, getattr(torch, args.dtype)))
-            checkpoint.log(run, {"metrics": [{"step": step, "loss": loss, "grad_norm": norm, "lr": lr, "tokens": count}], "timing": [timing]})
+                          mfu=flops_per_s / ranks / logs.matrix_peak(device, getattr(torch, args.dtype)))
+            logs.log(run, {"metrics": [{"step": step, "loss": loss, "grad_norm": norm, "lr": lr, "tokens": count}], "timing": [timing]})
             bar.update()
             bar.set_postfix(loss=f"{loss:.4f}", grad_norm=f"{norm:.2f}")
             checkpoint.after_step(step, total, args.save_every, save)
-    policy.save_pretrained(run / "model", getattr(torch, args.dtype))
-    checkpoint.together(lambda: ppo.copy_tokenizer(args.model, run / "model"))
-    if M.rank() == 0:
+    hf.save(policy, run / "model", getattr(torch, args.dtype))
+    parallel.together(lambda: hf.copy_tokenizer(args.model, run / "model"))
+    if parallel.rank() == 0:
         print(f"wrote {run / 'model'}")
 
 
 # ---------------------------------------------------------------------------------------------------- ppo
 
 def run_ppo(args):
-    with checked_input():
-        must_be_new(args)
+    with cli.checked_input():
+        cli.must_be_new(args)
         config = ppo.PPOConfig(**{f.name: getattr(args, f.name) for f in dataclasses.fields(ppo.PPOConfig)})
         if config.advantage == "group" and config.samples < 2:
             raise ValueError("--advantage group: --samples is 1, expected at least 2 (the group's mean is the baseline)")
         if config.advantage == "gae" and config.freeze_steps >= config.steps:
             raise ValueError(f"--freeze-steps is {config.freeze_steps}, expected fewer than --steps {config.steps}")
         if config.exploration == "judge":
-            rewards.check_judge(config.judge_url, config.judge_model)
-        tokenizer = load_tokenizer(args.model)
-        M.weight_files(args.model)
-        problems = load_problems(args.data)
-        longest = check_prompts(args.data, problems, tokenizer, config.max_prompt)
-        check_length(args.model, longest + config.max_response)
-        function = load_function(args.reward) if args.reward else None
-        device, mesh = M.start_processes(config.shard_ranks)
+            judge.check_judge(config.judge_url, config.judge_model)
+        tokenizer = hf.load_tokenizer(args.model)
+        hf.weight_files(args.model)
+        problems = files.load_problems(args.data)
+        longest = cli.check_prompts(args.data, problems, tokenizer, config.max_prompt)
+        cli.check_length(args.model, longest + config.max_response)
+        function = cli.load_function(args.reward) if args.reward else None
+        device, mesh = parallel.start(config.shard_ranks)
         check_memory(args.model, dataclasses.replace(config, max_prompt=longest), mesh, "ppo")
         found = checkpoint.find(args.run, args.checkpoint) if args.resume else None
         trainer = ppo.Trainer(config, args.model, problems, tokenizer, args.run, device, mesh, function)
-        new_run(args)
+        cli.new_run(args)
         if args.resume:
             trainer.resume(found)
     trainer.train()
-    if M.rank() == 0:
+    if parallel.rank() == 0:
         print(f"wrote {Path(args.run) / 'model'}")
 
 
@@ -315,8 +212,8 @@ def run_ppo(args):
 
 def run_plan(args):
     """Print what PPO would need on GPUs that nobody has to have; exit status 2 where it does not fit."""
-    with checked_input():
-        config = M.Config.from_pretrained(args.model)
+    with cli.checked_input():
+        config = hf.read_config(args.model)
         c = ppo.PPOConfig(**{name: getattr(args, name) for name in PLAN_FLAGS})
         shards = c.shard_ranks or min(args.gpus, args.gpus_per_node)
         if args.gpus % shards:
@@ -372,23 +269,23 @@ def summarize(rows, n):
 
 def evaluate(folder, rows, args, device, mesh):
     """Sample and verify; every rank does its share. Returns one dict a problem, in order, on every rank."""
-    tokenizer = load_tokenizer(folder)
-    net = M.load_model(M.Llama, folder, getattr(torch, args.dtype), device, mesh if args.sampler == "sharded" else None).eval()
-    eos = M.eos_ids(folder, tokenizer)
-    n, ranks = args.samples, M.world_size()
-    mine = range(M.rank(), len(rows) * n, ranks)
-    prompts = [M.chat_prompt(tokenizer, r["problem"]) for r in rows]
+    tokenizer = hf.load_tokenizer(folder)
+    net = hf.load(folder, M.Llama, getattr(torch, args.dtype), device, mesh if args.sampler == "sharded" else None).eval()
+    eos = hf.eos_ids(folder, tokenizer)
+    n, ranks = args.samples, parallel.world_size()
+    mine = range(parallel.rank(), len(rows) * n, ranks)
+    prompts = [hf.chat_prompt(tokenizer, r["problem"]) for r in rows]
     longest = max(map(len, prompts)) + args.max_response
-    cache = M.KVCache.sized(net.config, min(args.slots, max(1, len(mine))), longest, getattr(torch, args.dtype), device, args.kv_gb)
-    with tqdm(total=len(mine), desc=f"eval {folder}", disable=M.rank() != 0) as bar:
-        responses = M.generate(net, [prompts[i // n] for i in mine], args.max_response, args.temperature, eos, seed=args.seed,
+    cache = decode.KVCache.sized(net.config, min(args.slots, max(1, len(mine))), longest, getattr(torch, args.dtype), device, args.kv_gb)
+    with tqdm(total=len(mine), desc=f"eval {folder}", disable=parallel.rank() != 0) as bar:
+        responses = decode.generate(net, [prompts[i // n] for i in mine], args.max_response, args.temperature, eos, seed=args.seed,
                                streams=mine, slots=args.slots, progress=bar, cache=cache, lockstep=args.sampler == "sharded")
     results = []
     for i, response in zip(mine, responses):
         text = tokenizer.decode(response, skip_special_tokens=True)
         correct, answer, reason = rewards.explain(text, rows[i // n]["answer"], boxed_only=not args.any_answer)
         results.append((i, text, correct, answer, reason, len(response), response[-1] not in eos))
-    results = sorted(sum(checkpoint.gather(results), []))
+    results = sorted(sum(parallel.gather(results), []))
     out = []
     for j, row in enumerate(rows):
         _, texts, correct, answers, reasons, tokens, truncated = map(list, zip(*results[j * n : (j + 1) * n]))
@@ -398,35 +295,35 @@ def evaluate(folder, rows, args, device, mesh):
 
 
 def run_eval(args):
-    with checked_input():
-        must_be_new(args)
-        rows = load_problems(args.data, limit=args.limit)
+    with cli.checked_input():
+        cli.must_be_new(args)
+        rows = files.load_problems(args.data, limit=args.limit)
         if args.temperature == 0 and args.samples > 1:
             raise ValueError(f"--samples is {args.samples}, expected 1 at --temperature 0: greedy samples are all the same")
         room = 8192  # the paper's, or what the smallest model has beside the longest prompt
         for folder in args.model:
-            tokenizer = load_tokenizer(folder)
-            M.weight_files(folder)
-            longest = check_prompts(args.data, rows, tokenizer, args.max_prompt)
-            check_length(folder, longest + (args.max_response or 1))
-            room = min(room, M.Config.from_pretrained(folder).max_position_embeddings - longest)
+            tokenizer = hf.load_tokenizer(folder)
+            hf.weight_files(folder)
+            longest = cli.check_prompts(args.data, rows, tokenizer, args.max_prompt)
+            cli.check_length(folder, longest + (args.max_response or 1))
+            room = min(room, hf.read_config(folder).max_position_embeddings - longest)
         args.max_response = args.max_response or room
-        device, mesh = M.start_processes(args.shard_ranks)
-        run = new_run(args)
+        device, mesh = parallel.start(args.shard_ranks)
+        run = cli.new_run(args)
     summaries = {}
     for i, folder in enumerate(args.model):
         file = run / f"outputs-{i + 1}.jsonl"  # there as a whole or not at all
-        results = [row for _, row in M.read_jsonl(file)] if args.resume and checkpoint.together(file.exists)[0] else None
+        results = [row for _, row in files.read_jsonl(file)] if args.resume and parallel.together(file.exists)[0] else None
         if results is None or len(results) != len(rows):
             results = evaluate(folder, rows, args, device, mesh)
-            checkpoint.together(lambda: M.write_text(file, "".join(json.dumps(row) + "\n" for row in results)))
+            parallel.together(lambda: files.write_text(file, "".join(json.dumps(row) + "\n" for row in results)))
         total = summarize(results, args.samples)
         summaries[folder] = {"all": total}
         for key in ("subject", "level"):
             for value in sorted({r[key] for r in results if key in r}, key=str):
                 summaries[folder][f"{key} {value}"] = summarize([r for r in results if r.get(key) == value], args.samples)
-    if M.rank() == 0:
-        M.write_text(run / "summary.json", json.dumps(summaries, indent=2) + "\n")
+    if parallel.rank() == 0:
+        files.write_text(run / "summary.json", json.dumps(summaries, indent=2) + "\n")
         print_table(summaries)
         print(f"{len(rows)} problems of {args.data}, {args.samples} sample(s) at temperature {args.temperature}, "
               f"at most {args.max_response} tokens; outputs in {run}")
@@ -457,18 +354,18 @@ def coloured(text):
 
 def run_sample(args):
     """Print responses with what the verifier and Eq. 1 say of them."""
-    with checked_input():
+    with cli.checked_input():
         if args.problem is None and args.data is None:
             raise ValueError("sample: give --problem TEXT or --data FILE.jsonl")
         if args.exploration == "judge":
             raise ValueError("--exploration judge: sample asks no judge, choose none, length or steps")
-        rows = [{"problem": args.problem, "answer": args.answer}] if args.problem else load_problems(args.data, limit=args.limit)
-        tokenizer = load_tokenizer(args.model)
-        device, _ = M.start_processes()
-        net, eos = M.Llama.from_pretrained(args.model, getattr(torch, args.dtype), device).eval(), M.eos_ids(args.model, tokenizer)
-        check_length(args.model, max(len(M.chat_prompt(tokenizer, r["problem"])) for r in rows) + args.max_response)
-    prompts = [M.chat_prompt(tokenizer, r["problem"]) for r in rows for _ in range(args.samples)]
-    for i, response in enumerate(M.generate(net, prompts, args.max_response, args.temperature, eos, seed=args.seed)):
+        rows = [{"problem": args.problem, "answer": args.answer}] if args.problem else files.load_problems(args.data, limit=args.limit)
+        tokenizer = hf.load_tokenizer(args.model)
+        device, _ = parallel.start()
+        net, eos = hf.load(args.model, M.Llama, getattr(torch, args.dtype), device).eval(), hf.eos_ids(args.model, tokenizer)
+        cli.check_length(args.model, max(len(hf.chat_prompt(tokenizer, r["problem"])) for r in rows) + args.max_response)
+    prompts = [hf.chat_prompt(tokenizer, r["problem"]) for r in rows for _ in range(args.samples)]
+    for i, response in enumerate(decode.generate(net, prompts, args.max_response, args.temperature, eos, seed=args.seed)):
         row, text = rows[i // args.samples], tokenizer.decode(response, skip_special_tokens=True)
         truncated = response[-1] not in eos
         print(f"--- {row['problem']}\n{coloured(text)}\n"
@@ -487,24 +384,13 @@ def run_sample(args):
 # ---------------------------------------------------------------------------------------------------- report
 
 def run_report(args):
-    with checked_input():
+    with cli.checked_input():
         out = Path(args.out or Path(args.runs[0]) / "report.html")
         report.write(args.runs, out, MAY_CHANGE)
     print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
 
 
 # ---------------------------------------------------------------------------------------------------- flags
-
-def number(kind, low=None, high=None):
-    """An argparse type: a finite number of the kind within [low, high]."""
-    def parse(text):
-        value = kind(text)
-        if (low is not None and value < low) or (high is not None and value > high) or not math.isfinite(value):
-            raise argparse.ArgumentTypeError(f"{text} is out of range, expected {'' if low is None else f'at least {low}'}"
-                                             f"{' and ' if None not in (low, high) else ''}{'' if high is None else f'at most {high}'}")
-        return value
-    parse.__name__ = kind.__name__
-    return parse
 
 
 def parser():
@@ -530,11 +416,11 @@ def parser():
             p.add_argument("--checkpoint", metavar="step-N", default=None, help="the checkpoint for --resume; without it the newest one")
 
     def decoding(p, temperature, response):
-        p.add_argument("--temperature", type=number(float, 0), default=temperature, help="0 is greedy")
-        p.add_argument("--samples", type=number(int, 1), default=1, help="responses a problem")
-        p.add_argument("--max-response", type=number(int, 1), default=response,
+        p.add_argument("--temperature", type=cli.number(float, 0), default=temperature, help="0 is greedy")
+        p.add_argument("--samples", type=cli.number(int, 1), default=1, help="responses a problem")
+        p.add_argument("--max-response", type=cli.number(int, 1), default=response,
                        help="longest response, tokens" + ("" if response else "; without it 8192, or what the model leaves room for"))
-        p.add_argument("--limit", type=number(int, 1), default=None, help="only the first problems of the file")
+        p.add_argument("--limit", type=cli.number(int, 1), default=None, help="only the first problems of the file")
 
     def settings(p, *names):
         """Flags from fields of ppo.PPOConfig."""
@@ -543,24 +429,24 @@ def parser():
             if m["kind"] is bool:
                 p.add_argument(name, action=argparse.BooleanOptionalAction, default=f.default, help=m["help"])
             else:
-                kind = number(m["kind"], m["low"], m["high"]) if m["kind"] in (int, float) else str
+                kind = cli.number(m["kind"], m["low"], m["high"]) if m["kind"] in (int, float) else str
                 p.add_argument(name, type=kind, choices=m["choices"], default=f.default, help=m["help"])
 
     p = command("sft", sft, "supervised fine-tuning on demonstrations of the reasoning process")
     p.add_argument("--model", required=True, help="Hugging Face model folder")
     p.add_argument("--data", required=True, help="jsonl with problem and solution")
     p.add_argument("--from-scratch", action="store_true", help="start from random weights instead of the folder's")
-    p.add_argument("--epochs", type=number(int, 1), default=2, help="passes over the data")
-    p.add_argument("--batch", type=number(int, 1), default=64, help="demonstrations an optimizer step, over all ranks")
-    p.add_argument("--lr", type=number(float, 0), default=1e-5, help="learning rate")
-    p.add_argument("--warmup", type=number(float, 0, 1), default=0.03, help="share of the steps over which the rate rises")
-    p.add_argument("--lr-end", type=number(float, 0, 1), default=0.1, help="the rate falls along a cosine to this share")
-    p.add_argument("--grad-clip", type=number(float, 0), default=1.0, help="largest gradient norm")
-    p.add_argument("--max-tokens", type=number(int, 1), default=8192, help="longest prompt and demonstration allowed, tokens")
-    p.add_argument("--micro-tokens", type=number(int, 1), default=16384, help="tokens in one forward and backward pass on each rank")
+    p.add_argument("--epochs", type=cli.number(int, 1), default=2, help="passes over the data")
+    p.add_argument("--batch", type=cli.number(int, 1), default=64, help="demonstrations an optimizer step, over all ranks")
+    p.add_argument("--lr", type=cli.number(float, 0), default=1e-5, help="learning rate")
+    p.add_argument("--warmup", type=cli.number(float, 0, 1), default=0.03, help="share of the steps over which the rate rises")
+    p.add_argument("--lr-end", type=cli.number(float, 0, 1), default=0.1, help="the rate falls along a cosine to this share")
+    p.add_argument("--grad-clip", type=cli.number(float, 0), default=1.0, help="largest gradient norm")
+    p.add_argument("--max-tokens", type=cli.number(int, 1), default=8192, help="longest prompt and demonstration allowed, tokens")
+    p.add_argument("--micro-tokens", type=cli.number(int, 1), default=16384, help="tokens in one forward and backward pass on each rank")
     settings(p, "recompute", "compile", "offload", "shard_ranks")
-    p.add_argument("--save-every", type=number(int, 0), default=200, help="steps between checkpoints; 0: only at the end")
-    p.add_argument("--keep", type=number(int, 1), default=2, help="checkpoints kept")
+    p.add_argument("--save-every", type=cli.number(int, 0), default=200, help="steps between checkpoints; 0: only at the end")
+    p.add_argument("--keep", type=cli.number(int, 1), default=2, help="checkpoints kept")
     common(p, "runs/sft")
 
     p = command("ppo", run_ppo, "PPO with outcome verifier and exploration reward; defaults are the paper's for an 8B model")
@@ -571,21 +457,21 @@ def parser():
 
     p = command("plan", run_plan, "memory of each phase, FLOPs and hours of PPO, from config.json alone; exit status 2 if it does not fit")
     p.add_argument("--model", required=True, help="folder with config.json; no weights are needed")
-    p.add_argument("--gpus", type=number(int, 1), default=8, help="GPUs, one process each")
-    p.add_argument("--gpus-per-node", type=number(int, 1), default=8, help="over these weights are sharded unless --shard-ranks says otherwise")
-    p.add_argument("--gpu-memory", type=number(float, 1e-3), default=80.0, help="GB (1e9 bytes) of a GPU")
-    p.add_argument("--flops", type=number(float, 1), default=1.5e14, help="FLOP/s a GPU that matrix products reach, not its peak")
-    p.add_argument("--bandwidth", type=number(float, 1), default=1e12, help="bytes/s at which decoding reads a GPU's memory")
-    p.add_argument("--network", type=number(float, 1), default=5e10, help="bytes/s at which a GPU gathers others' weights (sharded sampler)")
-    p.add_argument("--mean-prompt", type=number(float, 1), default=150.0, help="mean tokens of a prompt, for the hours")
-    p.add_argument("--mean-response", type=number(float, 1), default=1000.0, help="mean tokens of a response, for the hours")
+    p.add_argument("--gpus", type=cli.number(int, 1), default=8, help="GPUs, one process each")
+    p.add_argument("--gpus-per-node", type=cli.number(int, 1), default=8, help="over these weights are sharded unless --shard-ranks says otherwise")
+    p.add_argument("--gpu-memory", type=cli.number(float, 1e-3), default=80.0, help="GB (1e9 bytes) of a GPU")
+    p.add_argument("--flops", type=cli.number(float, 1), default=1.5e14, help="FLOP/s a GPU that matrix products reach, not its peak")
+    p.add_argument("--bandwidth", type=cli.number(float, 1), default=1e12, help="bytes/s at which decoding reads a GPU's memory")
+    p.add_argument("--network", type=cli.number(float, 1), default=5e10, help="bytes/s at which a GPU gathers others' weights (sharded sampler)")
+    p.add_argument("--mean-prompt", type=cli.number(float, 1), default=150.0, help="mean tokens of a prompt, for the hours")
+    p.add_argument("--mean-response", type=cli.number(float, 1), default=1000.0, help="mean tokens of a response, for the hours")
     settings(p, *PLAN_FLAGS)
 
     p = command("eval", run_eval, "accuracy of one or more models on a problem file")
     p.add_argument("--model", required=True, nargs="+", help="Hugging Face model folders; the table has a row for each")
     p.add_argument("--data", required=True, help="jsonl with problem and answer")
     p.add_argument("--any-answer", action="store_true", help="without a box, take 'the answer is', #### or the last number")
-    p.add_argument("--max-prompt", type=number(int, 1), default=2048, help="longest prompt allowed, tokens")
+    p.add_argument("--max-prompt", type=cli.number(int, 1), default=2048, help="longest prompt allowed, tokens")
     settings(p, "slots", "kv_gb", "sampler", "shard_ranks")
     decoding(p, 0.7, None)
     common(p, "runs/eval")
@@ -605,18 +491,6 @@ def parser():
     return top
 
 
-def leave(status, line="", error=None):
-    """End the process; of an error that every rank has, rank 0 speaks. One of several may be dead: nothing may wait for it, torch's own
-    teardown neither."""
-    if line and (M.rank() == 0 or not getattr(error, "everywhere", False)):
-        print(f"rlsp.py: {line}", file=sys.stderr)
-    if M.world_size() > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
 def planned(args):
     """What of a run's length may be changed at --resume, as RUN/done has it: a run that is to be longer than it was is not done."""
     return json.dumps({name: value for name, value in vars(args).items() if name in ("epochs", "steps")}) + "\n"
@@ -629,9 +503,9 @@ def is_done(args):
 
 @record  # under torchrun its summary then shows the error that came first
 def main():
-    with checked_input():
+    with cli.checked_input():
         args = read_flags(sys.argv[1:])
-    M.keep_freed_memory()
+    parallel.keep_freed_memory()
     function = args.__dict__.pop("function")
     writes_a_run = args.command in ("sft", "ppo", "eval")
     if writes_a_run and is_done(args):
@@ -639,28 +513,28 @@ def main():
             print(f"{args.run} is done")
         return
     if writes_a_run:
-        checkpoint.signals.install()
+        signals.install()
     try:
         function(args)
         if writes_a_run:
-            checkpoint.together(lambda: M.write_text(Path(args.run) / "done", planned(args)))
+            parallel.together(lambda: files.write_text(Path(args.run) / "done", planned(args)))
         if dist.is_initialized():
-            M.stop_processes()
-    except checkpoint.Stopped as e:
-        name = signal.Signals(checkpoint.signals.received).name if checkpoint.signals.received else "a signal to another rank"
+            parallel.stop()
+    except Stopped as e:
+        name = signal.Signals(signals.received).name if signals.received else "a signal to another rank"
         begun = (Path(args.run) / "config.json").is_file()
-        if M.rank() == 0 and begun:
-            M.write_text(Path(args.run) / "stopped", name + "\n")
+        if parallel.rank() == 0 and begun:
+            files.write_text(Path(args.run) / "stopped", name + "\n")
         e.everywhere = True
-        leave(checkpoint.REQUEUE, f"stopped by {name}" + (f"; go on with: rlsp.py {args.command} --resume {args.run}" if begun else ""), e)
-    except (ppo.TrainingError, OSError, SafetensorError) as e:
-        leave(1, e, e)
+        cli.leave(checkpoint.REQUEUE, f"stopped by {name}" + (f"; go on with: rlsp.py {args.command} --resume {args.run}" if begun else ""), e)
+    except (guards.TrainingError, OSError, SafetensorError) as e:
+        cli.leave(1, e, e)
     except RuntimeError as e:
-        if M.world_size() == 1 or not (isinstance(e, dist.DistError) or "gloo" in str(e)):
+        if parallel.world_size() == 1 or not (isinstance(e, dist.DistError) or "gloo" in str(e)):
             raise
-        leave(1, f"rank {M.rank()}: lost another rank: {str(e).splitlines()[0]}")
+        cli.leave(1, f"rank {parallel.rank()}: lost another rank: {str(e).splitlines()[0]}")
     finally:
-        if M.world_size() == 1 and dist.is_initialized():
+        if parallel.world_size() == 1 and dist.is_initialized():
             dist.destroy_process_group()
 
 
@@ -669,4 +543,4 @@ if __name__ == "__main__":
         main()
     except Exception:
         traceback.print_exc()
-        leave(1)
+        cli.leave(1)

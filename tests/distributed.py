@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from lib import parallel  # noqa: E402
 import model as M  # noqa: E402
 import ppo  # noqa: E402
 import rlsp  # noqa: E402
@@ -20,7 +21,7 @@ folder, out, data = map(Path, sys.argv[1:4])
 torch.set_num_threads(1)
 words = dict(word.split("=") for word in sys.argv[4:] if "=" in word)
 changes = {name: json.loads(value) if value[0] in "0123456789tf" else value for name, value in words.items()}
-device, mesh = M.start_processes(changes.get("shard_ranks", 0))
+device, mesh = parallel.start(changes.get("shard_ranks", 0))
 config = ppo.PPOConfig(**dict(steps=3, rollout_batch=7, train_batch=3, max_response=12, slots=4, freeze_steps=1, dtype="float32", lr=1e-3,
                        critic_lr=1e-3, temperature=0.7, micro_tokens=120, length_scale=8.0, warmup=0.0, save_every=2) | changes)
 problems = [json.loads(line) for line in data.read_text().splitlines()[:20]]
@@ -31,8 +32,8 @@ metrics, samples, batch = trainer.train_step()
 tensors = {f"batch.{k}": v.contiguous() for k, v in batch.items()}
 trainer.train()
 for name, net in trainer.nets.items():
-    tensors |= {f"{name}.{k}": M.full(p) for k, p in net.named_parameters()}
-if M.rank() == 0:
+    tensors |= {f"{name}.{k}": parallel.full(p) for k, p in net.named_parameters()}
+if parallel.rank() == 0:
     save_file(tensors, out / "tensors.safetensors")
     (out / "first.json").write_text(json.dumps({k: v for k, v in metrics.items() if k != "timing"}))
 
@@ -42,12 +43,12 @@ def command(*words):
 
 
 if "stages" in sys.argv:
-    if M.rank() == 0:
+    if parallel.rank() == 0:
         (out / "data.jsonl").write_text("".join((data.parent / "sft.jsonl").read_text().splitlines(True)[:10]))
-    ppo.gather(0)  # the others wait
+    parallel.gather(0)  # the others wait
     sharded = changes.pop("sampler", None)  # SFT has no sampler
     command("sft", "--model", folder, "--data", out / "data.jsonl", "--out", out / "sft", "--batch", "5", "--epochs", "1", "--dtype", "float32",
             "--lr", "1e-3", "--micro-tokens", "200", *(["--offload"] if config.offload else []))
     changes |= {"sampler": sharded} if sharded else {}
     command("eval", "--model", folder, "--data", out / "data.jsonl", "--limit", "3", "--out", out / "eval", "--max-response", "12", "--dtype", "float32")
-M.stop_processes()
+parallel.stop()

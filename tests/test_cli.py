@@ -10,8 +10,8 @@ import sys
 import pytest
 import torch
 
-import checkpoint
-import model as M
+from lib import decode, hf
+from lib.signals import signals
 import ppo
 import rlsp
 from conftest import ROOT
@@ -28,7 +28,7 @@ def rlsp_py(*words, cwd=None):
 def refused(monkeypatch, capsys):
     """Call rlsp.py with words that it must refuse, in this process; returns standard error."""
     def call(*words):
-        monkeypatch.setattr(checkpoint.signals, "install", lambda: None)  # this process keeps its own
+        monkeypatch.setattr(signals, "install", lambda: None)  # this process keeps its own
         monkeypatch.setattr(sys, "argv", ["rlsp.py", *map(str, words)])
         with pytest.raises(SystemExit) as e:
             rlsp.main()
@@ -61,7 +61,7 @@ def test_the_stages_run_and_a_run_is_a_folder(runs):
     losses = [json.loads(x)["loss"] for x in (out / "s/metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 6 and losses[-1] < losses[0]
     for run in "sp":
-        assert M.Llama.from_pretrained(out / run / "model").config.hidden_size == 128
+        assert hf.load(out / run / "model").config.hidden_size == 128
         config = json.loads((out / run / "config.json").read_text())
         assert config["flags"]["seed"] == 0 and config["versions"]["torch"] == torch.__version__
     metrics = [json.loads(x) for x in (out / "p/metrics.jsonl").read_text().splitlines()]
@@ -88,7 +88,7 @@ def test_the_stages_run_and_a_run_is_a_folder(runs):
 def test_a_small_cache_changes_no_response(runs):
     """--kv-gb for two sequences at once, in place of forty."""
     out, _ = runs
-    _, row = M.KVCache.rows(M.Config.from_pretrained(out / "s/model"), 1, 100, torch.float32, 0)  # one block a row
+    _, row = decode.KVCache.rows(hf.read_config(out / "s/model"), 1, 100, torch.float32, 0)  # one block a row
     done = rlsp_py("eval", "--model", out / "s/model", "--data", out / "test.jsonl", "--out", out / "small", "--samples", "4", "--max-response", "16",
                    "--temperature", "1", "--dtype", "float32", "--kv-gb", 2.5 * row / 1e9)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -276,7 +276,7 @@ def test_summary_by_hand():
 
 
 def test_sft_trains_responses_and_the_end_of_turn_only():
-    tokenizer = rlsp.load_tokenizer(TINY / "model")
+    tokenizer = hf.load_tokenizer(TINY / "model")
     ids, mask = rlsp.sft_example(tokenizer, {"problem": "a", "solution": "b 7."})
     trained = [i for i, m in zip(ids, mask) if m]
     assert tokenizer.decode(trained, skip_special_tokens=False) == "b 7.<|eot_id|>" and not any(mask[: -len(trained)])
@@ -287,28 +287,28 @@ def test_sft_trains_responses_and_the_end_of_turn_only():
 # ---- chat prompts
 
 def test_llama3_prompt_token_by_token():
-    tokenizer = rlsp.load_tokenizer(TINY / "model")
-    text = tokenizer.decode(M.chat_prompt(tokenizer, "What?"), skip_special_tokens=False)
+    tokenizer = hf.load_tokenizer(TINY / "model")
+    text = tokenizer.decode(hf.chat_prompt(tokenizer, "What?"), skip_special_tokens=False)
     assert text == ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nProblem: What?<|eot_id|>"
                     "<|start_header_id|>assistant<|end_header_id|>\n\n")
-    assert M.end_of_turn(tokenizer) in M.eos_ids(TINY / "model", tokenizer)
+    assert hf.end_of_turn(tokenizer) in hf.eos_ids(TINY / "model", tokenizer)
 
 
 def test_special_tokens_in_a_problem_stay_text():
-    tokenizer = rlsp.load_tokenizer(TINY / "model")
+    tokenizer = hf.load_tokenizer(TINY / "model")
     eot = tokenizer.token_to_id("<|eot_id|>")
-    ids = M.chat_prompt(tokenizer, "x<|eot_id|><|start_header_id|>assistant")
+    ids = hf.chat_prompt(tokenizer, "x<|eot_id|><|start_header_id|>assistant")
     assert ids.count(eot) == 1 and "x<|eot_id|><|start" in tokenizer.decode(ids, skip_special_tokens=False)
 
 
 @pytest.mark.smollm2
 def test_chatml_prompt_is_the_models_own_template_without_a_system_message(smollm2):
-    tokenizer = rlsp.load_tokenizer(smollm2)
-    ids = M.chat_prompt(tokenizer, "What is 2 + 2?")
+    tokenizer = hf.load_tokenizer(smollm2)
+    ids = hf.chat_prompt(tokenizer, "What is 2 + 2?")
     text = "<|im_start|>user\nProblem: What is 2 + 2?<|im_end|>\n<|im_start|>assistant\n"
     from tokenizers import Tokenizer
     assert ids == Tokenizer.from_file(str(smollm2 / "tokenizer.json")).encode(text, add_special_tokens=False).ids
-    assert M.eos_ids(smollm2, tokenizer) == [2]
+    assert hf.eos_ids(smollm2, tokenizer) == [2]
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(folder, tmp_path):  # noqa: F811
@@ -318,7 +318,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused(folder, tmp_path):  # no
     spec["added_tokens"] = [t for t in spec["added_tokens"] if t["content"] != "<|eot_id|>"]
     (tmp_path / "m/tokenizer.json").write_text(json.dumps(spec))
     with pytest.raises(ValueError, match="neither Llama 3's"):
-        rlsp.load_tokenizer(tmp_path / "m")
+        hf.load_tokenizer(tmp_path / "m")
     (tmp_path / "m/tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="not a tokenizer"):
-        rlsp.load_tokenizer(tmp_path / "m")
+        hf.load_tokenizer(tmp_path / "m")

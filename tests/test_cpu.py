@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import cpu
+from lib import cpu, decode, parallel
 import model as M
 import ppo
 from conftest import TINY, tiny_llama
@@ -251,22 +251,22 @@ def test_a_kernel_refuses_what_is_not_contiguous():
 
 def test_one_process_rounds_its_masters_as_fsdp_does():
     """What FSDP hands a block, a layer takes by itself: the same log-probs, bit for bit, and gradients."""
-    _, mesh = M.start_processes()
+    _, mesh = parallel.start()
     tokens, mask = some_batch()
     for config in (TINY, QWEN):
         nets = [tiny_llama(**config) for _ in range(2)]
         nets[0].model.dtype = torch.bfloat16
-        M.shard(nets[1], mesh, torch.bfloat16)
+        parallel.shard(nets[1], mesh, torch.bfloat16)
         (alone, _, gradients), (sharded, _, others) = (scores_and_gradients(net, tokens, mask) for net in nets)
         assert torch.equal(alone, sharded)
         for name, g in gradients.items():  # FSDP adds the gradients of a token's places, and of a tied head, in bfloat16
-            assert (g - M.full(others[name])).abs().max() <= (0.01 if "embed" in name else 0) * g.abs().max(), name
+            assert (g - parallel.full(others[name])).abs().max() <= (0.01 if "embed" in name else 0) * g.abs().max(), name
 
 
 def test_without_a_compiler_all_is_plain_and_says_so(monkeypatch, capsys):
     net, (tokens, mask) = tiny_llama().bfloat16(), some_batch()
     kernels(net)
-    run = lambda: (M.generate(net, PROMPTS, 5, temperature=0, return_logprobs=True), net.logprobs(tokens, mask)[0].tolist())
+    run = lambda: (decode.generate(net, PROMPTS, 5, temperature=0, return_logprobs=True), net.logprobs(tokens, mask)[0].tolist())
     fast = run()
     with monkeypatch.context() as patch:
         patch.setattr(cpu, "kernels", lambda *_: None)
@@ -310,7 +310,7 @@ def test_the_cpu_decoder_is_as_near_to_float32_as_the_plain_step(config):
             logits = []
             with torch.inference_mode():
                 for step in (net, cpu.CPUDecoder.of(net)):
-                    cache = M.KVCache(net.config, n, 290, torch.bfloat16, "cpu")
+                    cache = decode.KVCache(net.config, n, 290, torch.bfloat16, "cpu")
                     net.prefill(tokens[:, :-1], cache, 0, 0)  # what lies at and after the last one's position is not its own
                     logits.append(step.decode(tokens[torch.arange(n), last], last, cache, counts).float())
                 expected = torch.stack([exact(row[None, :length])[0, -1] for row, length in zip(tokens, lengths)])
@@ -324,7 +324,7 @@ def test_attention_of_the_kernels_equals_a_softmax_in_float64():
     library, g = kernels(net), torch.Generator().manual_seed(0)
     lengths = torch.tensor([1, 2, 127, 128, 129, 256, 257, 300])
     n, H, K, d = len(lengths), 6, 2, 40
-    cache = M.KVCache(net.config, n + 1, 300, torch.bfloat16, "cpu")
+    cache = decode.KVCache(net.config, n + 1, 300, torch.bfloat16, "cpu")
     for scale in (1, 30):
         cache.k.normal_(generator=g).mul_(scale), cache.v.normal_(generator=g)
         k, v, before = cache.k[1], cache.v[1], cache.v.clone()
@@ -348,7 +348,7 @@ def test_tokens_sampled_by_the_kernel_are_those_of_the_definition():
     """The cumulative sum in float64, but for a u within rounding of a token's border; and never a token without a probability."""
     net = tiny_llama().bfloat16()
     kernels(net)
-    decoder, u = cpu.CPUDecoder.of(net), M.uniforms(0, 0, 2000)
+    decoder, u = cpu.CPUDecoder.of(net), decode.uniforms(0, 0, 2000)
     for V, scale in ((5, 1), (256, 2), (257, 1), (49152, 3), (3000, 40)):
         logits = randn(20, V, seed=V).repeat(100, 1) * scale
         logits[:, V // 2] = -math.inf

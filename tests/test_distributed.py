@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import model as M
 from conftest import ROOT
 from test_ppo import folder  # noqa: F401  (the fixture)
 

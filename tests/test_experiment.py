@@ -1,4 +1,4 @@
-"""data/experiment.py, the table and figure of the comparison, and data/hacking.py, its rewards with and without guards."""
+"""docs/results/experiment.py, the table and figure of the comparison, and docs/results/hacking.py, its rewards with and without guards."""
 import json
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import xml.etree.ElementTree
 import pytest
 from conftest import ROOT
 
-sys.path.insert(0, str(ROOT / "data"))
+sys.path.insert(0, str(ROOT / "docs" / "results"))
 import experiment  # noqa: E402
 import hacking  # noqa: E402
 
@@ -84,7 +84,7 @@ def test_budgets_are_reached_from_below_and_a_short_run_keeps_its_last_value():
 
 
 def test_nothing_to_show_is_said(tmp_path):
-    done = subprocess.run([sys.executable, str(ROOT / "data/experiment.py"), str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(ROOT / "docs/results/experiment.py"), str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 1 and "no finished" in done.stderr and len(done.stderr.splitlines()) == 1
 
 

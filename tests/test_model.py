@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from lib import decode, hf, logs, parallel
 import model as M
 from conftest import TINY, tiny_llama
 
@@ -23,12 +24,12 @@ QWEN = TINY | dict(model_type="qwen2", rms_norm_eps=1e-6, tie_word_embeddings=Tr
 def write_folder(folder, config, seed=0):
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    net = M.Llama(M.Config.from_pretrained(folder))
+    net = M.Llama(hf.read_config(folder))
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in net.named_parameters():  # biases and norms, too, away from their neutral values
             p.copy_(torch.randn(p.shape, generator=g) * (0.3 if p.dim() > 1 else 0.1) + (1.0 if "norm" in name else 0.0))
-    net.save_pretrained(folder)
+    hf.save(net, folder)
     return net.eval()
 
 
@@ -38,22 +39,22 @@ def transformers():
 
 @pytest.mark.parametrize("config", [TINY, LLAMA31, QWEN, TINY | dict(attention_bias=True)], ids=["llama", "llama3.1", "qwen2.5", "bias"])
 def test_logits_equal_transformers(tmp_path, config):
-    hf = transformers()
+    peer = transformers()
     ours = write_folder(tmp_path, config)
-    theirs = hf.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager").eval()
+    theirs = peer.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager").eval()
     tokens = torch.randint(0, 97, (3, 130), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         assert (ours(tokens) - theirs(tokens).logits).abs().max() < 1e-4
 
 
 def test_a_folder_of_transformers_loads_and_ours_loads_there(tmp_path):
-    hf = transformers()
+    peer = transformers()
     torch.manual_seed(0)
-    theirs = hf.LlamaForCausalLM(hf.LlamaConfig(**{k: v for k, v in LLAMA31.items() if k != "model_type"})).eval()
-    theirs.save_pretrained(tmp_path / "theirs")
-    ours = M.Llama.from_pretrained(tmp_path / "theirs", dtype=torch.float32)
-    ours.save_pretrained(tmp_path / "ours")
-    again = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32)
+    theirs = peer.LlamaForCausalLM(peer.LlamaConfig(**{k: v for k, v in LLAMA31.items() if k != "model_type"})).eval()
+    hf.save(theirs, tmp_path / "theirs")
+    ours = hf.load(tmp_path / "theirs", M.Llama, dtype=torch.float32)
+    hf.save(ours, tmp_path / "ours")
+    again = peer.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32)
     tokens = torch.arange(90)[None]
     with torch.no_grad():
         assert (ours(tokens) - theirs(tokens).logits).abs().max() < 1e-4
@@ -62,25 +63,25 @@ def test_a_folder_of_transformers_loads_and_ours_loads_there(tmp_path):
 
 @pytest.mark.smollm2
 def test_smollm2_logits_equal_transformers(smollm2):
-    hf = transformers()
-    ours = M.Llama.from_pretrained(smollm2, dtype=torch.float32).eval()
-    theirs = hf.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    peer = transformers()
+    ours = hf.load(smollm2, M.Llama, dtype=torch.float32).eval()
+    theirs = peer.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
     from tokenizers import Tokenizer
-    ids = M.chat_prompt(Tokenizer.from_file(str(smollm2 / "tokenizer.json")), "What is 12 * 7? Explain each step.")
+    ids = hf.chat_prompt(Tokenizer.from_file(str(smollm2 / "tokenizer.json")), "What is 12 * 7? Explain each step.")
     tokens = torch.tensor([ids * 4])
     with torch.no_grad():
         assert (ours(tokens) - theirs(tokens).logits).abs().max() < 1e-4
         expected = theirs.generate(torch.tensor([ids]), max_new_tokens=24, do_sample=False)[0, len(ids):].tolist()
-    got = M.generate(ours, [ids], 24, temperature=0, eos_ids=(2,))[0]
+    got = decode.generate(ours, [ids], 24, temperature=0, eos_ids=(2,))[0]
     assert got == expected[:len(got)] and (len(got) == 24 or got[-1] == 2)
 
 
 def test_one_file_and_sharded_index_are_the_same_model(tmp_path):
     net = write_folder(tmp_path / "one", TINY)
-    M.save_tensors(net.named_parameters(), tmp_path / "many", max_bytes=20_000)
+    hf.save_tensors(net.named_parameters(), tmp_path / "many", max_bytes=20_000)
     (tmp_path / "many" / "config.json").write_text((tmp_path / "one" / "config.json").read_text())
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 3
-    many = M.Llama.from_pretrained(tmp_path / "many", dtype=torch.float32)
+    many = hf.load(tmp_path / "many", M.Llama, dtype=torch.float32)
     for (n, p), q in zip(net.named_parameters(), many.parameters()):
         assert torch.equal(p, q), n
 
@@ -100,7 +101,7 @@ def test_one_file_and_sharded_index_are_the_same_model(tmp_path):
 def test_config_errors(tmp_path, change, words):
     (tmp_path / "config.json").write_text(json.dumps(TINY | change))
     with pytest.raises(ValueError) as e:
-        M.Config.from_pretrained(tmp_path)
+        hf.read_config(tmp_path)
     assert all(w in str(e.value) for w in [*words, "config.json"])
 
 
@@ -117,25 +118,25 @@ def test_weight_errors(tmp_path, name, value, words):
         tensors[name] = value
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ValueError) as e:
-        M.Llama.from_pretrained(tmp_path)
+        hf.load(tmp_path)
     assert all(w in str(e.value) for w in words)
 
 
 def test_hostile_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="config.json"):
-        M.Llama.from_pretrained(tmp_path / "nowhere")
+        hf.load(tmp_path / "nowhere")
     write_folder(tmp_path / "m", TINY)
     (tmp_path / "m" / "model.safetensors").rename(tmp_path / "outside.safetensors")
     with pytest.raises(FileNotFoundError, match="from-scratch"):
-        M.Llama.from_pretrained(tmp_path / "m")
+        hf.load(tmp_path / "m")
     index = tmp_path / "m" / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"model.norm.weight": "../outside.safetensors"}}))
     with pytest.raises(ValueError, match="without a folder"):
-        M.Llama.from_pretrained(tmp_path / "m")
+        hf.load(tmp_path / "m")
     index.unlink()
     (tmp_path / "m" / "model.safetensors").write_bytes((tmp_path / "outside.safetensors").read_bytes()[:1000])
     with pytest.raises(ValueError, match="not a readable safetensors"):
-        M.Llama.from_pretrained(tmp_path / "m")
+        hf.load(tmp_path / "m")
 
 
 # ---- log-probs
@@ -263,8 +264,8 @@ def test_flops_are_those_of_the_products():
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         net(tokens).sum().backward()
     pairs = 6 * 2 * 32 * 64 * (64 - 1)  # what the other half of two layers costs
-    assert M.flops(net.config, [64], 64) + pairs == counter.get_total_flops()
-    assert M.flops(net.config, [3, 64], 0) == M.flops(net.config, [3], 0) + M.flops(net.config, [64], 0)
+    assert logs.flops(net.config, [64], 64) + pairs == counter.get_total_flops()
+    assert logs.flops(net.config, [3, 64], 0) == logs.flops(net.config, [3], 0) + logs.flops(net.config, [64], 0)
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on CPU needs a C++ compiler, g++ is not installed")
@@ -273,7 +274,7 @@ def test_compiled_blocks_compute_the_same():
     for compiled in (False, True):
         net = tiny_llama()
         if compiled:
-            M.compile_blocks(net)
+            parallel.compile_blocks(net)
         for lengths in ((5, 9, 3), (11, 2)):  # another number of sequences, too
             tokens = torch.arange(len(lengths) * 12).view(-1, 12)
             mask = (torch.arange(12) > 0) & (torch.arange(12) <= torch.tensor(lengths)[:, None])
@@ -305,12 +306,12 @@ def test_checklist_17_greedy_cached_decode_equals_the_full_forward(config, slots
     eos = {int(net(torch.tensor([[9, 8, 7]]))[0, -1].argmax())}  # one prompt ends at once, others go on
     expected = [naive_greedy(net, p, 20, eos) for p in PROMPTS]
     assert len({len(e) for e in expected}) > 1
-    assert M.generate(net, PROMPTS, 20, temperature=0, eos_ids=eos, slots=slots) == expected
+    assert decode.generate(net, PROMPTS, 20, temperature=0, eos_ids=eos, slots=slots) == expected
 
 
 def test_checklist_17_cached_logits_equal_the_full_forward():
     net = tiny_llama()
-    tokens, logprobs = M.generate(net, PROMPTS, 16, temperature=0.7, seed=4, slots=3, return_logprobs=True)
+    tokens, logprobs = decode.generate(net, PROMPTS, 16, temperature=0.7, seed=4, slots=3, return_logprobs=True)
     for prompt, response, scores in zip(PROMPTS, tokens, logprobs):
         with torch.no_grad():
             dense = torch.log_softmax(net(torch.tensor([prompt + response]))[0] / 0.7, -1)
@@ -320,7 +321,7 @@ def test_checklist_17_cached_logits_equal_the_full_forward():
 
 def test_a_response_depends_on_its_seed_and_stream_alone():
     net = tiny_llama()
-    run = lambda prompts=PROMPTS, **kw: M.generate(net, prompts, 12, seed=kw.pop("seed", 1), **kw)
+    run = lambda prompts=PROMPTS, **kw: decode.generate(net, prompts, 12, seed=kw.pop("seed", 1), **kw)
     all_at_once = run()
     assert run() == all_at_once == run(slots=2)
     assert run(seed=2) != all_at_once
@@ -332,11 +333,11 @@ def test_a_response_depends_on_its_seed_and_stream_alone():
 def test_samples_follow_the_softmax():
     logits = torch.tensor([[2.0, 0.0, -1.0, float("-inf"), 1.0]])
     n = 20000
-    tokens, logprobs = M.sample(logits.expand(n, -1), 0.7, M.uniforms(0, 0, n))
+    tokens, logprobs = decode.sample(logits.expand(n, -1), 0.7, decode.uniforms(0, 0, n))
     counts, p = torch.bincount(tokens, minlength=5).double(), torch.softmax(logits[0].double() / 0.7, -1)
     assert counts[3] == 0
     assert all(abs(counts[i] - n * p[i]) < 5 * math.sqrt(n * p[i] * (1 - p[i])) for i in (0, 1, 2, 4))
-    assert M.sample(logits, 1.0, torch.tensor([0.99999994]))[0].item() == 4 and M.sample(logits, 0, None)[0].item() == 0
+    assert decode.sample(logits, 1.0, torch.tensor([0.99999994]))[0].item() == 4 and decode.sample(logits, 0, None)[0].item() == 0
 
 
 @pytest.mark.parametrize("vocab", [97, 512, 3072])
@@ -344,7 +345,7 @@ def test_sampling_in_two_steps_is_the_inverse_of_the_cumulative_sum(vocab):
     """256 tokens make a block: 97 has none, 512 two, 3072 twelve. The oracle sums in float64, so numbers at an edge may go either way."""
     g = torch.Generator().manual_seed(vocab)
     logits, u = 3 * torch.randn(1, vocab, generator=g), torch.rand(4000, generator=g)
-    tokens, logprobs = M.sample(logits.expand(4000, -1), 0.8, u)
+    tokens, logprobs = decode.sample(logits.expand(4000, -1), 0.8, u)
     p = torch.softmax(logits[0].double() / 0.8, -1)
     edges = torch.cat([torch.zeros(1, dtype=torch.double), p.cumsum(-1)])
     assert (edges[tokens] - 1e-6 <= u).all() and (u <= edges[tokens + 1] + 1e-6).all()
@@ -358,18 +359,18 @@ def test_a_finished_sequence_costs_no_compute(monkeypatch):
     lengths = [len(naive_greedy(net, p, 20, eos)) for p in PROMPTS]
     rows, step = [], net.decode
     monkeypatch.setattr(net, "decode", lambda tokens, *a: rows.append(tokens.shape) or step(tokens, *a))
-    M.generate(net, PROMPTS, 20, temperature=0, eos_ids=eos, slots=6)
+    decode.generate(net, PROMPTS, 20, temperature=0, eos_ids=eos, slots=6)
     assert sum(s[0] for s in rows) == sum(lengths)  # one row of work for each token kept
 
 
 def test_generate_refuses_nonsense():
     net = tiny_llama()
-    assert M.generate(net, [], 5) == []
+    assert decode.generate(net, [], 5) == []
     for bad in (dict(temperature=-1.0), dict(max_new_tokens=0), dict(slots=0)):
         with pytest.raises(ValueError, match=next(iter(bad))):
-            M.generate(net, [[1]], **(dict(max_new_tokens=3) | bad))
+            decode.generate(net, [[1]], **(dict(max_new_tokens=3) | bad))
     with pytest.raises(ValueError, match="prompt 1 is empty"):
-        M.generate(net, [[1], []], 3)
+        decode.generate(net, [[1], []], 3)
 
 
 LONG = PROMPTS + [list(range(97)) * 2, [7, *range(50, 90)]]
@@ -379,7 +380,7 @@ LONG = PROMPTS + [list(range(97)) * 2, [7, *range(50, 90)]]
 def test_neither_slots_nor_mates_nor_looks_change_a_response(dtype):
     """In bfloat16, too: sequences of more than one block of the cache, several samples of a prompt, slots that free up late."""
     net = tiny_llama(max_position_embeddings=1024).to(dtype)
-    run = lambda prompts=LONG * 3, **kw: M.generate(net, prompts, 150, 0.8, (3,), seed=1, return_logprobs=True, **kw)
+    run = lambda prompts=LONG * 3, **kw: decode.generate(net, prompts, 150, 0.8, (3,), seed=1, return_logprobs=True, **kw)
     tokens, logprobs = run(slots=24)
     assert 10 < len({len(t) for t in tokens}) and max(map(len, tokens)) > 100
     for kw in dict(slots=4), dict(slots=7), dict(slots=24, look=8), dict(slots=5, look=3):
@@ -387,7 +388,7 @@ def test_neither_slots_nor_mates_nor_looks_change_a_response(dtype):
         assert again[0] == tokens
         if dtype == torch.bfloat16:
             assert again[1] == logprobs  # bit for bit
-    cache = M.KVCache(net.config, 5, 400, dtype, "cpu")
+    cache = decode.KVCache(net.config, 5, 400, dtype, "cpu")
     assert run(cache=cache)[0] == run(cache=cache)[0] == tokens  # what an earlier call left there is never seen
     assert run(LONG[3:], streams=range(3, 8))[0] == tokens[3:8]
 
@@ -395,15 +396,15 @@ def test_neither_slots_nor_mates_nor_looks_change_a_response(dtype):
 def test_generate_refuses_a_cache_of_another_model():
     net = tiny_llama().bfloat16()
     for dtype, change in ((torch.float32, {}), (torch.bfloat16, dict(num_key_value_heads=1)), (torch.bfloat16, dict(num_hidden_layers=1))):
-        cache = M.KVCache(M.Config.from_dict(TINY | change), 2, 40, dtype, "cpu")
+        cache = decode.KVCache(M.Config.from_dict(TINY | change), 2, 40, dtype, "cpu")
         with pytest.raises(ValueError, match="the cache"):
-            M.generate(net, [[1]], 3, cache=cache)
+            decode.generate(net, [[1]], 3, cache=cache)
 
 
 def test_sampled_tokens_equal_a_full_forward_with_the_same_numbers():
     net = tiny_llama()
-    for i, (prompt, response) in enumerate(zip(PROMPTS, M.generate(net, PROMPTS, 30, 0.7, seed=9, slots=4))):
-        u, tokens = M.uniforms(9, i, 30).double(), list(prompt)
+    for i, (prompt, response) in enumerate(zip(PROMPTS, decode.generate(net, PROMPTS, 30, 0.7, seed=9, slots=4))):
+        u, tokens = decode.uniforms(9, i, 30).double(), list(prompt)
         for t in range(30):
             with torch.no_grad():
                 cdf = torch.softmax(net(torch.tensor([tokens]))[0, -1].double() / 0.7, -1).cumsum(-1)
@@ -416,24 +417,24 @@ def test_a_prompt_and_the_head_of_all_are_prefilled_once(monkeypatch):
     monkeypatch.setattr(M.Llama, "prefill", lambda self, tokens, *a: seen.extend(tokens.flatten().tolist()) or prefill(self, tokens, *a))
     prompts = [[1, 2, 3, 10 + i, 20 + i] for i in range(4) for _ in range(6)]  # six samples of each
     stats = {}
-    responses = M.generate(net, prompts, 30, eos_ids=range(40, 60), slots=5, stats=stats)
+    responses = decode.generate(net, prompts, 30, eos_ids=range(40, 60), slots=5, stats=stats)
     assert len({len(r) for r in responses}) > 3  # slots become free at different times
     assert sorted(seen) == [1, 2, 3, 10, 11, 12, 13]  # a prompt's last token is decoded
     assert stats["prefill_padding"] == stats["decode_waste"] == 0 and 0 < stats["kv_use"] < 1
-    M.generate(net, prompts, 30, eos_ids=range(40, 60), slots=5, stats=stats, look=8)
+    decode.generate(net, prompts, 30, eos_ids=range(40, 60), slots=5, stats=stats, look=8)
     assert 0 < stats["decode_waste"] < 0.5
 
 
 def test_the_cache_keeps_to_its_budget():
     config = M.Config.from_dict(TINY)
     row = 2 * 2 * 2 * 8 * 4 * 256  # keys and values x layers x heads x channels x bytes x two blocks
-    cache = M.KVCache.sized(config, 64, 200, torch.float32, "cpu", 3.5 * row / 1e9)
+    cache = decode.KVCache.sized(config, 64, 200, torch.float32, "cpu", 3.5 * row / 1e9)
     assert cache.slots == 3 and cache.k.nbytes + cache.v.nbytes == 3 * row
-    assert M.KVCache.sized(config, 2, 200, torch.float32, "cpu", 0).slots == 2
+    assert decode.KVCache.sized(config, 2, 200, torch.float32, "cpu", 0).slots == 2
     with pytest.raises(ValueError, match="--kv-gb"):
-        M.KVCache.sized(config, 64, 200, torch.float32, "cpu", 0.9 * row / 1e9)
+        decode.KVCache.sized(config, 64, 200, torch.float32, "cpu", 0.9 * row / 1e9)
     with pytest.raises(ValueError, match="need 202 positions, the cache has 200"):
-        M.generate(tiny_llama(), [[1, 2, 3]], 200, cache=cache)
+        decode.generate(tiny_llama(), [[1, 2, 3]], 200, cache=cache)
 
 
 def test_the_benchmark_prints_its_table(capsys):

@@ -11,10 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lib import cpu, decode, hf, parallel, plan
 import memory
-import cpu
 import model as M
-import plan
 import ppo
 import rlsp
 from conftest import ROOT, tiny_llama
@@ -124,8 +123,8 @@ def wide(tmp_path_factory):
     raw |= dict(hidden_size=256, intermediate_size=704, num_hidden_layers=4, head_dim=64, vocab_size=4096)
     net = M.Llama(M.Config.from_dict(raw))
     M.init_weights(net, 0)
-    net.save_pretrained(out)
-    ppo.copy_tokenizer(ROOT / "data/tiny/model", out)
+    hf.save(net, out)
+    hf.copy_tokenizer(ROOT / "data/tiny/model", out)
     return out
 
 
@@ -151,11 +150,11 @@ def test_the_plan_agrees_with_a_rollout(prompt, response, vocab, dtype, monkeypa
     monkeypatch.setattr(cpu, "kernels", lambda *_: None)
     net = tiny_llama(vocab_size=vocab, num_attention_heads=8).to(getattr(torch, dtype))
     c = ppo.PPOConfig(rollout_batch=16, samples=1, max_prompt=prompt + 1, max_response=response, dtype=dtype)
-    cache, live = M.KVCache.sized(net.config, 16, prompt + 1 + response, getattr(torch, dtype), "cpu", 0), memory.Live()
+    cache, live = decode.KVCache.sized(net.config, 16, prompt + 1 + response, getattr(torch, dtype), "cpu", 0), memory.Live()
     stays = [*net.parameters(), cache.k, cache.v]
     live.know(stays)
     with live:
-        M.generate(net, [[(i + j * j) % 97 for j in range(prompt + 1)] for i in range(16)], response, slots=16, cache=cache)
+        decode.generate(net, [[(i + j * j) % 97 for j in range(prompt + 1)] for i in range(16)], response, slots=16, cache=cache)
     assert live.peak - memory.local_bytes(stays) == pytest.approx(plan.phases(net.config, c, 1, 1)["rollout"]["activations"], rel=0.15)
 
 
@@ -186,7 +185,7 @@ def test_loading_holds_the_share_and_saving_one_tensor(wide, tmp_path, ranks):
     with torch.device("meta"):
         empty = M.Llama(M.Config.from_dict(raw))
     tmp_path.joinpath("config.json").write_text(json.dumps(raw))
-    M.save_tensors(((n, torch.zeros(p.shape, dtype=torch.bfloat16)) for n, p in empty.named_parameters()), tmp_path, max_bytes=10**8)
+    hf.save_tensors(((n, torch.zeros(p.shape, dtype=torch.bfloat16)) for n, p in empty.named_parameters()), tmp_path, max_bytes=10**8)
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     slack = 40e6  # gloo's buffers, the allocator, this interpreter
     for rank in measure("load", tmp_path, tmp_path / "out", ranks=ranks):
@@ -231,7 +230,7 @@ def test_nothing_helps_where_nothing_helps(plan_words):
 
 
 def test_a_run_that_cannot_fit_is_refused_with_the_arithmetic(folder, tmp_path, refused, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(M, "memory", lambda: (3_100_000_000, 10**12, "a GPU with 3.1 GB"))
+    monkeypatch.setattr(parallel, "memory", lambda: (3_100_000_000, 10**12, "a GPU with 3.1 GB"))
     data = ROOT / "data/tiny/train.jsonl"
     error = refused("ppo", "--model", folder, "--data", data, "--out", tmp_path / "run", "--max-response", "500")
     assert "does not fit into a GPU with 3.1 GB: each process needs" in error and "optimizer" in error and "it fits with" in error
@@ -240,7 +239,7 @@ def test_a_run_that_cannot_fit_is_refused_with_the_arithmetic(folder, tmp_path, 
 
 def test_the_runs_of_the_readme_are_not_refused():
     """tiny and SmolLM2-135M on a machine of 16 GB, as many processes as two."""
-    tiny = M.Config.from_pretrained(ROOT / "data/tiny/model")
+    tiny = hf.read_config(ROOT / "data/tiny/model")
     smol = M.Config.from_dict(dict(model_type="llama", vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
                                    num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True))
     small = ppo.PPOConfig(rollout_batch=96, train_batch=24, max_prompt=40, max_response=400, slots=96, micro_tokens=2500, dtype="float32", recompute=False)

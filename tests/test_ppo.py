@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-import checkpoint
+from lib import decode, guards, hf, logs, parallel
 import model as M
 import ppo
 import rewards
@@ -157,7 +157,7 @@ def test_checklist_18_shuffles_are_shared_and_streams_are_distinct():
     first = ppo.generator(1, "minibatch", 2).initial_seed()
     torch.manual_seed(1)
     assert ppo.generator(1, "minibatch", 2).initial_seed() == first  # no global random state
-    numbers = {tuple(M.uniforms(seed, stream, 4).tolist()) for seed in range(10) for stream in range(200)}
+    numbers = {tuple(decode.uniforms(seed, stream, 4).tolist()) for seed in range(10) for stream in range(200)}
     assert len(numbers) == 2000
 
 
@@ -166,14 +166,14 @@ def test_checklist_18_shuffles_are_shared_and_streams_are_distinct():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("tiny")
-    net = M.Llama(M.Config.from_pretrained(TINY))
+    net = M.Llama(hf.read_config(TINY))
     M.init_weights(net, 0)
     with torch.no_grad():
         for p in net.parameters():
             if p.dim() == 2:
                 p.mul_(1.5)
-    net.save_pretrained(out)
-    ppo.copy_tokenizer(TINY, out)
+    hf.save(net, out)
+    hf.copy_tokenizer(TINY, out)
     return out
 
 
@@ -186,13 +186,13 @@ def trainer(folder, run, function=None, **changes):
         steps=4, rollout_batch=6, train_batch=3, max_response=12, slots=4, freeze_steps=0, dtype="float32", lr=1e-3,
         critic_lr=1e-3, temperature=0.7, micro_tokens=200, save_every=2, length_scale=8.0, recompute=False, warmup=0.0) | changes))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    device, mesh = M.start_processes()
+    device, mesh = parallel.start()
     run.mkdir(exist_ok=True)
     return ppo.Trainer(config, folder, problems(), tokenizer, run, device, mesh, function)
 
 
 def weights(net):
-    return torch.cat([M.full(p).flatten() for p in net.parameters()]).clone()
+    return torch.cat([parallel.full(p).flatten() for p in net.parameters()]).clone()
 
 
 def test_checklist_1_everything_is_scored_at_the_sampling_temperature(folder, tmp_path):
@@ -202,7 +202,7 @@ def test_checklist_1_everything_is_scored_at_the_sampling_temperature(folder, tm
     mask = batch["mask"]
     assert (batch["sampler_logprob"] - batch["old_logprob"])[mask].abs().max() < 1e-4
     assert (batch["ref_logprob"] - batch["old_logprob"])[mask].abs().max() < 1e-5  # the reference is the policy's start
-    net = M.Llama.from_pretrained(folder, torch.float32)
+    net = hf.load(folder, M.Llama, torch.float32)
     for i, s in enumerate(samples):  # the oracle: one full forward a sequence
         with torch.no_grad():
             dense = torch.log_softmax(net(torch.tensor([s.prompt + s.response]))[0] / 0.5, -1)
@@ -244,7 +244,7 @@ def test_checklist_11_the_first_ratio_is_1_or_training_stops(folder, tmp_path):
     assert metrics["first_ratio"] == pytest.approx(1.0, abs=1e-4) and metrics["first_ratio_error"] < 1e-4
     assert t.train_step()[0]["sampler_logprob_diff"] < 1e-4  # the sampler holds the updated weights
     batch["old_logprob"] = batch["old_logprob"] * 0.9
-    with pytest.raises(ppo.TrainingError, match="ratio on the first minibatch"):
+    with pytest.raises(guards.TrainingError, match="ratio on the first minibatch"):
         t.update(batch)
 
 
@@ -275,8 +275,8 @@ def test_checklist_13_the_micro_batch_size_does_not_change_the_update(folder, tm
 
 def test_checklist_14_the_critic_learns_alone_first(folder, tmp_path):
     t = trainer(folder, tmp_path, freeze_steps=2, critic_lr=5e-4)
-    head = M.full(t.critic.value_head.weight)
-    hidden = M.Config.from_pretrained(folder).hidden_size
+    head = parallel.full(t.critic.value_head.weight)
+    hidden = hf.read_config(folder).hidden_size
     assert t.critic.value_head.bias is None and float(head.std()) == pytest.approx(1 / (hidden + 1), rel=0.2)
     assert torch.equal(weights(t.critic.model), weights(t.policy.model))  # a copy of the policy below the head
     policy, critic = weights(t.policy), weights(t.critic)
@@ -307,10 +307,10 @@ def test_checklist_16_float32_master_weights_keep_a_tiny_update(folder, tmp_path
     assert all(p.dtype == torch.float32 for net in (t.policy, t.critic) for p in net.parameters())
     assert {p.dtype for p in t.reference.parameters()} == {torch.bfloat16} == {p.dtype for p in t.sampler.parameters()}
     norm = dict(t.policy.named_parameters())["model.norm.weight"]
-    before = M.full(norm).clone()
+    before = parallel.full(norm).clone()
     assert (before == 1).all()
     t.train_step()
-    moved = (M.full(norm) - before).abs()
+    moved = (parallel.full(norm) - before).abs()
     assert (moved > 0).float().mean() > 0.9 and moved.max() < 1e-6  # bfloat16 knows nothing between 1 and 1.0078
 
 
@@ -319,7 +319,7 @@ def test_checklist_19_an_error_in_a_reward_never_pays(folder, tmp_path):
         raise KeyError("no such thing")
     with pytest.raises(KeyError, match="no such thing"):
         trainer(folder, tmp_path, broken).rollout()
-    with pytest.raises(ppo.TrainingError, match="step 1: the reward .* is nan"):
+    with pytest.raises(guards.TrainingError, match="step 1: the reward .* is nan"):
         trainer(folder, tmp_path, lambda response, problem: float("nan")).rollout()
 
 
@@ -333,8 +333,8 @@ def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_batch(folder, t
     t = trainer(folder, tmp_path)
     samples = t.rollout()
     with torch.no_grad():
-        M.local(t.policy.model.norm.weight)[3] = float("nan")
-    with pytest.raises(ppo.TrainingError, match="step 1: old_logprob is not finite") as e:
+        parallel.local(t.policy.model.norm.weight)[3] = float("nan")
+    with pytest.raises(guards.TrainingError, match="step 1: old_logprob is not finite") as e:
         t.experience(samples)
     saved = load_file(re.search(r"\S+\.safetensors", str(e.value))[0])
     assert saved["tokens"].shape[0] == 6 and not torch.isfinite(saved["old_logprob"]).all()
@@ -377,7 +377,7 @@ def test_checklist_20_a_resumed_run_equals_an_unbroken_one_bit_for_bit(folder, t
     broken.save = stop_after_step_2
     with pytest.raises(KeyboardInterrupt):
         broken.train()
-    for name in checkpoint.LOGS:
+    for name in logs.LOGS:
         with open(tmp_path / "broken" / f"{name}.jsonl", "a") as f:
             f.write(json.dumps({"step": 3, "reward": "of a step that a kill took back"}) + '\n{"step": 3, "rew')
     again = trainer(folder, tmp_path / "broken", **changes)

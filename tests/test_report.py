@@ -8,13 +8,13 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from lib import decode, hf
 import model as M
 import ppo
 import rewards
 import rlsp
 from browser import Page
-from conftest import ROOT
-from report import embedded, interval, thinned
+from lib.report import embedded, interval, thinned
 from test_cli import refused  # noqa: F401  (a fixture)
 from test_ppo import folder, lines, trainer, weights  # noqa: F401  (folder is a fixture)
 
@@ -69,12 +69,12 @@ def test_the_new_logprob_is_of_the_policy_after_the_update(folder, logged):  # n
     found = rows(run / "tokens.jsonl")
     for r in found[:3]:  # the policy was frozen
         assert r["new_logprob"] == pytest.approx(r["old_logprob"], abs=1e-5)
-    net = M.Llama.from_pretrained(run / "model", torch.float32)  # saved after step 2, the last
+    net = hf.load(run / "model", M.Llama, torch.float32)  # saved after step 2, the last
     chosen = ppo.problems_of_step(len(t.problems), 1, 6, t.config.seed)
     for i, r in enumerate(found[3:]):
         prompt = t.prompts[chosen[i]]
-        ids = M.generate(M.Llama.from_pretrained(folder, torch.float32), [prompt], 12, 0.7, t.eos, seed=0, streams=[6 + i])[0]
-        assert ppo.token_texts(t.tokenizer, ids) == r["tokens"]  # the policy of step 2's rollout was still the first one
+        ids = decode.generate(hf.load(folder, M.Llama, torch.float32), [prompt], 12, 0.7, t.eos, seed=0, streams=[6 + i])[0]
+        assert hf.token_texts(t.tokenizer, ids) == r["tokens"]  # the policy of step 2's rollout was still the first one
         with torch.no_grad():
             dense = torch.log_softmax(net(torch.tensor([prompt + ids]))[0] / 0.7, -1)
         expected = [float(dense[len(prompt) + j - 1, token]) for j, token in enumerate(ids)]
@@ -114,9 +114,9 @@ def test_token_texts_join_to_the_text_even_inside_characters():
     text = "a é 漢 🙂 b"
     ids = tokenizer.encode(text).ids
     assert len(ids) == len(text.encode())
-    texts = ppo.token_texts(tokenizer, ids)
+    texts = hf.token_texts(tokenizer, ids)
     assert "".join(texts) == text and texts[:4] == ["a", " ", "", "é"] and texts[-1] == "b"
-    cut = ppo.token_texts(tokenizer, ids[:-3])  # the limit fell into the last character
+    cut = hf.token_texts(tokenizer, ids[:-3])  # the limit fell into the last character
     assert "".join(cut) == tokenizer.decode(ids[:-3]) and len(cut) == len(ids) - 3
 
 
@@ -215,7 +215,7 @@ def test_hostile_text_stays_inside_its_string(tmp_path):
 
 
 def test_a_report_has_a_largest_size_and_says_what_it_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("report.LOG_BYTES", 20_000)
+    monkeypatch.setattr("lib.report.LOG_BYTES", 20_000)
     many = [rollout(s, f"{i} " * 50) for s in range(1, 21) for i in range(8)]
     data, text = report(ppo_run(tmp_path, "run", rollouts=many), out=tmp_path / "r.html")
     kept = data["runs"][0]["rollouts"]

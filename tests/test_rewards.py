@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import answers
+from lib import answers
 import rewards
 from rewards import answers_equal, behaviours, explain, extract_answer, repetition, score, verify
 

@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import checkpoint
+from lib import checkpoint, decode, files, guards, logs, parallel
+from lib import signals as lib_signals
+from lib.signals import Stopped
 import kill
 import model as M
-import ppo
 import rlsp
 from conftest import ROOT
 from test_cli import refused, rlsp_py  # noqa: F401  (refused is a fixture)
@@ -111,7 +112,7 @@ def test_a_consistent_but_wrong_checkpoint_gets_one_line(folder, run, change, me
     offsets = {k: {"saved_offsets": [0] * v.dim()} for k, v in tensors.items()}
     info = json.dumps({} if "hostile" in message else offsets)
     save_file(tensors, shard(run, 2), metadata={"DCP_SHARDING_INFO": info, "format": "pt"})
-    rewrite_state(run, files={shard(run, 2).name: checkpoint.measure(shard(run, 2))})
+    rewrite_state(run, files={shard(run, 2).name: files.measure(shard(run, 2))})
     t = trainer(folder, run)
     with pytest.raises(ValueError) as e:
         t.resume()
@@ -146,7 +147,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(folder, run,
         elif moment == "rename":
             m.setattr(type(run), "rename", killed)
         else:
-            m.setattr(checkpoint, moment, killed)
+            m.setattr(files, moment, killed)
         with pytest.raises(Killed):
             t.save()
     assert list((run / "checkpoints").glob(".step-*"))
@@ -159,7 +160,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(folder, tmp_path)
     whole = trainer(folder, tmp_path / "whole", steps=2)
     whole.train()
     broken = trainer(folder, tmp_path / "broken", steps=2)
-    checkpoint.log(broken.run, {"metrics": [{"step": 1, "reward": 0}], "tokens": []})
+    logs.log(broken.run, {"metrics": [{"step": 1, "reward": 0}], "tokens": []})
     (tmp_path / "broken/model").mkdir()
     (tmp_path / "broken/model/.tmpAbCdEf").write_text("what safetensors leaves of a file half written")
     broken.resume()
@@ -170,7 +171,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(folder, tmp_path)
 
 
 def test_killed_and_resumed_equals_unbroken_byte_for_byte(folder, tmp_path):  # noqa: F811
-    """The short form of `python -m tests.kill`: PPO alone, killed three times."""
+    """The short form of `python -m tests.tools.kill`: PPO alone, killed three times."""
     result = kill.trial(tmp_path, 1, 3, seed=1, steps=5, model=folder)
     assert result["differ"] == [] and result["kills"] == 3, result
     assert result["lines"]["p/metrics.jsonl"] == result["lines"]["p/timing.jsonl"] == 5 and result["lines"]["p/rollouts.jsonl"] == 40
@@ -182,11 +183,11 @@ def test_killed_and_resumed_equals_unbroken_byte_for_byte(folder, tmp_path):  # 
 def signals(monkeypatch):
     """This process's handlers, put back afterwards."""
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
-    checkpoint.signals.install()
-    yield checkpoint.signals
+    lib_signals.signals.install()
+    yield lib_signals.signals
     for n, handler in before.items():
         signal.signal(n, handler)
-    checkpoint.signals.__init__()
+    lib_signals.signals.__init__()
 
 
 def terminate(*args, **kw):
@@ -212,7 +213,7 @@ def test_a_signal_stops_at_a_whole_step_with_a_checkpoint(folder, tmp_path, sign
 
     generated = []
     if where == "rollout":
-        at(M, "generate")
+        at(decode, "generate")
         inner = M.Llama.decode
         monkeypatch.setattr(M.Llama, "decode", lambda *a: (generated.append(t.step), inner(*a))[1])
     elif where == "scoring":
@@ -229,7 +230,7 @@ def test_a_signal_stops_at_a_whole_step_with_a_checkpoint(folder, tmp_path, sign
         t.train()  # nothing is left to do: the run ends as it would have
         assert (tmp_path / "run/model/model.safetensors").is_file()
     else:
-        with pytest.raises(checkpoint.Stopped):
+        with pytest.raises(Stopped):
             t.train()
         assert 1 not in generated  # the rollout was left at once
         assert not (tmp_path / "run/model").exists()
@@ -292,7 +293,7 @@ def test_sft_stops_on_ctrl_c_and_goes_on(tmp_path):
 def test_all_ranks_stop_together(folder, tmp_path, who):  # noqa: F811
     phases = tmp_path / "phases"
     phases.mkdir()
-    process = start([ROOT / "tests/kill.py", "--child", "ppo", "--model", folder, "--data", DATA, "--out", tmp_path / "run", "--steps", "500",
+    process = start([ROOT / "tests/tools/kill.py", "--child", "ppo", "--model", folder, "--data", DATA, "--out", tmp_path / "run", "--steps", "500",
                      *SMALL], ranks=2, KILL_PHASES=str(phases))
     wait_for(tmp_path / "run/metrics.jsonl", process, 2)
     started = time.monotonic()
@@ -326,7 +327,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(folder, run):  # noqa: F811
     limited((run / "metrics.jsonl").stat().st_size if (run / "metrics.jsonl").exists() else 1)
     try:
         with pytest.raises(OSError, match="metrics.jsonl"):
-            checkpoint.log(run, {"metrics": [{"step": 3}] * 1000})
+            logs.log(run, {"metrics": [{"step": 3}] * 1000})
     finally:
         limited(resource.RLIM_INFINITY)
     again = trainer(folder, run, steps=3)
@@ -375,7 +376,7 @@ def test_code_and_servers_that_a_runs_file_names_must_be_given_again(folder, tmp
 def test_a_dead_rank_ends_the_run_within_a_minute(folder, tmp_path):  # noqa: F811
     phases = tmp_path / "phases"
     phases.mkdir()
-    process = start([ROOT / "tests/kill.py", "--child", "ppo", "--model", folder, "--data", DATA, "--out", tmp_path / "run", "--steps", "500",
+    process = start([ROOT / "tests/tools/kill.py", "--child", "ppo", "--model", folder, "--data", DATA, "--out", tmp_path / "run", "--steps", "500",
                      *SMALL], ranks=2, KILL_PHASES=str(phases))
     wait_for(tmp_path / "run/metrics.jsonl", process, 2)
     started = time.monotonic()
@@ -404,12 +405,12 @@ def test_the_first_error_is_on_top(folder, tmp_path):  # noqa: F811
 
 def poison(monkeypatch, key):
     """Spoil a gradient between the backward pass and the clipping."""
-    inner = ppo.clip_gradients
+    inner = guards.clip_gradients
 
     def clip(net, limit):
-        M.local(dict(net.named_parameters())[key].grad).view(-1)[0] = float("nan")
+        parallel.local(dict(net.named_parameters())[key].grad).view(-1)[0] = float("nan")
         return inner(net, limit)
-    monkeypatch.setattr(ppo, "clip_gradients", clip)
+    monkeypatch.setattr(guards, "clip_gradients", clip)
 
 
 def test_the_first_tensor_that_is_not_finite_is_named(folder, run, monkeypatch):  # noqa: F811
@@ -417,7 +418,7 @@ def test_the_first_tensor_that_is_not_finite_is_named(folder, run, monkeypatch):
     t = trainer(folder, run, steps=4)
     t.resume()
     poison(monkeypatch, key)
-    with pytest.raises(ppo.TrainingError, match=f"step 3: policy_grad_norm is not finite, nor is the gradient of policy's {key}; the batch is in"):
+    with pytest.raises(guards.TrainingError, match=f"step 3: policy_grad_norm is not finite, nor is the gradient of policy's {key}; the batch is in"):
         t.train_step()
     assert "advantage" in load_file(run / "nonfinite-step-3.safetensors")
     assert checkpoint.find(run)[1]["step"] == 2
@@ -425,15 +426,15 @@ def test_the_first_tensor_that_is_not_finite_is_named(folder, run, monkeypatch):
     t = trainer(folder, run, steps=4)
     t.resume()
     with torch.no_grad():
-        M.local(dict(t.critic.named_parameters())[key]).view(-1)[5] = float("nan")
-    with pytest.raises(ppo.TrainingError, match=f"step 3: value is not finite, nor is critic's {key}; "):
+        parallel.local(dict(t.critic.named_parameters())[key]).view(-1)[5] = float("nan")
+    with pytest.raises(guards.TrainingError, match=f"step 3: value is not finite, nor is critic's {key}; "):
         t.train_step()
 
 
 def test_sft_names_it_too(tmp_path, monkeypatch, capsys):
     key = "model.layers.0.self_attn.q_proj.weight"
     poison(monkeypatch, key)
-    monkeypatch.setattr(checkpoint.signals, "install", lambda: None)
+    monkeypatch.setattr(lib_signals.signals, "install", lambda: None)
     monkeypatch.setattr(sys, "argv", ["rlsp.py", "sft", "--model", str(ROOT / "data/tiny/model"), "--from-scratch", "--data",
                                       str(ROOT / "data/tiny/sft.jsonl"), "--out", str(tmp_path / "run"), "--batch", "4", "--dtype", "float32"])
     with pytest.raises(SystemExit) as e:
@@ -450,5 +451,5 @@ def test_a_clipped_gradient_is_what_pytorchs_own_function_makes_of_it():
             for i, p in enumerate(net.parameters()):
                 p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
         norm = torch.nn.utils.clip_grad_norm_(nets[0].parameters(), limit)
-        assert ppo.clip_gradients(nets[1], limit) == float(norm)
+        assert guards.clip_gradients(nets[1], limit) == float(norm)
         assert all(torch.equal(a.grad, b.grad) for a, b in zip(*(net.parameters() for net in nets)))

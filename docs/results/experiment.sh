@@ -17,7 +17,7 @@ experiment() {
             finished "$RUN/seed-$SEED/$arm" arm "$arm"
         done
     done
-    run "$python" "$HERE/data/experiment.py" "$RUN" --figure "$RUN/figure.svg"
+    run "$python" "$HERE/docs/results/experiment.py" "$RUN" --figure "$RUN/figure.svg"
     run "$python" "$HERE/rlsp.py" report "$RUN"/seed-*/*/ppo "$RUN"/seed-*/*/eval --out "$RUN/report.html"
 }
 
@@ -47,7 +47,7 @@ arm() {
         steps) flags=(--exploration steps --steps-scale 10) ;;
         anneal) flags=(--alpha-end 1) ;;  # the length reward fades out
         only) flags=(--alpha 0) ;;  # the length reward without any outcome
-        *guarded) flags=(--steps 30 --exploration none --reward "$HERE/data/hacking.py:$2") ;;
+        *guarded) flags=(--steps 30 --exploration none --reward "$HERE/docs/results/hacking.py:$2") ;;
         *) die "ARMS has $2, expected none, length, steps, anneal or only; for SETTING=hacking unguarded or guarded" ;;
     esac
     echo "== seed $SEED, $2"

@@ -1,4 +1,4 @@
-"""One PPO step of TRL, for `python -m tests.bench step --peer trl`; run by a Python that has trl==1.9.2, torch and transformers.
+"""One PPO step of TRL, for `python -m tests.tools.bench step --peer trl`; run by a Python that has trl==1.9.2, torch and transformers.
 
     python tests/trl_step.py MODEL_FOLDER STEP.json
 

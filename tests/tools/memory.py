@@ -20,15 +20,15 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from lib import hf, parallel, plan  # noqa: E402
 import model as M  # noqa: E402
-import plan  # noqa: E402
 import ppo  # noqa: E402
 
 
 def local_bytes(tensors):
     """What tensors hold on this rank; the gradients of an FSDP unit are pieces of one storage."""
-    return sum({s._cdata: s.nbytes() for s in [M.local(t).untyped_storage() for t in tensors]}.values())
+    return sum({s._cdata: s.nbytes() for s in [parallel.local(t).untyped_storage() for t in tensors]}.values())
 
 
 def pack_whole(tokens, mask):
@@ -59,7 +59,7 @@ def simulate(config, tokens, shards):
         for name, kind in (("policy", M.Llama), ("critic", M.Critic)):
             with torch.device("cpu"):
                 net = kind(config)
-            M.shard(net, mesh, torch.bfloat16)
+            parallel.shard(net, mesh, torch.bfloat16)
             net.model.recompute = True
             adam = torch.optim.Adam(net.parameters(), foreach=False)
             rows = torch.zeros(16, tokens // 16, dtype=torch.long)
@@ -107,7 +107,7 @@ def update(folder, problem_file, run, **settings):
     settings = {f.name: (f.metadata["kind"] if f.metadata["kind"] is not bool else json.loads)(settings[f.name])
                 for f in dataclasses.fields(ppo.PPOConfig) if f.name in settings}
     config = ppo.PPOConfig(**settings)
-    device, mesh = M.start_processes(config.shard_ranks)
+    device, mesh = parallel.start(config.shard_ranks)
     problems = [json.loads(line) for line in open(problem_file)][:1]
     trainer = ppo.Trainer(config, folder, problems, Tokenizer.from_file(f"{folder}/tokenizer.json"), run, device, mesh)
     trainer.eos = []
@@ -116,7 +116,7 @@ def update(folder, problem_file, run, **settings):
     live, kv = Live(), (trainer.cache.k, trainer.cache.v)
     found = {"kv cache": local_bytes(kv), "sampler": local_bytes(trainer.sampler.parameters())}
     samples = trainer.rollout()
-    M.free_weights(trainer.sampler)
+    parallel.free_weights(trainer.sampler)
     found["sampler freed"] = local_bytes(trainer.sampler.parameters())
     batch = trainer.experience(samples)
     nets = list(trainer.nets.values())
@@ -132,12 +132,12 @@ def update(folder, problem_file, run, **settings):
     found["reference"] = local_bytes(trainer.reference.parameters())
     found["optimizer"] = local_bytes(v for o in trainer.optimizers.values() for s in o.state.values() for k, v in s.items() if k != "step")
     live.know(kv)
-    live.know([M.local(p) for n in [*nets, trainer.reference] for p in n.parameters()])
-    live.know([M.local(v) for o in trainer.optimizers.values() for s in o.state.values() for v in s.values()])
+    live.know([parallel.local(p) for n in [*nets, trainer.reference] for p in n.parameters()])
+    live.know([parallel.local(v) for o in trainer.optimizers.values() for s in o.state.values() for v in s.values()])
     with live:
         trainer.update(batch)
     found["update"] = live.peak
-    found["plan"] = plan.phases(M.Config.from_pretrained(folder), config, M.world_size(), mesh["shard"].size())
+    found["plan"] = plan.phases(hf.read_config(folder), config, parallel.world_size(), mesh["shard"].size())
     return found
 
 
@@ -166,12 +166,12 @@ def peak_during(function):
 
 
 def load(folder, out, dtype="float32"):
-    device, mesh = M.start_processes()
-    if M.world_size() > 1:
+    device, mesh = parallel.start()
+    if parallel.world_size() > 1:
         dist.barrier()  # gloo's own buffers
     kind = getattr(torch, dtype)
-    net, loading = peak_during(lambda: M.load_model(M.Llama, folder, kind, device, mesh))
-    _, saving = peak_during(lambda: M.save_tensors(net.named_parameters(), Path(out), torch.float32))
+    net, loading = peak_during(lambda: hf.load(folder, M.Llama, kind, device, mesh))
+    _, saving = peak_during(lambda: hf.save_tensors(net.named_parameters(), Path(out), torch.float32))
     return {"share": local_bytes(net.parameters()), "largest": max(p.numel() * kind.itemsize for p in net.parameters()),
             "whole": sum(p.numel() * kind.itemsize for p in net.parameters()), "loading": loading, "saving": saving}
 
@@ -184,7 +184,7 @@ if __name__ == "__main__":
     else:
         pairs = dict(word.split("=", 1) for word in words if "=" in word)
         found = {"update": update, "load": load}[what](*[word for word in words if "=" not in word], **pairs)
-        everyone = ppo.gather(found)
-        if M.rank() == 0:
+        everyone = parallel.gather(found)
+        if parallel.rank() == 0:
             print(json.dumps(everyone))
-        M.stop_processes()
+        parallel.stop()

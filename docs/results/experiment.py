@@ -1,6 +1,6 @@
 """The table and the figure of `bash train.sh experiment`: PPO with and without exploration rewards, over seeds.
 
-    python data/experiment.py runs/experiment [--figure FILE.svg]
+    python docs/results/experiment.py runs/experiment [--figure FILE.svg]
 
 Reads RUN/seed-*/{start,none,length,steps,anneal,only}/{ppo,eval}; arms that are not there (yet) are left out. Held-out numbers
 come from eval/ (problems that no stage was trained on), curves from ppo/*.jsonl (rollouts on training problems). Arms run beside
@@ -13,7 +13,7 @@ import math
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import rewards  # noqa: E402
 import rlsp  # noqa: E402
 

@@ -1,6 +1,6 @@
 """A recipe that is killed again and again, and must not be different from one that never was.
 
-    python -m tests.kill --kills 20 --ranks 1 2 --out FOLDER         (--seed picks the moments)
+    python -m tests.tools.kill --kills 20 --ranks 1 2 --out FOLDER         (--seed picks the moments)
 
 Runs SFT, PPO and evaluation of a tiny model on --ranks processes: once unbroken, then once with --kills SIGKILLs at random moments, each
 followed by --resume. In the end metrics.jsonl, rollouts.jsonl, tokens.jsonl, the evaluation's outputs and every file of the models
@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "data" / "tiny"
 SAME = ("metrics.jsonl", "rollouts.jsonl", "tokens.jsonl", "outputs-1.jsonl", "outputs-2.jsonl", "summary.json", "model/*")
 
@@ -31,10 +31,9 @@ SAME = ("metrics.jsonl", "rollouts.jsonl", "tokens.jsonl", "outputs-1.jsonl", "o
 
 def child(words):
     sys.path.insert(0, str(ROOT))
-    import checkpoint
-    import model
     import ppo
     import rlsp
+    from lib import checkpoint, hf
     file = Path(os.environ["KILL_PHASES"]) / os.environ.get("RANK", "0")
 
     def show(name):
@@ -59,7 +58,7 @@ def child(words):
     for place, function, name in (
             (rlsp, "sft", "SFT"), (ppo.Trainer, "train", "logs"), (ppo.Trainer, "rollout", "rollout"), (ppo.Trainer, "experience", "scoring"),
             (ppo.Trainer, "update", "update"), (ppo.Trainer, "resume", "resume"), (checkpoint, "save", "checkpoint"),
-            (rlsp, "evaluate", "evaluation"), (model.Llama, "save_pretrained", "model")):
+            (rlsp, "evaluate", "evaluation"), (hf, "save", "model")):
         watched(place, function, name)
     sys.argv = ["rlsp.py", *words]
     rlsp.main()

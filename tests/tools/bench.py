@@ -1,9 +1,9 @@
 """Benchmarks: whole tables, ours beside peers measured in the same run. Not timed tests.
 
-    python -m tests.bench verifier [--cases FILE] [--hostile FILE] [--rounds N]      rewards.verify, and Math-Verify where it is installed
-    python -m tests.bench rollout --model FOLDER [--peer transformers] [--peer vllm --vllm-python FILE]              generate
-    python -m tests.bench update --model FOLDER [--growth]                           scoring and update: FLOP/s beside the machine's, by length and size
-    python -m tests.bench step --model FOLDER [--peer trl --trl-python FILE]         one whole PPO step, and TRL's
+    python -m tests.tools.bench verifier [--cases FILE] [--hostile FILE] [--rounds N]      rewards.verify, and Math-Verify where it is installed
+    python -m tests.tools.bench rollout --model FOLDER [--peer transformers] [--peer vllm --vllm-python FILE]              generate
+    python -m tests.tools.bench update --model FOLDER [--growth]                           scoring and update: FLOP/s beside the machine's, by length and size
+    python -m tests.tools.bench step --model FOLDER [--peer trl --trl-python FILE]         one whole PPO step, and TRL's
 
 All but verifier take --toy, a size of seconds.
 
@@ -22,21 +22,19 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 import torch  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
-import answers  # noqa: E402
-import cpu  # noqa: E402
-import decode  # noqa: E402
+from lib import answers, cpu, decode, hf, logs, parallel  # noqa: E402
 import model as M  # noqa: E402
 import ppo  # noqa: E402
 import rewards  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "data" / "tiny" / "model"
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "verifier"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "verifier"
 
 def beside(name):
     return str(SHARED / name) if (SHARED / name).is_file() else None
@@ -107,7 +105,7 @@ def peaks():
     for _ in range(3):
         y.copy_(x)
     copy = 3 * 2 * x.nbytes / (time.perf_counter() - started)
-    product = ", ".join(f"{M.matrix_peak(device, dtype) / 1e9:.0f} GFLOP/s {str(dtype)[6:]}" for dtype in (torch.bfloat16, torch.float32))
+    product = ", ".join(f"{logs.matrix_peak(device, dtype) / 1e9:.0f} GFLOP/s {str(dtype)[6:]}" for dtype in (torch.bfloat16, torch.float32))
     return f"{torch.get_num_threads()} threads; matrix product {product}; memory copy {copy / 1e9:.0f} GB/s"
 
 
@@ -139,7 +137,7 @@ def decode_step(name, net, n, dtype=torch.bfloat16):
     """A line of the table: one token more for n sequences at 200 positions."""
     with torch.inference_mode():
         decoder = cpu.CPUDecoder.of(net) or net  # as generate does
-        rows = M.KVCache(net.config, n, 256, dtype, "cpu")
+        rows = decode.KVCache(net.config, n, 256, dtype, "cpu")
         tokens, positions, u = torch.zeros(n, dtype=torch.long), torch.full((n,), 200), torch.rand(n)
 
         def step():
@@ -156,24 +154,24 @@ def rollout_prompts(tokenizer, count):
     else:
         texts = [f"A farmer has {7 * i + 3} hens and sells {i + 2} of them" + f", then buys {i % 9 + 1} more" * (i % 7) + ". How many has he now?"
                  for i in range(count)]
-    return [M.chat_prompt(tokenizer, text) for text in texts]
+    return [hf.chat_prompt(tokenizer, text) for text in texts]
 
 
 def rollout(args):
     """generate beside peers, then a decode step from 1 to 128 rows beside its limit."""
-    M.keep_freed_memory()  # as rlsp.py does; transformers, in the same process, has it, too
+    parallel.keep_freed_memory()  # as rlsp.py does; transformers, in the same process, has it, too
     folder = TINY if args.toy else Path(args.model)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    net = M.load_model(M.Llama, folder, torch.bfloat16, init_seed=0 if args.toy else None).eval()
+    net = hf.load(folder, M.Llama, torch.bfloat16, init_seed=0 if args.toy else None).eval()
     prompts, max_new = rollout_prompts(tokenizer, 8 if args.toy else args.prompts), 8 if args.toy else args.max_new
-    rounds, eos, stats = 1 if args.toy else args.rounds, M.eos_ids(folder, tokenizer), {}
+    rounds, eos, stats = 1 if args.toy else args.rounds, hf.eos_ids(folder, tokenizer), {}
     print(peaks())
     if not args.toy:
         print(f"linear layers alone: {args.slots / linear_seconds(net, args.slots):.0f} tokens/s at {args.slots} rows")
-    cache = M.KVCache(net.config, min(args.slots, len(prompts)), max(map(len, prompts)) + max_new, torch.bfloat16, "cpu")
+    cache = decode.KVCache(net.config, min(args.slots, len(prompts)), max(map(len, prompts)) + max_new, torch.bfloat16, "cpu")
 
     def ours(i):
-        return sum(map(len, M.generate(net, prompts, max_new, 0.7, eos, seed=i, slots=args.slots, cache=cache, stats=stats)))
+        return sum(map(len, decode.generate(net, prompts, max_new, 0.7, eos, seed=i, slots=args.slots, cache=cache, stats=stats)))
 
     runs = {"rlsp": ours}
     if "transformers" in args.peer:
@@ -233,9 +231,9 @@ def rollout(args):
         with tempfile.TemporaryDirectory() as out:
             for dtype in (torch.float32, torch.bfloat16):  # the tiny recipe's 96 sequences; at one row the calls are nearly all of it
                 for n in (1, 96):
-                    decode_step(f"tiny {str(dtype)[6:]}", M.load_model(M.Llama, TINY, dtype, init_seed=0).eval(), n, dtype)
+                    decode_step(f"tiny {str(dtype)[6:]}", hf.load(TINY, M.Llama, dtype, init_seed=0).eval(), n, dtype)
             for name in SIZES:
-                decode_step(name, M.load_model(M.Llama, sized_folder(Path(out), name), torch.bfloat16).eval(), 32)
+                decode_step(name, hf.load(sized_folder, M.Llama(Path(out), name), torch.bfloat16).eval(), 32)
     if "vllm" in runs:
         server.stdin.close()
         server.wait()
@@ -246,13 +244,13 @@ def random_folder(out, **changes):
     raw = json.loads((TINY / "config.json").read_text()) | changes
     net = M.Llama(M.Config.from_dict(raw))
     M.init_weights(net, 0)
-    net.save_pretrained(out, torch.bfloat16)
-    ppo.copy_tokenizer(TINY, out)
+    hf.save(net, out, torch.bfloat16)
+    hf.copy_tokenizer(TINY, out)
     return out
 
 
 def bench_trainer(folder, run, problems, **settings):
-    device, mesh = M.start_processes()
+    device, mesh = parallel.start()
     settings = dict(freeze_steps=0, recompute=False, micro_tokens=2048, lr=1e-6, critic_lr=1e-6, steps=10, exploration="none") | settings
     return ppo.Trainer(ppo.PPOConfig(**settings), folder, problems, Tokenizer.from_file(str(Path(folder) / "tokenizer.json")), run, device, mesh)
 
@@ -282,7 +280,7 @@ def score_and_update(args):
     """Seconds, tokens and share of the matrix peak (the best seen before any of the rounds) of scoring (policy, reference and critic
     forward) and of the update (policy and critic forward, backward, Adam) of one minibatch of about 6,000 tokens, two micro-batches.
     Scoring's FLOPs are a third of model.flops: forward alone."""
-    M.keep_freed_memory()
+    parallel.keep_freed_memory()
     print(peaks())
     print(f"{'model':18} {'phase':7} {'type':9} {'samples':>7} {'tokens':>7} {'response':>9} {'s':>8} {'tokens/s':>9} {'GFLOP/s':>8} {'of peak':>8} {'limit s':>8}")
     with tempfile.TemporaryDirectory() as out:
@@ -303,7 +301,7 @@ def score_and_update(args):
             samples = some_samples(config.vocab_size, n, min(20, length) if name in ("tiny", "toy") else 100, length)
             took, peak = {"score": [], "update": []}, 0
             for _ in range(args.rounds + 1):  # the first warms up
-                trainer.step, peak = 0, max(peak, M.matrix_peak.__wrapped__(torch.device("cpu"), trainer.dtype))  # anew: it changes with the hour
+                trainer.step, peak = 0, max(peak, logs.matrix_peak.__wrapped__(torch.device("cpu"), trainer.dtype))  # anew: it changes with the hour
                 started = time.perf_counter()
                 batch = trainer.experience(samples)
                 scored = time.perf_counter()
@@ -312,7 +310,7 @@ def score_and_update(args):
                 took["update"].append(time.perf_counter() - scored)
             lengths, actions = batch["length"].tolist(), int(batch["mask"].sum())
             flops = {"update": trainer.flops(lengths, actions, metrics)}
-            flops["score"] = (flops["update"] + M.flops(config, lengths, actions)) / 3  # forward alone, and the reference beside the two nets
+            flops["score"] = (flops["update"] + logs.flops(config, lengths, actions)) / 3  # forward alone, and the reference beside the two nets
             for phase, times in took.items():
                 seconds, work = statistics.median(times[1:]), flops[phase]
                 print(f"{name:18} {phase:7} {dtype:9} {n:7} {sum(lengths):7} {length:9} {seconds:8.3f} {sum(lengths) / seconds:9.0f} "
@@ -328,15 +326,15 @@ def gsm8k(limit):
 
 def our_step(args):
     """One PPO step in this process; prints a line of JSON and leaves its prompts and responses in STEP.json for the peer."""
-    M.keep_freed_memory()
+    parallel.keep_freed_memory()
     problems = gsm8k(args.prompts) if not args.toy else [{"problem": f"{i} + 1 = ?", "answer": str(i + 1)} for i in range(args.prompts)]
     trainer = bench_trainer(args.model, args.child, problems, rollout_batch=len(problems), train_batch=len(problems), slots=args.slots,
                             dtype="bfloat16", max_response=args.max_response, temperature=0.7, micro_tokens=args.micro_tokens,
                             lr=3e-6, critic_lr=3e-6)
     metrics, samples, _ = trainer.train_step()
     pad = next(i for i in range(trainer.policy.config.vocab_size) if i not in {t for s in samples for t in s.prompt} | set(trainer.eos))
-    step = dict(prompts=[s.prompt for s in samples], eos=M.end_of_turn(trainer.tokenizer), pad=pad, batch=min(8, len(samples)),
-                responses=[s.response[:-1] + [M.end_of_turn(trainer.tokenizer) if not s.truncated else s.response[-1]] for s in samples],
+    step = dict(prompts=[s.prompt for s in samples], eos=hf.end_of_turn(trainer.tokenizer), pad=pad, batch=min(8, len(samples)),
+                responses=[s.response[:-1] + [hf.end_of_turn(trainer.tokenizer) if not s.truncated else s.response[-1]] for s in samples],
                 max_response=args.max_response, temperature=0.7, lr=3e-6)
     (Path(args.child) / "step.json").write_text(json.dumps(step))
     t = metrics["timing"]
@@ -376,7 +374,7 @@ def step(args):
 
 
 def main(words=None):
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.tools.bench", description=__doc__.splitlines()[0])
     what = parser.add_subparsers(dest="what", required=True)
     p = what.add_parser("verifier", help="accuracy and time of the verifier, beside Math-Verify")
     p.add_argument("--cases", default=beside("cases.jsonl"), help="jsonl of labelled cases")

@@ -1,6 +1,6 @@
 """The report: everything that runs have logged in one HTML file, which needs nothing else (`rlsp.py report`).
 
-Here it is gathered, checked and cut to size; data/report.html is the page that shows it.
+Here it is gathered, checked and cut to size; lib/report.html is the page that shows it.
 """
 import dataclasses
 import json
@@ -8,18 +8,17 @@ import math
 import os
 from pathlib import Path
 
-import model as M
+from lib import files
 import ppo
 import rewards
 
-ROOT = Path(__file__).resolve().parent
 LOG_BYTES = 8_000_000  # of rollouts, and again of tokens, that a report embeds: it shall open at once and go through e-mail
 
 
 def log_rows(path, need):
     """Rows of a log, perhaps of a run in progress, each with need, {key: type}; the lists in a row of tokens fit together."""
     rows = []
-    for number, row in M.read_jsonl(path, growing=True):
+    for number, row in files.read_jsonl(path, growing=True):
         for key, kind in need.items():
             if type(row.get(key)) is not kind:
                 raise ValueError(f"{path}:{number}: {key} is {repr(row.get(key))[:60]}, expected {kind.__name__}")
@@ -49,7 +48,7 @@ def thinned(rows, size):
 
 def gather_run(folder, share):
     """What a run of sft or ppo logged: flags, each quantity as a list over the steps, and share bytes of its texts."""
-    config = M.read_json(folder / "config.json")
+    config = files.read_json(folder / "config.json")
     metrics, timing = [], {}
     if (folder / "timing.jsonl").is_file():
         timing = {row.pop("step"): row for row in log_rows(folder / "timing.jsonl", {"step": int})}
@@ -81,13 +80,13 @@ def interval(s):
 def gather_eval(folder):
     """The tables of an evaluation, and how the responses behave."""
     models = []
-    for i, (model, groups) in enumerate(M.read_json(folder / "summary.json").items(), 1):
+    for i, (model, groups) in enumerate(files.read_json(folder / "summary.json").items(), 1):
         responses = [text for row in log_rows(folder / f"outputs-{i}.jsonl", {"responses": list}) for text in row["responses"]]
         counts = [rewards.behaviours(text) for text in responses]
         rates = {k: sum(c[k] > 0 for c in counts) / len(counts) for k in rewards.BEHAVIOURS}
         rates["repetition"] = sum(map(rewards.repetition, responses)) / len(responses)
         models.append({"model": model, "rates": rates, "groups": {k: s | {"interval": interval(s)} for k, s in groups.items()}})
-    return M.read_json(folder / "config.json") | {"models": models}
+    return files.read_json(folder / "config.json") | {"models": models}
 
 
 def group_runs(runs, passing):
@@ -133,4 +132,4 @@ def write(folders, out, passing):
         except (KeyError, TypeError, AttributeError, ZeroDivisionError) as e:
             raise ValueError(f"{folder}: not what this program writes: {e!r}") from None
     group_runs(data["runs"], passing)
-    M.write_text(out, (ROOT / "data" / "report.html").read_text(encoding="utf-8").replace("{{DATA}}", embedded(data)))
+    files.write_text(out, Path(__file__).with_name("report.html").read_text(encoding="utf-8").replace("{{DATA}}", embedded(data)))

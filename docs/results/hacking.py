@@ -1,4 +1,4 @@
-"""Rewards for `rlsp.py ppo --reward data/hacking.py:NAME`: nothing but words pays, with and without the project's guards.
+"""Rewards for `rlsp.py ppo --reward docs/results/hacking.py:NAME`: nothing but words pays, with and without the project's guards.
 
     unguarded   every word counts: saying a line again pays as well as another idea
     guarded     what stands before the last box counts, each repeated line and 8-word sequence once

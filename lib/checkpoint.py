@@ -13,79 +13,28 @@ beside the data says nothing of who wrote them, so a cryptographic one would be 
 import contextlib
 import json
 import logging
-import os
 import shutil
-import signal
-import time
 import zlib
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from lib import files, logs, parallel
+from lib.signals import Stopped, signals
 
-import model as M
 
-LOGS = ("metrics", "rollouts", "tokens", "timing")  # RUN/*.jsonl, each line with its step
 FILE_BYTES = 10**9  # of one file of a rank: DCP copies a file's tensors to the CPU and again into the file's bytes
 REQUEUE = 75  # exit status of a run that a signal stopped: EX_TEMPFAIL of sysexits.h, "try again later"
 
 
-# ---------------------------------------------------------------------------------------------------- many processes
-
-def all_reduce(x):
-    """Sum a CPU tensor over ranks, in place."""
-    if M.world_size() > 1:
-        dist.all_reduce(x)
-    return x
-
-
-def gather(x):
-    """[x of rank 0, x of rank 1, ...], the same on every rank."""
-    everyone = [x] * M.world_size()
-    if len(everyone) > 1:
-        dist.all_gather_object(everyone, x)  # objects of our own processes, not of strangers
-    return everyone
-
-
-def together(f, everywhere=False):
-    """[f() of each rank], or with rank 0 alone calling it. What it raises there is raised on every rank alike: nobody is left waiting."""
-    result = error = None
-    if everywhere or M.rank() == 0:
-        try:
-            result = f()
-        except (OSError, ValueError) as e:
-            error = e
-    results, errors = zip(*gather((result, error)))
-    for error in filter(None, errors):
-        error.everywhere = True  # one rank speaking is enough
-        raise error
-    return results
-
-
-# ---------------------------------------------------------------------------------------------------- logs
-
-def append_jsonl(path, rows):
-    try:
-        with open(path, "a", encoding="utf-8") as f:
-            f.writelines(json.dumps(row) + "\n" for row in rows)
-    except OSError as e:
-        raise OSError(e.errno, e.strerror, str(path)) from None  # a failed write does not name its file
-
-
-def log(run, rows):
-    """Append {log's name: rows}."""
-    together(lambda: [append_jsonl(run / f"{name}.jsonl", lines) for name, lines in rows.items()])
-
-
 def rewind(run, step):
     """Take back what a run did after its checkpoint of `step`: lines of logs, a half one at the end, checkpoints, one half written."""
-    for file in (run / f"{name}.jsonl" for name in LOGS):
+    for file in (run / f"{name}.jsonl" for name in logs.LOGS):
         if file.is_file():
             try:
                 lines = [line for line in file.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
-                M.write_text(file, "".join(line for line in lines if json.loads(line)["step"] <= step))
-                sync(file)
+                files.write_text(file, "".join(line for line in lines if json.loads(line)["step"] <= step))
+                files.sync(file)
             except (ValueError, KeyError, TypeError, RecursionError) as e:
                 raise ValueError(f"{file}: not a log of this program: {e!r}") from None
     remove(f for f in steps(run) if int(f.name[5:]) > step)
@@ -94,55 +43,6 @@ def rewind(run, step):
         left.unlink()  # of a model half written; .tmp* is safetensors'
     for mark in ("stopped", "done"):
         (run / mark).unlink(missing_ok=True)
-
-
-# ---------------------------------------------------------------------------------------------------- signals
-
-class Stopped(BaseException):
-    """A signal asked the run to stop. Not an Exception: no `except Exception` of a reward function shall swallow it."""
-
-
-class Signals:
-    """SIGTERM and SIGINT. Before training there is nothing to save, and a signal leaves at once; during training it is noted, and
-    all ranks stop together at the next place where the weights are those of a finished step. A second one ends the process."""
-
-    def __init__(self):
-        self.received, self.at, self.leave = 0, 0.0, True
-
-    def install(self):
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.handle)
-
-    def handle(self, number, frame):
-        if not self.received:
-            self.received, self.at = number, time.monotonic()
-            if self.leave:
-                raise Stopped
-        elif time.monotonic() - self.at > 1:  # `timeout` and some schedulers send the first one twice
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-    @contextlib.contextmanager
-    def may_interrupt(self):
-        """For long work of this rank alone: a signal breaks it off. Call stop_if_asked after it, the result may be missing."""
-        before = self.leave
-        try:
-            try:
-                self.leave = True
-                yield
-            finally:
-                self.leave = before
-        except Stopped:
-            if before:
-                raise
-
-    def stop_if_asked(self):
-        """Raise Stopped on every rank if any has got a signal."""
-        if all_reduce(torch.tensor([float(self.received > 0)])) > 0:
-            raise Stopped
-
-
-signals = Signals()
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints
@@ -180,30 +80,30 @@ def save(run, nets, optimizers, step, updates, keep, **more):
     aside = folder.with_name(f".{folder.name}.part")
 
     def publish():
-        state = dict(step=step, updates=updates, **more, ranks=M.world_size(), files=dict(sorted(x for files in written for x in files)))
+        state = dict(step=step, updates=updates, **more, ranks=parallel.world_size(), files=dict(sorted(x for mine in written for x in mine)))
         state["crc32"] = zlib.crc32(json.dumps(state).encode())
-        append_jsonl(aside / "state.json", [state])
+        files.append_jsonl(aside / "state.json", [state])
         # after a power cut, too, what the checkpoint counts on must be there: first the logs' lines, then it, then its name
-        for path in (*(run / f"{name}.jsonl" for name in LOGS), aside / "state.json", aside):
+        for path in (*(run / f"{name}.jsonl" for name in logs.LOGS), aside / "state.json", aside):
             if path.exists():
-                sync(path)
+                files.sync(path)
         remove([folder] if folder.exists() else [])
         aside.rename(folder)
-        sync(folder.parent)
+        files.sync(folder.parent)
         remove(steps(run)[:-keep])
 
     try:
-        together(lambda: (folder.parent.mkdir(parents=True, exist_ok=True), clear(folder.parent)))
+        parallel.together(lambda: (folder.parent.mkdir(parents=True, exist_ok=True), clear(folder.parent)))
         named, place, size = tensors(nets, optimizers, updates), {}, 0
         for name, tensor in named.items():
-            place[name], size = 1 + size // FILE_BYTES, size + M.local(tensor).nbytes
+            place[name], size = 1 + size // FILE_BYTES, size + parallel.local(tensor).nbytes
         with plain_errors(aside):
             dcp.save(named, storage_writer=dcp.HuggingFaceStorageWriter(str(aside), place, save_distributed=True))
-        mine = f"shard-{M.rank() + 1:05d}-*"
-        written = together(lambda: [(f.name, measure(f)) for f in aside.glob(mine)], everywhere=True)
-        together(publish)
+        mine = f"shard-{parallel.rank() + 1:05d}-*"
+        written = parallel.together(lambda: [(f.name, files.measure(f)) for f in aside.glob(mine)], everywhere=True)
+        parallel.together(publish)
     except OSError:
-        if M.rank() == 0:
+        if parallel.rank() == 0:
             shutil.rmtree(aside, ignore_errors=True)  # a disk that is full needs the room
         raise
 
@@ -219,23 +119,6 @@ def after_step(step, last, every, save):
         save()
     if stopped:
         raise stopped
-
-
-def sync(path):
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def measure(path):
-    """[bytes, CRC-32] of a file."""
-    size = crc = 0
-    with open(path, "rb") as f:
-        while chunk := f.read(1 << 22):
-            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
-    return [size, crc]
 
 
 def steps(run):
@@ -259,37 +142,32 @@ def check(folder):
     """The state of a checkpoint, whose files are all there and as they were written; else a ValueError. Every rank reads some."""
     def mine():
         file = folder / "state.json"
-        regular(file)
-        state = M.read_json(file)
+        files.regular(file)
+        state = files.read_json(file)
         crc = state.pop("crc32", None)
         if crc != zlib.crc32(json.dumps(state).encode()):
             raise ValueError(f"{file}: altered: its CRC-32 is not {crc}")
-        files, updates, kl_coef = state.get("files"), state.get("updates"), state.get("kl_coef", 0)
+        listed, updates, kl_coef = state.get("files"), state.get("updates"), state.get("kl_coef", 0)
         if not (state.get("step") == int(folder.name[5:]) and type(kl_coef) in (int, float) and abs(kl_coef) < 1e9
                 and isinstance(updates, dict) and all(type(n) is int and 0 <= n < 2**31 for n in updates.values())
-                and isinstance(files, dict) and all(isinstance(x, list) and len(x) == 2 for x in files.values())):
+                and isinstance(listed, dict) and all(isinstance(x, list) and len(x) == 2 for x in listed.values())):
             raise ValueError(f"{file}: not the state of a checkpoint of this program")
-        for name in sorted(files.keys() ^ ({p.name for p in folder.iterdir()} - {"state.json"})):
-            raise ValueError(f"{folder / name}: " + ("no such file, but state.json names it" if name in files else "not in state.json"))
-        for name in sorted(files)[M.rank() :: M.world_size()]:  # names of files in the folder, as has just been compared
-            regular(folder / name)
-            for what, found, expected in zip(("bytes", "CRC-32"), measure(folder / name), files[name]):
+        for name in sorted(listed.keys() ^ ({p.name for p in folder.iterdir()} - {"state.json"})):
+            raise ValueError(f"{folder / name}: " + ("no such file, but state.json names it" if name in listed else "not in state.json"))
+        for name in sorted(listed)[parallel.rank() :: parallel.world_size()]:  # names of files in the folder, as has just been compared
+            files.regular(folder / name)
+            for what, found, expected in zip(("bytes", "CRC-32"), files.measure(folder / name), listed[name]):
                 if found != expected:
                     raise ValueError(f"{folder / name}: truncated or altered: {what} {found}, expected {expected}")
         return state
 
-    return together(mine, everywhere=True)[0]
-
-
-def regular(file):
-    if file.is_symlink() or not file.is_file():
-        raise ValueError(f"{file}: expected a file, and no link")
+    return parallel.together(mine, everywhere=True)[0]
 
 
 def find(run, name=None):
     """(folder, state) of the run's newest checkpoint, or of the named one; None where a run has none yet. A damaged one raises
     ValueError before anything is loaded; the message says which one before it is good."""
-    folders = together(lambda: steps(run))[0]
+    folders = parallel.together(lambda: steps(run))[0]
     if name:
         if name not in [f.name for f in folders]:
             raise ValueError(f"--checkpoint {name}: not one of {', '.join(f.name for f in folders) or 'none'} in {Path(run) / 'checkpoints'}")
@@ -318,5 +196,5 @@ def resume(run, nets, optimizers, found):
         logging.getLogger("torch.distributed.checkpoint").setLevel(logging.CRITICAL)  # its warnings repeat the error as a traceback
         with plain_errors(folder):
             dcp.load(tensors(nets, optimizers, state["updates"]), storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
-    together(lambda: rewind(Path(run), state["step"]))
+    parallel.together(lambda: rewind(Path(run), state["step"]))
     return state

@@ -1,4 +1,4 @@
-"""Run by tests/bench.py with the Python of a virtual environment that has vllm: decodes a file of prompts, prints seconds and tokens."""
+"""Run by tests/tools/bench.py with the Python of a virtual environment that has vllm: decodes a file of prompts, prints seconds and tokens."""
 import json
 import sys
 import time

@@ -17,7 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from cpu import BLOCK, CPUDecoder
+from lib.cpu import BLOCK, CPUDecoder
 
 PREFILL_TOKENS = 4096  # prompt tokens in one forward pass
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import torch
 
+from lib import decode
 import model as M
 
 GB = 1e9
@@ -73,7 +74,7 @@ def frozen_copy(config, c, shards):
 def cache_rows(config, c, ranks):
     """(sequences decoded at once on a rank, bytes of the keys and values of each)."""
     rows = min(c.slots, -(-c.rollout_batch * c.samples // ranks))
-    return M.KVCache.rows(config, rows, c.max_prompt + c.max_response, getattr(torch, c.dtype), c.kv_gb)
+    return decode.KVCache.rows(config, rows, c.max_prompt + c.max_response, getattr(torch, c.dtype), c.kv_gb)
 
 
 def kv_cache(config, c, ranks):
@@ -116,7 +117,7 @@ def cached_attention(config, c, tokens, length):
     """A block of `tokens` new tokens over `length` cached positions: float32 scores, before and after the softmax and in the
     compute type, and the mask; the residual stream, its norm, q and k and v, two sums of values."""
     H, b = config.num_attention_heads, item_size(c)
-    length = -(-length // M.KVCache.BLOCK) * M.KVCache.BLOCK
+    length = -(-length // decode.KVCache.BLOCK) * decode.KVCache.BLOCK
     width = 2 * config.hidden_size + (3 * H + 2 * config.num_key_value_heads) * config.head_dim
     return tokens * (length * (H * (8 + (b if b < 4 else 0)) + 4) + b * width)
 
@@ -125,7 +126,7 @@ def decoding(config, c, ranks):
     """The rollout's most, of four moments: a prefill's MLP or scores, decoding's scores or logits: as computed, in float32, over
     the temperature and as probabilities."""
     rows, _ = cache_rows(config, c, ranks)
-    prefill = min(max(M.PREFILL_TOKENS, c.max_prompt), rows * c.max_prompt)
+    prefill = min(max(decode.PREFILL_TOKENS, c.max_prompt), rows * c.max_prompt)
     return max(block_forward(config, c, prefill), cached_attention(config, c, prefill, c.max_prompt),
                cached_attention(config, c, rows, c.max_prompt + c.max_response),
                (12 + (item_size(c) if item_size(c) < 4 else 0)) * rows * config.vocab_size)

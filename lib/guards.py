@@ -1,0 +1,43 @@
+"""What stops a training that cannot go on: gradients and numbers that are not finite."""
+import math
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from lib import parallel
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message names the quantity and the step. everywhere: every rank raises it alike."""
+
+    def __init__(self, message, everywhere=True):
+        super().__init__(message)
+        self.everywhere = everywhere
+
+
+def clip_gradients(net, limit):
+    """Scale gradients to a norm of at most limit, and return the norm. One that is not finite scales nothing (it would spread over
+    all gradients), so that first_nonfinite can name the parameter."""
+    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    total = torch.nn.utils.get_total_norm(gradients)
+    norm = float(parallel.full(total))
+    if math.isfinite(norm) and norm + 1e-6 > limit:  # else it would multiply all by one
+        torch.nn.utils.clip_grads_with_norm_(net.parameters(), limit, total)
+    return norm
+
+
+def first_nonfinite(nets):
+    """What among the weights, then the gradients of nets {name: net} is the first not to be finite, in words; "" if all are."""
+    held = [(f"{name}'s {key}", p) for name, net in nets.items() for key, p in net.named_parameters()]
+    held += [(f"the gradient of {name}", p.grad) for name, p in held if p.grad is not None]
+    bad = parallel.all_reduce(torch.tensor([float(not torch.isfinite(parallel.local(x)).all()) for _, x in held]))
+    return next((name for (name, _), n in zip(held, bad) if n), "")
+
+
+def check_finite(name, x, step, run, batch, nets):
+    """Stop with the batch on disk where a number is not finite. Every rank sees the same numbers and stops alike."""
+    if not torch.isfinite(torch.as_tensor(x)).all():
+        file, first = Path(run) / f"nonfinite-step-{step}.safetensors", first_nonfinite(nets)
+        parallel.together(lambda: save_file({k: v.contiguous() for k, v in batch.items()}, file))
+        raise TrainingError(f"step {step}: {name} is not finite" + (f", nor is {first}" if first else "") + f"; the batch is in {file}")

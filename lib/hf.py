@@ -1,0 +1,250 @@
+"""Hugging Face folders: config.json, safetensors in and out with each rank reading only its own rows, tokenizer, chat prompts."""
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+
+from lib import files, parallel
+from model import Config, Critic, Llama, init_weights
+
+
+def read_config(folder):
+    """The Config of folder/config.json. Raises FileNotFoundError, or ValueError naming file, key, value and what was expected."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a Hugging Face model folder")
+    return Config.from_dict(files.read_json(path), path)
+
+
+SAFETENSORS_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+def weight_files(folder):
+    """{tensor name: file} of a folder's model.safetensors or model.safetensors.index.json; no path leaves the folder."""
+    folder = Path(folder)
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.is_file():
+        names = files.read_json(index).get("weight_map")
+        if not isinstance(names, dict):
+            raise ValueError(f"{index}: weight_map is {type(names).__name__}, expected an object of tensor names to file names")
+        for name, file in names.items():
+            if not isinstance(file, str) or Path(file).name != file or file in ("", "..") or "\\" in file:
+                raise ValueError(f"{index}: weight_map sends {name} to {file!r}, expected a file name without a folder")
+            if not (folder / file).is_file():
+                raise FileNotFoundError(f"{folder / file}: no such file, but {index.name} names it for {name}")
+        return {name: folder / file for name, file in names.items()}
+    if not single.is_file():
+        raise FileNotFoundError(f"{folder}: neither model.safetensors nor model.safetensors.index.json there "
+                                "(for a random start give --from-scratch)")
+    with open_weights(single) as f:
+        return {name: single for name in f.keys()}
+
+
+def open_weights(file):
+    try:
+        return safe_open(file, framework="pt")
+    except SafetensorError as e:
+        raise ValueError(f"{file}: not a readable safetensors file: {e}") from None
+
+
+@torch.no_grad()
+def load_tensors(targets, folder, ignore=()):
+    """Fill the tensors {name: tensor} from a folder's safetensors; sharded ones read only their own rows.
+
+    All names and shapes are compared before the first weight is read. `ignore`: endings of names that may be there unused.
+    """
+    files = weight_files(folder)
+    missing = [n for n in targets if n not in files]
+    extra = [n for n in files if n not in targets and not n.endswith(tuple(ignore))]
+    for what, names in (("lacks tensor", missing), ("has the unexpected tensor", extra)):
+        if names:
+            raise ValueError(f"{folder}: {what} {names[0]}" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+                             + "; the weights do not fit config.json")
+    by_file = {}
+    for name in targets:
+        by_file.setdefault(files[name], []).append(name)
+    for read in (False, True):
+        for file, names in by_file.items():
+            with open_weights(file) as f:
+                for name in names:
+                    try:
+                        source, target = f.get_slice(name), targets[name]
+                        shape = source.get_shape()
+                        if list(shape) != list(target.shape):
+                            raise ValueError(f"{file}: {name} has shape {list(shape)}, expected {list(target.shape)}")
+                        rows = parallel.my_rows(target)
+                        if read and rows.start < rows.stop:
+                            parallel.local(target).copy_(source[rows])
+                    except SafetensorError as e:
+                        raise ValueError(f"{file}: {name}: {e}") from None
+
+
+def load(folder, cls=Llama, dtype=torch.bfloat16, device="cpu", mesh=None, compute_dtype=None, init_seed=None, offload=False):
+    """A Llama or Critic from a Hugging Face folder, sharded over a `mesh` of more than one process; offload: as in shard.
+
+    A Critic takes the policy's trunk, and its head from `init_seed`. A Llama with `init_seed` starts at random.
+    """
+    config = read_config(folder)
+    scratch = cls is Llama and init_seed is not None
+    with torch.device("cpu" if scratch else "meta"):
+        model = cls(config).to(dtype)
+    if scratch:
+        init_weights(model, init_seed)
+    compute_dtype = compute_dtype or dtype
+    if mesh is not None and (mesh.size() > 1 or offload):
+        parallel.shard(model, mesh, compute_dtype, offload)
+    elif compute_dtype != dtype:  # one process needs no FSDP, whose copies cost a tenth of an update on CPU
+        model.model.dtype = compute_dtype
+    device = "cpu" if offload else device
+    if scratch:
+        return model.to(device)
+    model.to_empty(device=device)
+    targets = {n: p for n, p in model.named_parameters() if not n.startswith("value_head")}
+    ignore = ["rotary_emb.inv_freq"] + (["lm_head.weight"] if config.tie_word_embeddings or cls is Critic else [])
+    load_tensors(targets, folder, ignore)
+    if cls is Critic:
+        weight = torch.empty(1, config.hidden_size).normal_(
+            0.0, 1 / (config.hidden_size + 1), generator=torch.Generator().manual_seed(init_seed or 0))
+        with torch.no_grad():
+            parallel.local(model.value_head.weight).copy_(weight[parallel.my_rows(model.value_head.weight)])
+    return model
+
+
+def save(net, folder, dtype=None):
+    """Write config.json and safetensors that transformers and vLLM load unchanged; dtype: of the file, default as held."""
+    folder = Path(folder)
+    save_tensors(((n, p) for n, p in net.named_parameters()), folder, dtype)
+    if parallel.rank() == 0:
+        name = str(dtype or next(net.parameters()).dtype).removeprefix("torch.")
+        raw = {k: v for k, v in net.config.raw.items() if k != "dtype"} | {"torch_dtype": name}
+        files.write_text(folder / "config.json", json.dumps(raw, indent=2) + "\n")
+
+
+@torch.no_grad()
+def save_tensors(named, folder, dtype=None, max_bytes=5 * 10**9):
+    """Write (name, tensor) pairs as safetensors, in several files with an index beyond max_bytes. Called by every rank. Sharded
+    tensors are gathered one by one and rank 0 writes each at once: never more than one whole tensor is in memory. Files are
+    written aside and then renamed."""
+    folder, files, size = Path(folder), [[]], 0  # files: lists of (name, tensor, type in the file, bytes)
+    for name, p in named:
+        kind = dtype or p.dtype
+        n = p.numel() * kind.itemsize
+        if files[-1] and size + n > max_bytes:
+            files.append([])
+            size = 0
+        files[-1].append((name, p, kind, n))
+        size += n
+    if parallel.rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    for i, entries in enumerate(files):
+        with open(folder / f".part-{i}" if parallel.rank() == 0 else os.devnull, "wb") as f:
+            # the format: 8 bytes of length, a header in JSON padded to a multiple of 8, the tensors' bytes one after the other
+            header, at = {"__metadata__": {"format": "pt"}}, 0
+            for name, p, kind, n in entries:
+                header[name] = {"dtype": SAFETENSORS_TYPES[kind], "shape": list(p.shape), "data_offsets": [at, at + n]}
+                at += n
+            text = json.dumps(header).encode()
+            text += b" " * (-len(text) % 8)
+            f.write(len(text).to_bytes(8, "little") + text)
+            for _, p, kind, _ in entries:
+                tensor = parallel.full(p.to(kind))
+                if parallel.rank() == 0:
+                    f.write(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+                del tensor
+    if parallel.rank() == 0:
+        for i in range(len(files)):
+            os.replace(folder / f".part-{i}", folder / shard_name(i, len(files)))
+        index = folder / "model.safetensors.index.json"
+        if len(files) > 1:
+            files.write_text(index, json.dumps({
+                "metadata": {"total_size": sum(n for entries in files for *_, n in entries)},
+                "weight_map": {e[0]: shard_name(i, len(files)) for i, entries in enumerate(files) for e in entries}}, indent=2) + "\n")
+        else:
+            index.unlink(missing_ok=True)
+
+
+def shard_name(i, n):
+    return "model.safetensors" if n == 1 else f"model-{i + 1:05d}-of-{n:05d}.safetensors"
+
+
+def load_tokenizer(folder):
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a Hugging Face model folder with its tokenizer")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as e:  # the library raises Exception itself
+        raise ValueError(f"{path}: not a tokenizer: {e}") from None
+    tokenizer.encode_special_tokens = True  # <|eot_id|> in somebody's text is text; templates place the real ones by id
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    chat_style(tokenizer)
+    size = read_config(folder).vocab_size
+    if tokenizer.get_vocab_size() > size:
+        raise ValueError(f"{path}: {tokenizer.get_vocab_size()} tokens, but config.json's vocab_size is {size}")
+    return tokenizer
+
+
+def chat_style(tokenizer):
+    """(start of turn, end of role, end of turn) as text, by the special tokens that the tokenizer has."""
+    has = lambda *names: all(tokenizer.token_to_id(n) is not None for n in names)
+    if has("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"):
+        return "llama3"
+    if has("<|im_start|>", "<|im_end|>"):
+        return "chatml"
+    raise ValueError("tokenizer.json: neither Llama 3's <|start_header_id|>, <|end_header_id|>, <|eot_id|>, <|begin_of_text|> "
+                     "nor ChatML's <|im_start|>, <|im_end|> among its tokens; expected a chat model's tokenizer")
+
+
+def chat_prompt(tokenizer, problem):
+    """Token ids of one user turn `Problem: {problem}` and the opening of the assistant's turn; no system message.
+
+    Only the template's own special tokens become special: text such as <|eot_id|> inside a problem stays text.
+    """
+    text = lambda s: tokenizer.encode(s, add_special_tokens=False).ids
+    special = tokenizer.token_to_id
+    if chat_style(tokenizer) == "llama3":
+        turn = lambda role: [special("<|start_header_id|>"), *text(role), special("<|end_header_id|>")]
+        return [special("<|begin_of_text|>"), *turn("user"), *text(f"\n\nProblem: {problem}"), special("<|eot_id|>"),
+                *turn("assistant"), *text("\n\n")]
+    return [special("<|im_start|>"), *text(f"user\nProblem: {problem}"), special("<|im_end|>"), *text("\n"),
+            special("<|im_start|>"), *text("assistant\n")]
+
+
+def end_of_turn(tokenizer):
+    return tokenizer.token_to_id("<|eot_id|>" if chat_style(tokenizer) == "llama3" else "<|im_end|>")
+
+
+def eos_ids(folder, tokenizer):
+    """Ids that end a response: the chat template's end of turn, and what generation_config.json or config.json name."""
+    ids = {end_of_turn(tokenizer)}
+    for file in ("generation_config.json", "config.json"):
+        path = Path(folder) / file
+        if path.is_file():
+            value = files.read_json(path).get("eos_token_id")
+            ids |= {i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)}
+    return sorted(ids)
+
+
+def token_texts(tokenizer, ids):
+    """The text of each token, which joined are the decoded ids. Byte-level tokens may end inside a character: such a token is
+    empty and the one that completes the character has it whole."""
+    texts, start = [], 0
+    for i in range(len(ids)):
+        text = tokenizer.decode(ids[start : i + 1], skip_special_tokens=False)
+        if text.endswith("\ufffd") and i - start < 3 and i + 1 < len(ids):  # a character has four bytes at most
+            text = ""
+        else:
+            start = i + 1
+        texts.append(text)
+    return texts
+
+
+def copy_tokenizer(source, target):
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json"):
+        if name == "tokenizer.json" or (Path(source) / name).is_file():
+            shutil.copyfile(Path(source) / name, Path(target) / name)

@@ -1,0 +1,41 @@
+"""What a run writes down as it goes: its jsonl logs, and how much of the machine it used."""
+import functools
+import math
+import time
+
+import torch
+
+from lib import files, parallel
+
+
+LOGS = ("metrics", "rollouts", "tokens", "timing")  # RUN/*.jsonl, each line with its step
+
+
+def log(run, rows):
+    """Append {log's name: rows}."""
+    parallel.together(lambda: [files.append_jsonl(run / f"{name}.jsonl", lines) for name, lines in rows.items()])
+
+
+@functools.lru_cache
+def matrix_peak(device, dtype):
+    """FLOP/s of a large matrix product, measured: the best of five, some tenths of a second in all. What `mfu` is a share of."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, best = torch.ones(n, n, dtype=dtype, device=device), math.inf
+    for _ in range(5):
+        started = time.perf_counter()
+        float((a @ a)[0, 0])  # float() waits for a GPU
+        best = min(best, time.perf_counter() - started)
+    return 2 * n**3 / best
+
+
+def flops(config, lengths, scored):
+    """Model FLOPs of one forward and backward pass over sequences of these lengths, `scored` tokens of which need the token head.
+
+    A weight costs 6 a token, 2 forward and 4 backward. Causal attention over t tokens multiplies t (t + 1) / 2 pairs of H x d
+    numbers in each of two products (Q K^T, P V), backward twice that: 6 H d t (t + 1) a layer. What is computed a second time
+    (activation checkpointing, the head's logits, attention's own backward) does not count; norms and embeddings neither."""
+    c = config
+    width, kv_width = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    layer = c.hidden_size * (2 * width + 2 * kv_width + 3 * c.intermediate_size)
+    pairs = sum(t * (t + 1) for t in lengths)
+    return 6 * (c.num_hidden_layers * (layer * sum(lengths) + width * pairs) + c.vocab_size * c.hidden_size * scored)

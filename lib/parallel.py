@@ -1,0 +1,171 @@
+"""Many processes: rank and collectives, joining and leaving torchrun's job, plain FSDP. A single process does without."""
+import ctypes
+import os
+import sys
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from model import Critic, Llama
+
+
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size():
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def all_reduce(x):
+    """Sum a CPU tensor over ranks, in place."""
+    if world_size() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def gather(x):
+    """[x of rank 0, x of rank 1, ...], the same on every rank."""
+    everyone = [x] * world_size()
+    if len(everyone) > 1:
+        dist.all_gather_object(everyone, x)  # objects of our own processes, not of strangers
+    return everyone
+
+
+def together(f, everywhere=False):
+    """[f() of each rank], or with rank 0 alone calling it. What it raises there is raised on every rank alike: nobody is left waiting."""
+    result = error = None
+    if everywhere or rank() == 0:
+        try:
+            result = f()
+        except (OSError, ValueError) as e:
+            error = e
+    results, errors = zip(*gather((result, error)))
+    for error in filter(None, errors):
+        error.everywhere = True  # one rank speaking is enough
+        raise error
+    return results
+
+
+def start(shard_ranks=0):
+    """Join torchrun's processes, or be a group of one. Returns (device, mesh): NCCL on GPUs, gloo on CPU and for CPU tensors.
+
+    Weights are sharded over shard_ranks processes (0: those of a node) and replicated over such groups: if there is more than
+    one group, the mesh is two-dimensional (HSDP).
+    """
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    shards = shard_ranks or int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    if ranks % shards:
+        raise ValueError(f"--shard-ranks is {shards}, expected a divisor of the number of processes, {ranks}")
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
+        # torchrun ends the others of a dead rank at once; the limit is for one that hangs, and no rollout or judge may take so long
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(hours=2), **alone)
+    shape, names = ((ranks // shards, shards), ("replicate", "shard")) if shards < ranks else ((ranks,), ("shard",))
+    return device, init_device_mesh(device.type, shape, mesh_dim_names=names)
+
+
+def stop():
+    """The end of a run that went well. With more than one process it ends the process itself: torch's gloo threads outlive the
+    group, and now and then abort in the interpreter's teardown (pytorch issue 190489), so that torchrun reports a failure."""
+    many = world_size() > 1
+    if many:
+        dist.barrier()  # who is done first must not close connections that others still use
+    dist.destroy_process_group()
+    if many:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def memory():
+    """(bytes of this process's GPU, or None; its share of the machine's memory; both in words)."""
+    n = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    words = f"{host / 1e9:.1f} GB of memory for {n} process{'es' * (n > 1)}"
+    if not torch.cuda.is_available():
+        return None, host // n, words
+    gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return gpu.total_memory, host // n, f"{gpu.name} with {gpu.total_memory / 1e9:.1f} GB, {words}"
+
+
+def keep_freed_memory():
+    """Under Linux's glibc: freed tensors stay with the process, and large ones lie on huge pages. By default the memory of every
+    tensor of some MB goes back to the kernel, which clears each page anew for the next one: a quarter of an update's time on CPU."""
+    libc = ctypes.CDLL(None)
+    if sys.platform == "linux" and hasattr(libc, "mallopt"):
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks, too, come from the heap
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first allocation
+
+
+def shard(model, mesh, compute_dtype, offload=False):
+    """FSDP: float32 (or given) master weights, each block and the root a unit, compute in compute_dtype, reduce in float32.
+
+    offload: weights, gradients and optimizer state stay in host memory, and a unit's weights travel when it computes. The root
+    is resharded after its forward, too, unlike FSDP's default, so that outside of forward and backward a model is its shards alone.
+    """
+    policy = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if offload else OffloadPolicy()
+    how = dict(mesh=mesh, reshard_after_forward=True, offload_policy=policy)
+    precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    for block in model.model.layers:
+        fully_shard(block, mp_policy=precision, **how)
+    if isinstance(model, Critic):
+        fully_shard(model.value_head, **how)  # stays in float32
+    fully_shard(model, mp_policy=precision, **how)
+    if isinstance(model, Llama):
+        for method in "logprobs", "prefill", "decode":  # gather weights as forward does
+            register_fsdp_forward_method(model, method)
+
+
+def compile_blocks(model):
+    """torch.compile of each block for --compile. Of its forward alone: FSDP's hooks around it stay as they are."""
+    for block in model.model.layers:
+        block.forward = torch.compile(block.forward, dynamic=True)
+
+
+def my_rows(p):
+    """The rows of a sharded parameter that this rank holds, as a slice; all rows of a plain tensor."""
+    if isinstance(p, DTensor):
+        for axis, placement in enumerate(p.placements):
+            if placement.is_shard():  # FSDP shards dimension 0 the way torch.chunk does
+                size = -(-p.shape[0] // p.device_mesh.size(axis))
+                start = p.device_mesh.get_local_rank(axis) * size
+                return slice(min(start, p.shape[0]), min(start + size, p.shape[0]))
+    return slice(0, p.shape[0])
+
+
+def local(p):
+    return p.to_local() if isinstance(p, DTensor) else p
+
+
+def full(p):
+    """The whole tensor on every rank, on the mesh's device; a collective call where p is sharded."""
+    return p.detach().to(p.device_mesh.device_type).full_tensor() if isinstance(p, DTensor) else p.detach()
+
+
+@torch.no_grad()
+def copy_weights(source, target):
+    """Refresh a copy of the model: shards from shards in place, a whole copy (of which free_weights may have taken the memory)
+    one parameter at a time, so that only one whole tensor more is in memory."""
+    for p, q in zip(source.parameters(), target.parameters(), strict=True):
+        if isinstance(q, DTensor):
+            local(q).copy_(local(p))
+        else:
+            q.untyped_storage().resize_(q.nbytes)
+            q.copy_(full(p.to(q.dtype)))
+
+
+def free_weights(model):
+    """Give back the memory of a whole copy until copy_weights fills it again."""
+    for p in model.parameters():
+        if not isinstance(p, DTensor):
+            p.untyped_storage().resize_(0)
