@@ -180,7 +180,7 @@ def test_a_run_is_done_when_its_last_file_is_there(runs, tmp_path, monkeypatch, 
         rlsp.main()
         return capsys.readouterr().out
 
-    monkeypatch.setattr(rlsp.checkpoint.signals, "install", lambda: None)
+    monkeypatch.setattr(signals, "install", lambda: None)
     shutil.copytree(runs[0] / "s", tmp_path / "s")
     run, tokenizer = tmp_path / "s", tmp_path / "s/model/tokenizer.json"
     written = {f: f.stat().st_mtime_ns for f in (runs[0] / "s").rglob("*") if f.is_file()}
@@ -198,7 +198,7 @@ def test_a_run_is_done_when_its_last_file_is_there(runs, tmp_path, monkeypatch, 
     assert "is done" not in resume() and tokenizer.is_file() and (run / "done").is_file()
     # one that goes back to a checkpoint is not done either, as long as it is on its way
     (newest,) = [f.name for f in (run / "checkpoints").iterdir()]
-    monkeypatch.setattr(M.Llama, "save_pretrained", lambda *_: sys.exit("killed"))
+    monkeypatch.setattr(hf, "save", lambda *_: sys.exit("killed"))
     with pytest.raises(SystemExit):
         resume("--checkpoint", newest)
     assert not (run / "done").exists()
