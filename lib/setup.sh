@@ -50,7 +50,7 @@ install() {
     run python3 -m venv $anew "$venv" || failed "python3 -m venv failed (on Debian and Ubuntu: apt install python3-venv)"
     if ! run "$python" -m pip install --quiet --disable-pip-version-check -r "$HERE/requirements.txt" 2> "$venv/pip.log"; then
         why=$(grep -a ERROR "$venv/pip.log" | tail -n 1 || true)
-        failed "pip could not install requirements.txt (${why:-no reason given}; all it said is in $venv/pip.log)"
+        failed "pip could not install requirements.txt, perhaps without a network (${why:-no reason given}; see $venv/pip.log)"
     fi
     echo "$wanted" > "$venv/.installed.part"
     mv "$venv/.installed.part" "$venv/installed"
@@ -59,7 +59,7 @@ install() {
 
 failed() {
     if [ -n "$caught" ]; then die "SIG$caught while setting up; the same command begins it anew" 75; fi
-    die "$1; then give the same command again, or VENV=none for the active Python's packages" 1
+    die "$1; mend that and give the same command again, or VENV=none for the active Python's packages" 1
 }
 
 # One line about the active Python's packages; status 2 if one is missing or too old. Another torch than

@@ -308,9 +308,8 @@ case "$*" in
     *) exec {sys.executable} "$@" ;;
 esac
 echo begun >> {tmp_path}/pip
-touch "$(dirname "$0")/half"
+here=$(dirname "$0")
 eval "${{PIP:-true}}" || exit
-rm "$(dirname "$0")/half"
 echo ended >> {tmp_path}/pip
 END
 chmod +x "$folder/bin/python"
@@ -334,19 +333,19 @@ def test_set_up_from_two_places_at_once_installs_once(checkout, python3, tmp_pat
 
 
 def test_a_set_up_that_failed_says_what_to_do_and_is_begun_anew(checkout, python3, tmp_path):
-    failing = "echo WARNING: Retrying >&2; echo 'ERROR: No matching distribution found for torch==2.13.0' >&2; false"
+    failing = "touch \"$here/half-a-package\"; echo WARNING: Retrying >&2; echo 'ERROR: No matching distribution found for torch==2.13.0' >&2; false"
     done = train_sh(checkout, "setup", **python3, PIP=failing)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
     assert "No matching distribution found" in done.stderr and "give the same command again, or VENV=none" in done.stderr
-    assert not (checkout / ".venv/installed").exists() and (checkout / ".venv/bin/half").exists()
+    assert not (checkout / ".venv/installed").exists() and (checkout / ".venv/bin/half-a-package").exists()
     assert train_sh(checkout, RUN="mine", **python3).returncode == 0
-    assert (checkout / ".venv/installed").exists() and not (checkout / ".venv/bin/half").exists()
+    assert (checkout / ".venv/installed").exists() and not (checkout / ".venv/bin/half-a-package").exists()
     assert pip(tmp_path) == ["begun", "begun", "ended"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_set_up_that_was_interrupted_is_not_taken_for_whole(checkout, python3, tmp_path, number):
-    process = start(checkout, "setup", **python3, PIP=f"echo $$ > {tmp_path}/ready; exec sleep 30")
+    process = start(checkout, "setup", **python3, PIP=f"touch \"$here/half-a-package\"; echo $$ > {tmp_path}/ready; exec sleep 30")
     child = wait_for(tmp_path / "ready", process)
     process.send_signal(number)
     if number == signal.SIGKILL:  # nobody could tell pip; it has the lock as long as it lives
@@ -357,7 +356,7 @@ def test_a_set_up_that_was_interrupted_is_not_taken_for_whole(checkout, python3,
         assert process.returncode == 75 and not alive(child)
     assert not (checkout / ".venv/installed").exists()
     assert train_sh(checkout, "setup", **python3).returncode == 0
-    assert not (checkout / ".venv/bin/half").exists() and pip(tmp_path) == ["begun", "begun", "ended"]
+    assert not (checkout / ".venv/bin/half-a-package").exists() and pip(tmp_path) == ["begun", "begun", "ended"]
 
 
 def test_a_venv_that_is_broken_or_dangling(checkout, python3, tmp_path):
