@@ -403,9 +403,14 @@ def parser():
         p.set_defaults(function=function)
         return p
 
-    def common(p, run, dtype="bfloat16"):
+    def compute_type(p):
+        p.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto",
+                       help="compute type, of float32 master weights; auto: bfloat16 on GPUs and on processors that "
+                       "multiply it, else float32")
+
+    def common(p, run):
         p.add_argument("--seed", type=int, default=0, help="seed of everything random")
-        p.add_argument("--dtype", choices=("bfloat16", "float32"), default=dtype, help="compute type")
+        compute_type(p)
         if run:
             folder(p, run)
 
@@ -453,7 +458,8 @@ def parser():
     p.add_argument("--model", required=True, help="Hugging Face model folder: policy, critic and reference start from it")
     p.add_argument("--data", required=True, help="jsonl with problem and answer")
     folder(p, "runs/ppo")
-    settings(p, *(f.name for f in dataclasses.fields(ppo.PPOConfig)))
+    settings(p, *(f.name for f in dataclasses.fields(ppo.PPOConfig) if f.name != "dtype"))
+    compute_type(p)
 
     p = command("plan", run_plan, "memory of each phase, FLOPs and hours of PPO, from config.json alone; exit status 2 if it does not fit")
     p.add_argument("--model", required=True, help="folder with config.json; no weights are needed")
@@ -506,6 +512,8 @@ def main():
     with cli.checked_input():
         args = read_flags(sys.argv[1:])
     parallel.keep_freed_memory()
+    if vars(args).get("dtype") == "auto":  # config.json says which, so that a resumed run keeps it, whatever the machine
+        args.dtype = parallel.compute_type()
     function = args.__dict__.pop("function")
     writes_a_run = args.command in ("sft", "ppo", "eval")
     if writes_a_run and is_done(args):

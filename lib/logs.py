@@ -1,6 +1,5 @@
 """What a run writes down as it goes: its jsonl logs, and how much of the machine it used."""
 import functools
-import math
 import time
 
 import torch
@@ -18,14 +17,25 @@ def log(run, rows):
 
 @functools.lru_cache
 def matrix_peak(device, dtype):
-    """FLOP/s of a large matrix product, measured: the best of five, some tenths of a second in all. What `mfu` is a share of."""
-    n = 8192 if device.type == "cuda" else 2048
-    a, best = torch.ones(n, n, dtype=dtype, device=device), math.inf
-    for _ in range(5):
-        started = time.perf_counter()
-        float((a @ a)[0, 0])  # float() waits for a GPU
-        best = min(best, time.perf_counter() - started)
+    """FLOP/s of a large matrix product, measured: the best of five. What `mfu` is a share of.
+
+    The product grows until it takes 50 ms, or is of a size at which every GPU is at its best: a processor that emulates a type
+    may need a hundred times as long as another, and everything waits for this."""
+    n = 8192 if device.type == "cuda" else 256
+    while True:
+        a = torch.ones(n, n, dtype=dtype, device=device)
+        seconds = min(product_seconds(a), product_seconds(a))  # the first one of a size prepares it
+        if seconds >= 0.05 or n >= 8192:
+            break
+        n *= 2
+    best = min([seconds] + [product_seconds(a) for _ in range(3)])
     return 2 * n**3 / best
+
+
+def product_seconds(a):
+    started = time.perf_counter()
+    float((a @ a)[0, 0])  # float() waits for a GPU
+    return time.perf_counter() - started
 
 
 def flops(config, lengths, scored):

@@ -305,7 +305,7 @@ def check(config, c, ranks, shards, gpu, host, what, stage):
                          + (f"; it fits with {words(changes)}" if changes else ""))
     if host_bytes(config, c, shards, stage) > host:
         raise ValueError(f"--offload: each process needs {host_bytes(config, c, shards, stage) / GB:.1f} GB of host memory, of {what}")
-    return f"plan: each process needs {line(found)}; there are {memory / GB:.2f} GB"
+    return f"plan: each process needs {line(found)}; there are {memory / GB:.2f} GB; it computes in {c.dtype}"
 
 
 def report(config, c, ranks, shards, memory, prompt, response, flops_s, bandwidth, network):

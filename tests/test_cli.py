@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from lib import decode, hf
+from lib import cli, decode, hf, parallel
 from lib.signals import signals
 import ppo
 import rlsp
@@ -160,6 +160,22 @@ def test_an_existing_run_is_never_touched(folder, tmp_path):  # noqa: F811
         done = rlsp_py(command, "--model", folder, "--data", bad(tmp_path, GOOD), "--out", run)
         assert done.returncode == 2 and "exists already" in done.stderr and len(done.stderr.splitlines()) == 1
     assert [p.name for p in run.iterdir()] == ["precious"]
+
+
+def test_the_type_of_auto_is_found_once_and_kept_at_a_resume_elsewhere(monkeypatch, tmp_path):
+    seen, run = [], tmp_path / "run"
+    monkeypatch.setattr(rlsp, "sft", lambda args: seen.append((args.dtype, cli.new_run(args))))
+    monkeypatch.setattr(signals, "install", lambda: None)
+    for machine, words in (("float32", ["--model", "m", "--data", "d", "--out", run]), ("bfloat16", ["--resume", run])):
+        monkeypatch.setattr(parallel, "compute_type", lambda: machine)
+        monkeypatch.setattr(sys, "argv", ["rlsp.py", "sft", *map(str, words)])
+        rlsp.main()
+        (run / "done").unlink()
+    assert [dtype for dtype, _ in seen] == ["float32", "float32"]
+    assert json.loads((run / "config.json").read_text())["flags"]["dtype"] == "float32"
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert parallel.compute_type() == "bfloat16"
 
 
 def test_resume_needs_the_run_alone_and_refuses_other_flags(runs, refused):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lib import parallel
 from conftest import ROOT
 from test_ppo import folder  # noqa: F401  (the fixture)
 
@@ -99,3 +100,18 @@ def test_sharded_weights_decode_in_lockstep(folder, tmp_path):  # noqa: F811
     read = lambda ranks: sum((json.loads((tmp_path / f"{ranks}-{r}.json").read_text()) for r in range(ranks)), [])
     assert len({len(t) for t in read(1)}) > 1
     assert read(1) == read(2) == read(3)
+
+
+def test_on_a_gpu_attention_is_not_cudnn_s(monkeypatch):
+    """It builds a plan for each new length and stride of a packed sequence: seconds to minutes a step."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(parallel.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(parallel, "init_device_mesh", lambda *args, **kw: None)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        parallel.start()
+        assert not torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.flash_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

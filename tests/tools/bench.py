@@ -329,7 +329,7 @@ def our_step(args):
     parallel.keep_freed_memory()
     problems = gsm8k(args.prompts) if not args.toy else [{"problem": f"{i} + 1 = ?", "answer": str(i + 1)} for i in range(args.prompts)]
     trainer = bench_trainer(args.model, args.child, problems, rollout_batch=len(problems), train_batch=len(problems), slots=args.slots,
-                            dtype="bfloat16", max_response=args.max_response, temperature=0.7, micro_tokens=args.micro_tokens,
+                            dtype=parallel.compute_type(), max_response=args.max_response, temperature=0.7, micro_tokens=args.micro_tokens,
                             lr=3e-6, critic_lr=3e-6)
     metrics, samples, _ = trainer.train_step()
     pad = next(i for i in range(trainer.policy.config.vocab_size) if i not in {t for s in samples for t in s.prompt} | set(trainer.eos))
