@@ -12,8 +12,8 @@ What was killed goes on with: rlsp.py sft | ppo | eval --resume RUN
 
 Exit status: 0 done; 2 bad input, with one line on standard error, before anything is computed or written; 1 it cannot go on (a
 number that is not finite, a full disk, ...), one line; 75 stopped by SIGTERM or SIGINT with a checkpoint written: start it again
-with --resume. torchrun makes 1 of any failure, therefore RUN/stopped exists as long as a run is stopped in this way. RUN/done is the
-last file that a run writes: with it, everything is there.
+with --resume. torchrun makes 1 of any failure, therefore RUN/stopped exists as long as a run is stopped in this way.
+RUN/done is the last file that a run writes: with it, everything is there.
 """
 import argparse
 import dataclasses
@@ -27,7 +27,8 @@ import time
 import traceback
 from pathlib import Path
 
-# The pieces in which CUDA's memory is kept then grow and are given back; less is lost between them. torch reads this when it starts.
+# The pieces in which CUDA's memory is kept then grow and are given back; less is lost between them.
+# torch reads this when it is imported.
 if "PYTORCH_ALLOC_CONF" not in os.environ:
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
@@ -498,13 +499,16 @@ def parser():
 
 
 def planned(args):
-    """What of a run's length may be changed at --resume, as RUN/done has it: a run that is to be longer than it was is not done."""
-    return json.dumps({name: value for name, value in vars(args).items() if name in ("epochs", "steps")}) + "\n"
+    """How long the run is to be, as RUN/done has it: a run that shall be longer than it was is not done."""
+    return json.dumps({name: vars(args).get(name) for name in ("epochs", "steps")}) + "\n"
 
 
 def is_done(args):
+    """Whether nothing is left to do for --resume; with --checkpoint there always is."""
+    if not args.resume or vars(args).get("checkpoint"):
+        return False
     mark = Path(args.run) / "done"
-    return args.resume and not vars(args).get("checkpoint") and mark.is_file() and mark.read_text(encoding="utf-8") == planned(args)
+    return mark.is_file() and mark.read_text(encoding="utf-8") == planned(args)
 
 
 @record  # under torchrun its summary then shows the error that came first

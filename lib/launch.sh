@@ -38,6 +38,11 @@ run() {
 # torchrun that starts it.
 stage() {
     local how=--out status=0
+    # an evaluation is kept aside where the PPO run beside it has been made longer since
+    if [ "$1.${NNODES:-1}.${RANK:-}" = eval.1. ] && [ -e "$2/config.json" ] \
+            && [ "$(dirname "$2")/ppo/done" -nt "$2/config.json" ]; then
+        mv "$2" "$2-before-$(date +%Y%m%d-%H%M%S)"
+    fi
     if [ -e "$2/config.json" ]; then how=--resume; fi
     if [ -n "${RANK:-}" ]; then
         # each stage's process group meets at a port of its own, the last one's may still be closing

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from test_ppo import folder  # noqa: F401
 
 # Stands in for rlsp.py: notes its words; with SLOW=stage it waits in that stage for a signal, which it answers as rlsp.py does.
 STAND_IN = """
@@ -38,6 +39,8 @@ if os.environ.get("SLOW") == f"{words[0]} {run.name}" and not resume:
     time.sleep(30)
 if os.environ.get("FAILS") == words[0]:
     sys.exit(int(os.environ["STATUS"]))
+if not (run / "done").exists():
+    (run / "done").write_text("")
 """
 
 
@@ -159,6 +162,39 @@ def test_the_status_of_a_stage_is_that_of_train_sh(checkout, status):
     assert done.returncode == status and stages(checkout)[-1][0] == "ppo"
     (checkout / "mine/ppo/stopped").write_text("of a signal long ago")
     assert train_sh(checkout, RUN="mine", FAILS="ppo", STATUS=status).returncode == status
+
+
+def test_a_longer_ppo_run_is_evaluated_anew(checkout):
+    assert train_sh(checkout, RUN="mine").returncode == 0
+    assert train_sh(checkout, RUN="mine").returncode == 0
+    assert stages(checkout)[-2] == ("eval", "eval", "--resume")
+    (checkout / "mine/eval/old").write_text("")
+    (checkout / "mine/ppo/done").write_text("60")  # as if it had gone on to more steps
+    assert train_sh(checkout, RUN="mine").returncode == 0
+    assert stages(checkout)[-2] == ("eval", "eval", "--out")
+    (kept,) = (checkout / "mine").glob("eval-before-*")
+    assert (kept / "old").is_file()
+
+
+def test_a_real_run_is_stopped_and_goes_on_to_its_end(folder, tmp_path):  # noqa: F811
+    words = "--steps 20 --rollout-batch 2 --train-batch 2 --max-response 32 --freeze-steps 0 --dtype float32 --save-every 0".split()
+    env = dict(VENV="none", PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}", RUN=tmp_path / "run", MODEL=folder,
+               DATA=ROOT / "data/tiny/train.jsonl", OMP_NUM_THREADS="1")
+    process = start(ROOT, *words, **env)
+    metrics = tmp_path / "run/ppo/metrics.jsonl"
+    for _ in range(3000):
+        if metrics.exists() and metrics.read_text().count("\n") >= 2:
+            break
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75 and (tmp_path / "run/ppo/stopped").read_text() == "SIGTERM\n", error
+    assert not (tmp_path / "run/ppo/done").exists()
+    done = train_sh(ROOT, *words, cwd=tmp_path, **env)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [*range(1, 21)]
+    assert (tmp_path / "run/ppo/done").exists()
 
 
 # ---- torchrun
