@@ -56,8 +56,11 @@ class PPOConfig:
     steps_scale: float = flag(10.0, "S of the steps reward min(1, steps/S)", 1e-9)
     judge_url: str = flag("", "OpenAI-compatible endpoint, such as http://localhost:8000/v1; its key is read from RLSP_JUDGE_KEY")
     judge_model: str = flag("", "model that grades effort for exploration judge")
+    judge_rubric: str = flag("", "text file with the judge's instructions in place of lib/judge.py's RUBRIC; it shows the JSON to "
+                             'reply with, such as {"depth": n}, and the effort is the mean of these grades from 0 to 10')
+    judge_tokens: int = flag(2000, "longest reply of the judge, tokens; models that think first need more", 1)
     judge_workers: int = flag(16, "requests to the judge at once, on each rank", 1)
-    judge_failures: float = flag(0.0, "largest share of a step's responses that may stay unjudged (R_ex = 0)", 0, 1)
+    judge_failures: float = flag(0.02, "largest share of a step's responses that may stay unjudged (R_ex = 0)", 0, 1)
     reward: str = flag("", "FILE.py:FUNCTION(response, problem) -> float that replaces Eq. 1")
     reward_clip: float = flag(10.0, "rewards are clipped to plus or minus this", 0)
     kl_coef: float = flag(0.05, "beta, the weight of the per-token KL penalty", 0)
@@ -252,7 +255,8 @@ class Trainer:
         self.prompts = [hf.chat_prompt(tokenizer, p["problem"]) for p in problems]
         self.eos = hf.eos_ids(folder, tokenizer)
         self.step, self.saved, self.updates, self.kl_coef = 0, 0, {"policy": 0, "critic": 0}, config.kl_coef
-        self.judged = judge.read_judged(self.run)  # what the judge said before a resume is not asked again
+        self.rubric = judge.read_rubric(config.judge_rubric)
+        self.judged = judge.read_judged(self.run, self.rubric)  # what the judge said before a resume is not asked again
 
         length, rows = max(map(len, self.prompts)) + config.max_response, math.ceil(config.rollout_batch * config.samples / parallel.world_size())
         self.cache = decode.KVCache.sized(hf.read_config(folder), min(config.slots, rows), length, self.dtype, device, config.kv_gb)
@@ -299,8 +303,9 @@ class Trainer:
         allowed = math.floor(c.judge_failures * total + 1e-6)
         efforts = error = final = None
         with tqdm(total=len(attempts), desc=f"step {self.step + 1} judge", leave=False, disable=rank != 0) as bar, signals.may_interrupt():
-            efforts, error, final = judge.judge_efforts(attempts, c.judge_url, c.judge_model, self.judged,
-                                                          self.run / f"judge-{rank}.jsonl", c.judge_workers, allowed, bar)
+            efforts, error, final = judge.judge_efforts(
+                attempts, c.judge_url, c.judge_model, self.judged, self.run / f"judge-{rank}.jsonl", c.judge_workers, allowed, bar,
+                self.rubric, c.judge_tokens)
         signals.stop_if_asked()
         counts, errors, finals = zip(*parallel.gather((efforts.count(None), error, final)))
         if sum(counts) > allowed or any(finals):  # on every rank alike

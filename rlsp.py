@@ -46,8 +46,9 @@ import rewards
 
 ROOT = Path(__file__).resolve().parent
 MAY_CHANGE = ("resume", "checkpoint", "save_every", "keep", "log_rollouts", "log_tokens", "slots", "micro_tokens", "recompute",
-              "judge_url", "judge_workers", "judge_failures", "kv_gb", "sampler", "offload", "shard_ranks")  # at --resume
-GIVE_AGAIN = ("reward", "judge_url")  # at --resume: no file, maybe a stranger's, shall say what code runs and who gets RLSP_JUDGE_KEY
+              "judge_url", "judge_workers", "judge_failures", "judge_tokens", "kv_gb", "sampler", "offload", "shard_ranks")  # at --resume
+# At --resume: no file, maybe a stranger's, shall say what code runs, who gets RLSP_JUDGE_KEY and what text is sent to them.
+GIVE_AGAIN = ("reward", "judge_url", "judge_rubric")
 PLAN_FLAGS = ("steps", "rollout_batch", "samples", "max_prompt", "max_response", "slots", "kv_gb", "sampler", "advantage", "train_batch",
               "epochs", "micro_tokens", "dtype", "recompute", "offload", "shard_ranks")
 REWARD_FLAGS = ("exploration", "alpha", "length_scale", "length_floor", "steps_scale")  # of Eq. 1; `sample` has them, too
@@ -191,6 +192,7 @@ def run_ppo(args):
             raise ValueError(f"--freeze-steps is {config.freeze_steps}, expected fewer than --steps {config.steps}")
         if config.exploration == "judge":
             judge.check_judge(config.judge_url, config.judge_model)
+            judge.read_rubric(config.judge_rubric)
         tokenizer = hf.load_tokenizer(args.model)
         hf.weight_files(args.model)
         problems = files.load_problems(args.data)

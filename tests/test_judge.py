@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from lib import guards, judge
+import ppo
 import rewards
 import rlsp
 from conftest import ROOT
@@ -219,6 +220,54 @@ def test_an_unusable_reply_is_asked_again_and_then_unjudged(tmp_path, name):
     assert not (tmp_path / "judge-0.jsonl").exists()
     effort, *_, requests = outcome(lambda r, h: grades() if r["number"] else BAD[name], tmp_path)
     assert effort == pytest.approx(0.8) and requests == 2
+
+
+def test_only_an_unusable_reply_is_asked_again_at_another_temperature(tmp_path):
+    """At temperature 0 the same reply would come again; after trouble on the way none has come."""
+    replies = [(503, {}, b""), BAD["no JSON"], BAD["list"], grades()]
+    with serve(lambda r, h: replies[r["number"]]) as (url, requests):
+        assert ask(url, ["x"], tmp_path, delays=(0.01,) * 3, tokens=77)[0] == [pytest.approx(0.8)]
+    assert [r["body"]["temperature"] for r in requests] == [0, 0, 0.7, 0.7]
+    assert {r["body"]["max_tokens"] for r in requests} == {77}
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_a_thinking_models_null_is_read_past(tmp_path, field):
+    def thinking(thoughts, content=None, finish="stop"):
+        message = {"content": content, field: thoughts}
+        return 200, {}, json.dumps({"choices": [{"message": message, "finish_reason": finish}]}).encode()
+
+    draft = 'First {"depth": 1}, no, ' + json.dumps(EIGHTS | {"depth": 0}) + " or rather "
+    assert outcome(lambda r, h: thinking(draft + json.dumps(EIGHTS) + "."), tmp_path)[0] == pytest.approx(0.8)
+    assert outcome(lambda r, h: thinking(draft, ""), tmp_path)[0] == pytest.approx(0.6)
+    assert outcome(lambda r, h: thinking(draft, json.dumps(EIGHTS)), tmp_path)[0] == pytest.approx(0.8)
+    effort, error, *_ = outcome(lambda r, h: thinking(draft, finish="length"), tmp_path)  # a draft is no grade
+    assert effort is None and "the token limit cut it off before its grades, see --judge-tokens" in error
+    assert "unusable reply" in outcome(lambda r, h: thinking("nothing to say"), tmp_path)[1]
+    started = time.monotonic()
+    assert outcome(lambda r, h: thinking('{"a' * 300_000), tmp_path, delays=())[0] is None and time.monotonic() - started < 3
+
+
+def test_another_rubric_names_its_own_grades(tmp_path):
+    file = tmp_path / "rubric.txt"
+    file.write_text('Is it brave, is it careful?\nReply with JSON alone: {"brave": n, "care" : n}', encoding="utf-8")
+    rubric = judge.read_rubric(file)
+    assert judge.aspects_of(rubric) == ("brave", "care")
+    with serve(lambda r, h: chat('{"care": 4, "brave": 10, "why": "many tries"}')) as (url, requests):
+        assert ask(url, ["x"], tmp_path, rubric=rubric)[0] == [pytest.approx(0.7)]
+        assert requests[0]["body"]["messages"][0] == {"role": "system", "content": rubric}
+        assert ask(url, ["x"], tmp_path, judge.read_judged(tmp_path, rubric), rubric=rubric)[0] == [pytest.approx(0.7)]
+        assert len(requests) == 1 and not judge.read_judged(tmp_path)
+    assert judge.read_rubric("") == judge.RUBRIC
+    for text, words in ((b"Be kind.", "expected the form of the reply"), (b'{"key": n}', "none is called key or model"),
+                        (b"\xff\xfe", "not UTF-8"), (b"x" * 200_000, "at most 100000 bytes")):
+        file.write_bytes(text)
+        with pytest.raises(ValueError, match=words):
+            judge.read_rubric(file)
+
+
+def test_a_fiftieth_may_stay_unjudged_unless_the_run_says_otherwise():
+    assert ppo.PPOConfig().judge_failures == 0.02 and ppo.PPOConfig().judge_tokens == 2000
 
 
 def hang_up_in_the_middle(r, h):
@@ -442,6 +491,7 @@ def test_unjudged_responses_get_no_effort_and_are_counted(folder, tmp_path, quic
 
 
 @pytest.mark.parametrize("words, message", [
+    ({"--judge-rubric": "nowhere.txt"}, "--judge-rubric nowhere.txt: no such file"), ({"--judge-tokens": "0"}, "--judge-tokens: 0 is out of range"),
     ({"--judge-url": ""}, "give --judge-url and --judge-model"), ({"--judge-model": " "}, "give --judge-url and --judge-model"),
     *[({"--judge-url": url}, "expected http(s)://host") for url in (
         "localhost:8000", "ftp://host/v1", "http://", "http://host:99999/v1", "http://[::1/v1", "http://me:pw@host/v1", "http://h/v1?key=1",
