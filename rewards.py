@@ -48,28 +48,39 @@ NO_ANSWER = -0.5                                          # outcome without a \b
 
 _BOX_HEAD = re.compile(r"\\[a-z]+\s*([-+]?[\d.,]*\d|\\[A-Za-z]+|[^\s$])?")
 _BRACE = re.compile(r"\\.|[{}]", re.S)
-_JOINT = r"(?:[\s$]|\\q?quad|\\[;: ])*(?:,|&|and|\\text\{,? *and *\})(?:[\s$]|\\q?quad|\\[,;: ]|and|\\text\{ *and *\})*"
+_GAP = r"(?:[\s$]|\\q?quad|\\[,;: ])*"
+_JOINT = rf"{_GAP}(?:,|&|and|\\text\{{,? *and *\}})(?:{_GAP}(?:and|\\text\{{ *and *\}}))?{_GAP}"
 _STATED = re.compile(r"answer\s*(?:is|:|=)+\s*|####\s*|^(?:A|Answer):[ \t]", re.I | re.M)
-_SPANS = re.compile(r"\$\$?([^$]{1,400})\$|\\\(((?:[^\\]|\\(?![()])){1,400})\\\)|\\\[((?:[^\\]|\\(?![\[\]])){1,400})\\\]"
-                    r"|(\\[dt]?frac\{[^{}]{1,40}\}\{[^{}]{1,40}\})"
-                    r"|([-+]?(?:\\?\$)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.?\d+)(?:/\d+)?\s*(?:\\?%)?)", re.A)
-_NO_CLAIM = re.compile(r"\bnot\s+$|\w\($|\b(?:lambda|import|print|eval|exec|return|globals)\b|__\w+__")
+_SPANS = re.compile(
+    r"\$\$?([^$]{1,400})\$|\\\(((?:[^\\]|\\(?![()])){1,400})\\\)|\\\[((?:[^\\]|\\(?![\[\]])){1,400})\\\]"
+    r"|(\\[dt]?frac\{[^{}]{1,40}\}\{[^{}]{1,40}\})"
+    r"|([-+]?(?:\\?\$)?(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)|\d+)?(?:\.?\d+)(?:/\d+)?\s*(?:\\?%)?)", re.A)
+_NO_CLAIM = re.compile(r"\bnot\s+$|\bor\s+$|\w\($|[\w)]\*+$|[@~^#\\]$|__\w+__"
+                       r"|\b(?:lambda|import|print|eval|exec|return|globals)\b")
+_DRESS = re.compile(r"<\|[^<>|]*\|>")                     # special tokens that a decoder left in the text
 
 def extract_answer(text: str, boxed_only: bool = True, strip_think: bool = False) -> str | None:
-    """The content of the last box in `text`, None without one.
+    """The content of the last box in `text` that is not empty, None without one.
 
-    A box that the token limit cut off runs to the end of its line.  With `boxed_only=False` a text without a box is
-    searched (its last 4,000 characters) for "answer is ...", "####", then for the last formula or number.
-    `strip_think` first drops everything up to the last </think>.
+    A box that the token limit cut off runs to the end of its line.  With `boxed_only=False` a text
+    without a box is searched (its last 4,000 characters) for "answer is ...", "####", then for the
+    last formula or number.  `strip_think` first drops everything up to the last </think>.
     """
     text = text.rpartition("</think>")[2] if strip_think else text
     at = last_box(text)
-    if at < 0: return None if boxed_only else _stated_answer(text[-4_000:])
-    answers = [box(text, at)[0].strip()]
+    if at < 0:
+        return None if boxed_only else _stated_answer(text[-4_000:])
+    for _ in range(20):                                   # "mark your solution with \boxed" is no answer
+        if box(text, at)[0].strip() or (before := last_box(text, 0, at)) < 0:
+            break
+        at = before
+    answers = [box(text, at)[0]]
     while (before := last_box(text, max(0, at - 1_000), at)) >= 0 and len(answers) < 20:
-        content, end = box(text, before)                  # \boxed{1} and \boxed{2} is the list 1, 2: both were claimed
-        if not end or not re.fullmatch(_JOINT, text[end:at]): break
-        answers, at = [content.strip(), *answers], before
+        content, end = box(text, before)                  # \boxed{1} and \boxed{2} is the list 1, 2
+        if not end or not re.fullmatch(_JOINT, text[end:at]):
+            break
+        answers, at = [content, *answers], before
+    answers = [_DRESS.sub("", answer).strip(" \n\t*~") for answer in answers]
     return ", ".join(dict.fromkeys(answers)) or None
 
 def last_box(text: str, start: int = 0, end: int | None = None) -> int:
@@ -77,13 +88,15 @@ def last_box(text: str, start: int = 0, end: int | None = None) -> int:
     return max(text.rfind(command, start, end) for command in ("\\boxed", "\\fbox", "\\framebox"))
 
 def box(text: str, start: int) -> tuple[str, int | None]:
-    """(content of the box at `start`, index after it or None if it is cut off).  After \\boxed without a brace TeX takes
-    one token; we take the number or command."""
+    """(content of the box at `start`, index after it or None if it is cut off).  After \\boxed without
+    a brace TeX takes one token; we take the number or command."""
     head, depth = _BOX_HEAD.match(text, start), 0
-    if head[1] != "{": return head[1] or "", head.end()
-    for brace in _BRACE.finditer(text, head.end() - 1, head.end() + 4 * MAX_CHARS):          # longer is not readable anyway
+    if head[1] != "{":
+        return head[1] or "", head.end()
+    for brace in _BRACE.finditer(text, head.end() - 1, head.end() + 4 * MAX_CHARS):
         depth += {"{": 1, "}": -1}.get(brace[0], 0)       # \{ and \} do not count
-        if depth == 0: return text[head.end():brace.start()], brace.end()
+        if depth == 0:
+            return text[head.end():brace.start()], brace.end()
     return text[head.end():].partition("\n")[0].rstrip(" $."), None
 
 def _stated_answer(text: str) -> str | None:
@@ -91,19 +104,30 @@ def _stated_answer(text: str) -> str | None:
     for stated in list(_STATED.finditer(text))[-1:]:
         text = text[stated.end():].strip()
         rest, span = re.split(r"\n|\.(?:\s|$)|<\|", text, maxsplit=1)[0], _SPANS.match(text)
-        if span and "$" in span[0][:1] + span[0][-1:]: return span[span.lastindex]
-        if parse(rest, True)[0] not in ("text", "list", "unreadable"): return rest
+        if span and "$" in span[0][:1] + span[0][-1:]:
+            return span[span.lastindex]
+        if letter := re.match(rf"{_LETTER}(?=[,.;:]|\s*$)", rest):
+            return letter[0]
+        kind = parse(rest, True)[0]
+        if kind not in ("text", "list", "unreadable") or kind == "text" and not re.search(r"\d", text):
+            return rest
     for span in _SPANS.finditer(text):
-        last = span if re.search(r"\d|[<>=]|\\(?:lt|gt|le|ge|ne|begin)", span[span.lastindex]) else last
-    if last is None or _NO_CLAIM.search(text[max(0, last.start() - 80):last.start()]):       # "not 3", print(3), lambda: 3
-        return None
+        if re.search(r"\d|[<>=]|\\(?:lt|gt|le|ge|ne|begin)", span[span.lastindex]):
+            last = span
+    if last is None or _NO_CLAIM.search(text[max(0, last.start() - 80):last.start()]):
+        return None                                       # "not 3", print(3), lambda: 3, @3
+    if re.match(r"\*", text[last.end():]) and text[:last.start()][-1:] != "*":
+        return None                                       # 3** is no emphasis
     return last[last.lastindex].strip() or None
 
 # -- 3. Comparison: answers that are read as text, then answers by value ----------------------------------------------
+
 _LETTER = r"(?:\([A-J]\)|[A-J](?:\)|(?![a-z])))"
-_OPTIONS = re.compile(rf"(?:(?i:option|choice)\s)?\s*({_LETTER}(?:(?:[\s,;&]|and)*{_LETTER})*|\(?[a-hj]\)?)[.:]?", re.A)
-_OPTION = re.compile(r"[\s$]*(?:\\(?:text|math)(?:bf|rm)?\{)?\s*(?:\(([A-J])\)|([A-J])[.:)])[}\s\\~$]*[A-Za-z0-9]", re.A)
-_CLOCK = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d))?\s*(?:([ap])\.?m\.?)?", re.A | re.I)
+_OPTIONS = re.compile(rf"(?:[Tt]he )?(?:(?i:option|choice|(?:correct )?answer is)\s)?\s*"
+                      rf"({_LETTER}(?:(?:[\s,;&]|and)*{_LETTER})*|\(?[a-hj]\)?)[.:]?", re.A)
+_OPTION = re.compile(r"[\s$]*(?:\\(?:text|math)(?:bf|rm)?\{)?\s*(?:\(([A-J])\)|([A-J])(?:[.:)]|\s[-–—](?=\s*\w\w)))"
+                     r"[}\s\\~$]*[A-Za-z0-9]", re.A)
+_COMMA = re.compile(r"[-+]?(?:\d+,(?:\d\d?|\d{4,})|0,\d+)", re.A)
 
 def answers_equal(answer: str, gold: str) -> bool:
     """Are two answers the same mathematics, by CONVENTIONS?  Never raises, on any two strings."""
@@ -116,43 +140,47 @@ def verify(response: str, gold: str, boxed_only: bool = True) -> bool:
 def explain(response: str, gold: str, boxed_only: bool = True) -> tuple[bool, str | None, str]:
     """(verdict, extracted answer, the rule that decided in a few words) for a whole response."""
     answer = extract_answer(response, boxed_only)
-    verdict, rule = compare(answer, gold) if answer else (False, "no boxed answer" if boxed_only else "no answer")
+    if not answer:
+        return False, answer, "no boxed answer" if boxed_only else "no answer"
+    verdict, rule = compare(answer, gold)
     return verdict, answer, rule
 
 def compare(answer: str, gold: str) -> tuple[bool, str]:
     """(are two answers equal?, the rule that decided)."""
     answer, gold = answer.strip(), gold.strip()
-    if not answer or not gold: return False, "empty"
-    if max(len(answer), len(gold)) > MAX_CHARS: return answer == gold, "too long to read: compared as text"
+    if not answer or not gold:
+        return False, "empty"
+    if max(len(answer), len(gold)) > MAX_CHARS:
+        return answer == gold, "too long to read: compared as text"
     one, two = bare(answer), bare(gold)
-    if answer == gold: return bool(re.search(r"[^\s{}\\]", one)), "same text"
+    if answer == gold:
+        return bool(re.search(r"[^\s{}\\]", one)), "same text"
     letters = options(one), options(two)
-    if all(letters): return letters[0] == letters[1], "option letters"
+    if all(letters):
+        return letters[0] == letters[1], "option letters"
     for text, other in ((answer, letters[1]), (gold, letters[0])):           # "(C) 12" against C
         option = other and _OPTION.match(text)
-        if option: return option[option.lastindex] == other, "option letter before its text"
-    if ":" in one and same_time(one, two): return True, "same time"
-    comma = one.replace(",", ".")
-    if "," in one + two and comma == two.replace(",", ".") and re.fullmatch(r"-?\d+\.\d+", comma, re.A): return True, "decimal comma"
-    if {"text", "unreadable"} & {parse(answer, True)[0], parse(gold, True)[0]} and words(one) and words(one) == words(two):
+        if option:
+            return option[option.lastindex] == other, "option letter before its text"
+    trees = parse(answer, True), parse(gold, True)
+    if {"text", "unreadable"} & {tree[0] for tree in trees} and words(one) and words(one) == words(two):
         return True, "same words"
     verdict, rule = equal_by_value(answer, gold)
-    if not verdict and (re.search(GROUPED, answer) or re.search(GROUPED, gold)):
-        return equal_by_value(answer, gold, grouped=False)                   # 1,000 is two numbers
+    if not verdict and (GROUPED.search(answer) or GROUPED.search(gold)):
+        verdict, rule = equal_by_value(answer, gold, grouped=False)          # 1,000 is two numbers
+    if not verdict and _COMMA.fullmatch(one) and trees[1][0] != "list":      # 0,5 is 0.5 where no list is asked for
+        return equal_by_value(one.replace(",", "."), gold)
+    if not verdict and _COMMA.fullmatch(two) and two[-2] != "," and trees[0][0] != "list":
+        return equal_by_value(answer, two.replace(",", "."))
     return verdict, rule
 
 def options(text: str) -> str:
-    """The option letters that a text consists of, sorted, in capitals."""
-    found = text[:12].isascii() and _OPTIONS.fullmatch(text)
-    return "".join(sorted(re.findall("[A-J]", found[1].replace("and", "").upper()))) if found else ""
-
-def same_time(one: str, two: str) -> bool:
-    """8:34 pm and 20:34:00.  8:34 alone may be either half of the day, 20:34 may not."""
-    a, b = _CLOCK.fullmatch(one), _CLOCK.fullmatch(two)
-    if not a or not b: return False
-    (x, marked), (y, also) = ((3600 * (int(m[1]) % 12 + 12 * (m[4] in ("p", "P")) if m[4] else int(m[1])) + 60 * int(m[2])
-                               + int(m[3] or 0), m[4] or int(m[1]) > 12) for m in (a, b))
-    return (x - y) % (86_400 if bool(marked) == bool(also) else 43_200) == 0
+    """The option letters that a text consists of, in capitals, sorted where something stands between them."""
+    found = text[:32].isascii() and _OPTIONS.fullmatch(text)
+    if not found:
+        return ""
+    letters = re.findall("[A-J]", found[1].replace("and", "").upper())
+    return "".join(letters if len(letters) == len(found[1]) else sorted(letters))            # DCBA is an order
 
 def words(text: str) -> str:
     """The words of a prose answer in one form; '' if there is any mathematics in it."""

@@ -1,154 +1,81 @@
-"""Do two answers mean the same?  A grammar for what people write into \\boxed{}, and equality by value.  Standard library only.
+"""Do two answers mean the same?  A grammar for what people write into \\boxed{}, and equality by value.
 
-Both answers are read with one grammar into small trees (sections 1 and 2) and compared by value (sections 3 and 4): exactly
-where all is rational, else to 45 digits, at random points where there are unknowns.  What mathematics does not decide,
-rewards.CONVENTIONS does.  Answers come from a policy that is paid for passing: text, depth, the size of numbers and the
-number of evaluation steps are bounded, nothing is executed, and what cannot be read is equal to nothing but itself.
+Both answers are cut into TeX tokens (lib/tex.py), read with one grammar into small trees (section 1) and compared by
+value (lib/values.py, section 2): exactly where all is rational, else to 45 digits and again to 130, functions at points
+that both trees choose.  What mathematics does not decide, rewards.CONVENTIONS does.  Answers come from a policy that is
+paid for passing: text, depth, the size of numbers and the number of evaluation steps are bounded, nothing is executed,
+and what cannot be read is equal to nothing but itself.
 """
 from __future__ import annotations
 
 import decimal
-import math
 import re
-import unicodedata
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
-from hashlib import blake2b
 
-MAX_CHARS, MAX_TOKENS, MAX_DEPTH = 12_000, 2_000, 40      # beyond these only the same text is the same answer
-MAX_BITS, MAX_WORK = 40_000, 3_000                        # size of exact numbers; evaluation steps for one comparison
+from lib.tex import (ABOUT, BASES, FUNCTIONS, GROUPED, IS, MAX_CHARS, MAX_TOKENS, PARTS, POWERS, RELATIONS, REMARKS,
+                     SAYINGS, STOP, TIMES, UNITS, Unreadable, bare, tokens)
+from lib.bignum import DIGITS, MORE_DIGITS, Undefined, Value, between, big, fraction, order, real_roots
+from lib.values import (BIG, INFINITY, NOTHING, REALS, Evaluator, children, conditions, free_names, infinite, mentions,
+                        residue)
 
-# -- 1. Tokens --------------------------------------------------------------------------------------------------------
+MAX_DEPTH = 40                                            # of nesting
 
-class Unreadable(Exception):
-    """The text is not an answer in our grammar."""
+# -- 1. The tree ------------------------------------------------------------------------------------------------------
+#
+# A tree is a tuple: an operation and its arguments.  Leaves hold plain values, ("num", Fraction, decimal places shown)
+# and ("name", "x"); all other arguments that are tuples are trees: ("+", a, b), ("relation", "<= <", a, b, c), ...
 
-class Undefined(ArithmeticError):
-    """The expression has no value at this point, or one too large for our bounds."""
-
-def _table(text: str) -> dict[str, str]:
-    return dict(zip(text.split()[::2], text.split()[1::2]))
-
-_GREEK = "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi chi psi omega".split()
-_LETTERS = {*_GREEK, *map(str.title, _GREEK), *"varepsilon varphi Pi ell dots triangle angle".split()}
-_UNICODE = {ord(k): v + " " for k, v in _table(
-    r"− - – - — - × * ⋅ * · * ∗ * ÷ / ∕ / ⁄ / ≤ <= ⩽ <= ≥ >= ⩾ >= ≠ != ≈ \approx ∞ \infty π \pi √ \surd ∛ cbrt ° \degree ∪ \cup "
-    r"∩ \cap ± \pm ∓ \mp ∈ \in ≡ \equiv ∅ \emptyset ℝ \mathbb{R} ’ ' ′ ' ⌊ \lfloor ⌋ \rfloor ⌈ \lceil ⌉ \rceil ： : ， ,").items()}
-_UNICODE |= {ord(unicodedata.lookup(f"GREEK SMALL LETTER {name.replace('lambda', 'lamda')}")): f"\\{name} " for name in _GREEK}
-_UNICODE |= dict.fromkeys(map(ord, "“”‘€£\u00a0\u2009\u202f"), " ")
-_RAISED = dict(zip(map(ord, "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ₀₁₂₃₄₅₆₇₈₉"), "0123456789-+n0123456789"))
-_COMMANDS = _table(                                       # spellings of the same token; plain words as well
-    r"\cdot * \times * \ast * \div / \le <= \leq <= \leqslant <= \lt < \ge >= \geq >= \geqslant >= \gt > \ne != \neq != == = "
-    r"** ^ \% % \lbrack [ \rbrack ] \langle ( \rangle ) \lvert | \rvert | \vert | \mid | \backslash \setminus \dfrac \frac "
-    r"\tfrac \frac \cfrac \frac \dbinom \binom \tbinom \binom \lbrace \{ \rbrace \} \circ \degree \deg \degree \pmod \mod "
-    r"\bmod \mod \sim \approx \simeq \approx \cong \approx \colon : \varnothing emptyset \emptyset emptyset \infty infty \pi pi "
-    r"\dot \overline \bar \overline \prime ' infinity infty inf infty pi pi percent % percentage % pct % degrees \degree "
-    r"degree \degree and \and or \or \land \and \lor \or union \cup \ldots \dots \cdots \dots")
-_FUNCTIONS = "arcsin arccos arctan floor sinh cosh tanh sqrt cbrt ceil sin cos tan cot sec csc log exp abs ln lg".split()
-_UNITS = set("cm mm km kg mg ft mph lb lbs oz ml hr hrs rad sq mi yd day USD the The of is are to no No yes Yes for all".split())
-_HEDGES = set("least most than squared cubed not maybe perhaps probably possibly either if unless but ignore roughly".split())
-_SAYINGS = dict.fromkeys(("empty set", "no solution", "no solutions", "no real solution", "no real solutions"), "emptyset")
-_SAYINGS |= {"all real numbers": "blackboard R", "all reals": "blackboard R", "infinitely many": "infty"}
-_TIGHT = re.compile(r"(?<![\d.])\d{1,3}(?:(?:\{,\}|\\,\\!|,\\!|\\,|\\!|\\ |[ ~])[ ]?\d{3})+(?!\d)", re.A)
-GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?", re.A)
-_IGNORED = re.compile(
-    r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits)(?![a-zA-Z])|(?<!\\)\\[,;:! ]|\\q?quad|\\\$|[$~]"
-    r"|\\(?:phantom|label|tag|color|textcolor|[hv]space)\*?\{[^{}]*\}|\\(?:f?box(?:ed)?|underline)(?=\{)"
-    r"|\\(?:tiny|small|large|Large|LARGE|huge|Huge|square|blacksquare|Box|qed)(?![a-zA-Z])"
-    r"|\^\s*\{?\s*\x01(?:th|st|nd|rd)\x02\s*\}?")
-_TEXT = re.compile(r"\\(?:text(?!color)[a-z]*|[mh]box|math(?:rm|bf|it|sf)|operatorname|bold|boldsymbol|rm|bf)\*?\s*\{([^{}]*)\}")
-_REMARK = re.compile(r"[,\s]*\x01[,\s]*(?:for (?:all|any|some|every|each)|where)\b.*", re.S)      # ... for all n
-_MARK = re.compile(r"\^\s*\{?\s*(\\circ|\\degree|\\prime|')(?![a-z])\s*\}?|\^o\b")           # degrees and primes are raised
-_TOKEN = re.compile(r"(?P<space>\s+)|(?P<num>(?:\d+\.\d+|\d+\.?(?!\d)|\.\d+)(?:[eE][+-]?\d+(?![A-Za-z\d]))?)"
-                    r"|(?P<op>\\(?:begin|end)\s*\{\w+\*?\}|\\[A-Za-z]+|\\.|<=|>=|!=|==|\*\*|[-+*/^_=<>(){}\[\]|,;:!%&'])"
-                    r"|(?P<word>[A-Za-z]+)|(?P<prose>[\x01\x02])", re.S | re.A)
-_ACCENTS = "\\overline \\vec \\hat \\tilde \\widehat \\overrightarrow \\mathbb \\mathcal".split()
-_BIG = ("\\lim", "\\sum", "\\prod", "\\int")
+_ACCENTS = "\\overline \\vec \\hat \\tilde \\mathbb \\mathcal".split()
 _SIGNS = ("+", "-", "\\pm", "\\mp")
-_LEVELS = ("= \\equiv < <= > >= != \\in \\approx".split(), ("\\cup", "\\cap", "\\setminus"), (":", "\\mod"), _SIGNS)
-_POSTFIX = {"!", "%", "\\degree", "'", "_"}
-_RANK = {sign: rank for rank, level in enumerate(_LEVELS) for sign in level}
-_OPENERS = {*"( [ { \\{ \\frac \\binom \\surd \\lfloor \\lceil".split(), *_ACCENTS, *_BIG, *("\\" + name for name in _FUNCTIONS)}
-
-def ascii_spelling(text: str) -> str:
-    """x² as x^{2}, ½ as \\frac{1}{2}, α as \\alpha, ≤ as <=.  Digits of other scripts stay as they are: unreadable."""
-    text = re.sub("[⁰¹²³⁴-⁹⁻⁺ⁿ]+", lambda m: "^{" + m[0].translate(_RAISED) + "}", text.translate(_UNICODE))
-    text = re.sub("[₀-₉]+", lambda m: "_{" + m[0].translate(_RAISED) + "}", text)
-    text = re.sub("[\U0001d400-\U0001d7cb]", lambda m: unicodedata.normalize("NFKC", m[0]), text)   # mathematical fonts
-    fraction = lambda m: "\\frac{%d}{%d}" % Fraction(unicodedata.numeric(m[0])).limit_denominator(10).as_integer_ratio()
-    return re.sub("[¼-¾⅐-⅞]", fraction, text)
-
-def tokens(text: str, grouped: bool) -> list[str]:
-    """Numbers, names (a letter or 'alpha'), prose words ('"cm'), operators and commands. `grouped`: is 1,000 one number?"""
-    if len(text) > MAX_CHARS: raise Unreadable("too long")
-    if not text.isascii(): text = ascii_spelling(text)
-    if "\\begin" not in text and ("\\" in text or "\n" in text):              # \\frac for \frac; a blank line separates answers
-        text = re.sub(r"\\\\(?=[A-Za-z{}%$])", r"\\", text.strip().replace("\n\n", ";"))
-    text = _TIGHT.sub(lambda m: re.sub(r"\D", "", m[0]), text)
-    if re.search(r"[\\$~\x01]", text):
-        text = _REMARK.sub("", re.sub(r"(?<!\\)\\[()\[\]]", "", _TEXT.sub("\x01\\1\x02", text)))
-        text = _IGNORED.sub(" ", text)
-    if "^" in text:
-        text = _MARK.sub(lambda m: (m[1] or "\\degree") + " ", text)
-    text = text.strip(" \n\t\"`*").rstrip(" .,\\")
-    found, at, depth, prose = [], 0, 0, False
-    while at < len(text):
-        token = grouped and depth == 0 and text[at].isdigit() and GROUPED.match(text, at) or _TOKEN.match(text, at)
-        if not token and prose and text[at] == ".":
-            at += 1
-            continue
-        if not token or len(found) > MAX_TOKENS: raise Unreadable("too many tokens" if token else f"character {text[at]!r}")
-        at, kind, value = token.end(), token.lastgroup, token[0]
-        if kind == "prose": prose = value == "\x01"
-        elif kind == "word": found += _split_word(value, prose)
-        elif kind == "op":
-            value = _COMMANDS.get(value, value)
-            depth += (value in ("(", "[", "{", "\\{")) - (value in (")", "]", "}", "\\}"))
-            found.append(value[1:] if value[1:] in _LETTERS else value.replace(" ", ""))
-        elif kind != "space": found.append("0" * (value[0] == ".") + value.replace(",", ""))
-    if found[:1] == ["]"] or found[-1:] == ["["]:         # ]0, 1[ is (0, 1)
-        found = [{"]": "("}.get(found[0], found[0]), *found[1:-1], {"[": ")"}.get(found[-1], found[-1])]
-    return found
-
-def bare(text: str) -> str:
-    """The text without commands that only set type."""
-    return _IGNORED.sub(" ", _TEXT.sub(r" \1 ", text)).strip() if re.search(r"[\\$~\x01]", text) else text
-
-def _split_word(word: str, prose: bool) -> list[str]:
-    if len(word) > 1 and word.lower() in _COMMANDS or word == "U": return [_COMMANDS.get(word.lower(), "\\cup")]
-    english = prose or word in _UNITS or word[1:].islower() and len(word) > 3 - word[0].isupper()
-    if english and word not in _FUNCTIONS: return ['"' + word]
-    function = next((f for f in _FUNCTIONS if word.startswith(f)), "")                       # xy is x y, sinx is sin x
-    return ["\\" + function] * bool(function) + list(word[len(function):])
+_RANK = {sign: rank for rank, level in enumerate((RELATIONS, ("\\cup", "\\cap", "\\setminus"), (":", "\\mod"), _SIGNS))
+         for sign in level}
+_OPENERS = {*"( [ { \\{ \\frac \\surd \\lfloor \\lceil".split(), *_ACCENTS, *BIG, *("\\" + f for f in FUNCTIONS.values())}
+_PLAIN = re.compile(r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?", re.A)
 
 def number(text: str) -> tuple:
-    """A number leaf: its value, and how many significant digits it shows if it is a decimal (0: it is exact)."""
-    if text.isdigit() and len(text) < 20: return "num", Fraction(int(text)), 0
+    """A number leaf: its value, and how many decimal places it shows if it is a decimal (0: it is exact)."""
+    if text.isdigit() and len(text) < 20:
+        return "num", Fraction(int(text)), 0
     mantissa, _, exponent = text.lower().partition("e")
-    whole, _, fraction = mantissa.partition(".")
-    if len(mantissa) > 4_000 or len(exponent) > 4: raise Unreadable("number too long")
-    value = Fraction(int(whole + fraction), 10 ** len(fraction)) * Fraction(10) ** int(exponent or 0)
-    return "num", value, len((whole + fraction).lstrip("0")) if fraction else 0
+    whole, _, places = mantissa.partition(".")
+    if len(mantissa) > 4_000 or len(exponent) > 4:
+        raise Unreadable("number too long")
+    value = Fraction(int(whole + places), 10 ** len(places)) * Fraction(10) ** int(exponent or 0)
+    return "num", value, max(0, len(places) - int(exponent or 0)) if places else 0
+
+def inverse(n: int) -> tuple:
+    return "inverse", ("num", Fraction(n), 0)
 
 ONE, TEN, HALF = number("1"), number("10"), ("num", Fraction(1, 2), 0)
-INFINITY, REALS, NOTHING = ("name", "infty"), ("name", "blackboard R"), ("name", "emptyset")
-
-# -- 2. The tree ------------------------------------------------------------------------------------------------------
-#
-# A tree is a tuple: an operation and its arguments.  Leaves hold plain values, ("num", Fraction, digits shown) and
-# ("name", "x"); all other arguments that are tuples are trees: ("+", a, b, c), ("relation", "<= <", a, b, c), ...
+_CHANGES = {"factorial": lambda node: ("!", node)}        # words that calculate
+_CHANGES |= {word: lambda node, n=n: ("*", node, number(str(n))) for word, n in TIMES.items()}
+_CHANGES |= {word: lambda node, n=n: ("*", node, inverse(n)) for word, n in PARTS.items()}
+_CHANGES |= {word: lambda node, n=n: ("^", node, number(str(n))) for word, n in POWERS.items()}
 
 class Parser:
     """Recursive descent, one method a precedence level.  Sums and products are flat, so only nesting costs depth."""
 
     def __init__(self, found: list[str]):
-        self.tokens, self.at, self.depth, self.in_bars = [*found, ""], 0, 0, False
+        self.tokens, self.at, self.depth, self.in_bars = [*found, "", "", "", ""], 0, 0, False
         self.branch, self.forked = 1, False               # the sign that \pm stands for; was there any?
+        self.unit_end = -1                                # index after the last unit: nothing may be multiplied to it
 
     @property
     def next(self) -> str:
         return self.tokens[self.at]
+
+    @property
+    def word(self) -> str:
+        """The next token, if it is a word of prose."""
+        return self.next[1:].lower() if self.next[:1] == '"' else ""
+
+    def ahead(self, *wanted: str) -> bool:
+        """Consume these tokens, if they come next."""
+        found = tuple(self.tokens[self.at:self.at + len(wanted)]) == wanted
+        self.at += len(wanted) * found
+        return found
 
     def take(self, *wanted: str) -> str:
         """Consume the next token if it is one of `wanted`, else return ''."""
@@ -161,56 +88,111 @@ class Parser:
     def fail(self):
         raise Unreadable(f"unexpected {self.next!r}")
 
-    def items(self) -> tuple:
-        """Answers between commas, as a list; one is itself.  With plus-minus in it, it is read once for each sign."""
-        found, word, outer = [], "", self.depth == 0 or self.tokens[:self.at] == ["\\{"]
+    def items(self, fork: bool = False) -> tuple:
+        """Answers between commas and words, as a list; one is itself.  'or' and ';' divide more than ',' and 'and'.
+        With `fork`, an item with plus-minus in it is read once for each sign."""
+        groups, before = [[]], self.forked
         while True:
-            start, saved, self.forked = self.at, self.tokens[:] if outer else [], self.forked and not outer
-            found.append(self.level())
-            if outer and self.forked:
+            start, saved, self.forked = self.at, self.tokens[:] if fork else [], False
+            groups[-1].append(self.item())
+            if fork and self.forked:
                 self.at, self.tokens, self.branch = start, saved, -1
-                found.append(self.level())
+                groups[-1].append(self.item())
                 self.branch, self.forked = 1, False
-            if not (separator := self.take(",", ";", "\\and", "\\or")):
-                return ("list", word, *found) if len(found) > 1 else found[0]
-            word = self.take("\\and", "\\or") or separator                   # "1, 2, and 3"
+            before |= self.forked
+            separator = self.take(",", ";", "\\and", "\\or")
+            if not separator or self.next in ("&", "\\\\") or self.remark():
+                break
+            if (self.take("\\and", "\\or") or separator) in ("\\or", ";"):   # "1, 2, or 3"
+                groups.append([])
+        self.forked = before
+        lists = [("list", ",", *group) if len(group) > 1 else group[0] for group in groups]
+        return ("list", "\\or", *lists) if len(lists) > 1 else lists[0]
+
+    def item(self) -> tuple:
+        """One answer, perhaps after 'The area is', 'about', '=', and before '..., where k is an integer'."""
+        self.take("=", "\\approx")
+        start, said = self.at, []
+        while self.word:
+            said.append(self.advance()[1:].lower())
+        if said and self.next and (said[-1] in IS or set(said) <= ABOUT) and not set(said) & (STOP - IS - ABOUT):
+            self.take(":")
+            return self.item()
+        saying = SAYINGS.get(" ".join(said).rpartition(" except")[0])
+        if saying and self.next:
+            return "\\setminus", ("name", saying), ("list", "{}", *children(("", self.items(True))))
+        self.at = start
+        node = self.level()
+        if self.word in ("even", "odd"):                  # n is even
+            return "relation", "\\equiv", node, ("\\mod", number(str(int(self.advance() == '"odd'))), number("2"))
+        self.remark()
+        return node
+
+    def remark(self) -> bool:
+        """Skip ', for all integers k' and ', where ...' at the end of an answer."""
+        quantified = self.word == "where" or self.word == "for" and self.tokens[self.at + 1][1:] in (
+            "all", "any", "some", "every", "each")
+        if quantified and not self.depth:
+            self.at = len(self.tokens) - 4
+        return quantified
 
     def level(self, lowest: int = 0) -> tuple:
-        """Binary operators by precedence climbing, from relations (rank 0) to sums (3); those of one rank make one node."""
+        """Binary operators by precedence climbing, from relations (rank 0) to sums (3); those of one rank make a node."""
         left = self.term()
-        while (rank := _RANK.get(self.next, -1)) >= lowest and not (self.next == ":" and self.in_bars):
+        while (rank := self.rank()) >= lowest:
             parts, signs = [left], []
-            while _RANK.get(self.next, -1) == rank and not (self.next == ":" and self.in_bars):
+            while self.rank() == rank:
                 signs.append(self.advance())
                 part = self.level(rank + 1)
+                if signs[-1] == "\\setminus" and part[0] in ("num", "neg"):
+                    part = "list", "{}", part
                 parts.append(("neg", part) if rank == 3 and self.minus(signs[-1]) else part)
-            if rank == 0: left = _relation(signs, parts)
-            elif rank == 3: left = ("+", *parts)
-            elif signs == [":"]: left = "*", left, ("inverse", parts[1])
-            else: left = (signs[0], *parts) if len(set(signs)) == 1 else self.fail()
+            if rank == 0:
+                left = _relation(signs, parts)
+            elif rank == 3:
+                left = ("+", *parts)
+            else:
+                left = (signs[0], *parts) if len(set(signs)) == 1 else self.fail()
         return left
+
+    def rank(self) -> int:
+        return -1 if self.next in (":", "\\mid") and self.in_bars else _RANK.get(self.next, -1)
 
     def minus(self, sign: str) -> bool:
         self.forked |= sign in ("\\pm", "\\mp")
         return sign == "-" or sign == ("\\mp" if self.branch > 0 else "\\pm")
 
     def term(self) -> tuple:
+        """Factors with or without a sign between them.  A number stands only after what is closed: 3!7!, (2)3."""
         factors = [self.signed()]
         while True:
             last = factors[-1]
-            if self.take("*"): factors.append(self.signed())
-            elif self.take("/"): factors.append(("inverse", self.signed()))
-            elif not self.starts_operand(): return ("*", *factors) if len(factors) > 1 else last
+            if self.take("*"):
+                factors.append(self.signed())
+            elif self.take("/"):
+                factors.append(("inverse", self.signed()))
+            elif not self.starts_operand():
+                return _product(factors)
+            elif self.unit_end == self.at:
+                self.fail()
+            elif self.ahead("x", "10", "^"):              # 1.5 x 10^3
+                self.at -= 2
+                factors.append(self.power())
             elif last[0] in ("num", "neg") and (self.next[:1].isdigit() or self.next == "\\frac"):
                 factors[-1] = self.mixed(last)
-            elif self.next[:1].isdigit() and last[0] != "^" != self.tokens[self.at + 1]: self.fail()      # x2 is no 2x; x 2^n is
-            else: factors.append(self.power())
+            elif self.next[:1].isdigit() and last[0] == "name" and self.tokens[self.at + 1] != "^":
+                self.fail()                               # x2 is no 2x; x 2^n is
+            else:
+                factors.append(self.power())
+                if factors[-1][:2] == ("relation", "\\in"):                  # 2 pi n (n in Z)
+                    factors.pop()
 
     def mixed(self, before: tuple) -> tuple:
         """A number and a fraction: 1 1/2 is a sum, 3\\frac{x}{2} a product; other numbers side by side are no answer."""
         whole, plain = before[1] if before[0] == "neg" else before, self.next != "\\frac"
         fraction = self.primary()
-        if plain: fraction = ("*", fraction, ("inverse", self.primary())) if self.take("/") else self.fail()
+        if plain:
+            fraction = ("*", fraction, ("inverse", self.primary())) if self.take("/") else self.fail()
         top, bottom = fraction[1], fraction[2][1]
         if not (whole[0] == top[0] == bottom[0] == "num" and top[1] < bottom[1] and whole[2] == top[2] == bottom[2] == 0):
             return self.fail() if plain else ("*", before, self.power(fraction))
@@ -219,11 +201,13 @@ class Parser:
 
     def starts_operand(self) -> bool:
         token = self.next
-        return token[:1].isalnum() or token in _OPENERS or token == "|" and not self.in_bars or token[:7] == "\\begin{"
+        return (token[:1].isalnum() or token in _OPENERS or token == "|" and not self.in_bars or token[:7] == "\\begin{"
+                or token[:1] == '"' and len(token) == 2)
 
     def signed(self) -> tuple:
         negative = False
-        while sign := self.take(*_SIGNS): negative ^= self.minus(sign)
+        while sign := self.take(*_SIGNS):
+            negative ^= self.minus(sign)
         return ("neg", self.power()) if negative else self.power()
 
     def power(self, node: tuple | None = None) -> tuple:
@@ -231,33 +215,80 @@ class Parser:
         depth, node = self.depth, self.postfix(node or self.primary())
         while self.take("^"):
             self.depth += 1
-            exponent = self.signed() if self.next[:1].isdigit() or self.next in _SIGNS else self.argument()
-            node = self.postfix(("^", node, exponent))
+            if node[0] == "name" and node[1].startswith("blackboard"):       # Z^+
+                node = "name", node[1] + self.raw_argument()
+            elif node[0] in ("matrix", "sequence") and self.take("T"):
+                rows = [row[1:] for row in node[1:]] if node[0] == "matrix" else [node[2:]]
+                node = "matrix", *(("row", *column) for column in zip(*rows))
+            else:
+                exponent = self.signed() if self.next[:1].isdigit() or self.next in _SIGNS else self.argument()
+                count = re.fullmatch(r"C_(\d+|n|m)", node[1]) if node[0] == "name" else None
+                if count and exponent[0] in ("num", "name"):                 # C_8^3
+                    node = "call", "binom", number(count[1]) if count[1].isdigit() else ("name", count[1]), exponent
+                else:
+                    node = self.postfix(("^", node, exponent))
         self.depth = depth - 1
         return node
 
     def postfix(self, node: tuple) -> tuple:
         """What follows an operand: factorials, percent, degrees, primes, indices and units."""
         for _ in range(4):                                # 9!!!!!!! is no answer
-            if self.next not in _POSTFIX and self.next[:1] != '"': break
-            if self.take("!"): node = "!!" if self.take("!") else "!", node
+            if self.take("!"):
+                node = "!!" if self.take("!") else "!", node
             elif sign := self.take("%", "\\degree"):
                 node = "%" if sign == "%" else "degrees", node
-                self.take("C", "F")
-            elif node[0] == "name" and self.take("'"): node = "name", node[1] + "'"
-            elif node[0] in ("name", "num") and self.take("_"):
-                tag = self.raw_argument()
-                if node[0] == "num" and not (re.fullmatch("[0-9]{1,2}", tag) and node[1].denominator == 1 and 1 < int(tag) < 37):
-                    self.fail()
-                node = ("name", f"{node[1]}_{tag}") if node[0] == "name" else node if tag == "10" else ("base", node[1], int(tag))
-            while self.next[:1] == '"' and node[0] != "text":
-                if self.next[1:].lower() in _HEDGES:      # a word that takes the number back is not a unit
-                    self.fail()
-                self.at += 1
-                if self.take("^"): self.argument()
-                if self.next == "/" and (self.tokens[self.at + 1][:1] == '"' or self.tokens[self.at + 1] in ("h", "s")):
-                    self.at += 1 + (self.tokens[self.at + 1][:1] != '"')
-        return node
+            elif node[0] == "name" and self.take("'"):
+                node = "name", node[1] + "'"
+            elif node[0] in ("name", "num", "digits") and self.take("_"):
+                node = self.index(node)
+            elif node[0] == "degrees" and self.take("C", "F", '"C', '"F'):
+                continue
+            else:
+                break
+        return node if node[0] == "text" else self.quantity(node)
+
+    def index(self, node: tuple) -> tuple:
+        """x_1 is a name, 4210_5 a number in another base."""
+        tag = self.raw_argument().replace('"', "")
+        if node[0] == "name":
+            return "name", f"{node[1]}_{tag}"
+        base = BASES.get(tag.lower(), tag)
+        if not re.fullmatch("[0-9]{1,2}", base) or not 1 < int(base) < 37 or node[0] == "num" and node[1].denominator != 1:
+            self.fail()
+        return node if base == "10" and node[0] == "num" else ("base", str(node[1]).lower(), int(base))
+
+    def quantity(self, node: tuple) -> tuple:
+        """Words after a value.  Multipliers and parts change it; a product or quotient of units, or nouns, drop."""
+        while self.word in _CHANGES:
+            node = _CHANGES[self.advance()[1:].lower()](node)
+        if self.ahead('"out', '"of'):
+            return "*", node, ("inverse", self.power())
+        if self.word in ("am", "pm") and (node[0] == "clock" or node[0] == "num" and node[1] in range(1, 13)):
+            hours = node[1] if node[0] == "clock" else 3600 * int(node[1])
+            return "clock", hours % 43_200 + 43_200 * (self.advance() == '"pm'), True, node
+        self.at += self.word == "is" and self.tokens[self.at + 1] in ('"even', '"odd')
+        start = self.at
+        while self.at - start < 16 and self.unit(self.at > start):
+            self.unit_end = self.at
+        return self.fail() if self.word and len(self.word) > 1 and self.word not in REMARKS else node
+
+    def unit(self, more: bool) -> bool:
+        """Consume one unit or noun, `more`: perhaps after a sign."""
+        at = self.at + (more and self.next in ("*", "/"))
+        token = self.tokens[at]
+        word = token[1:] if token[:1] == '"' else ""
+        if word.lower() in STOP and not (more and word in POWERS):
+            return False
+        if token == "\\frac" and self.tokens[at + 2][:1] == '"' and self.tokens[at + 2][1:] in UNITS:
+            self.at = at + 1
+            return bool(self.raw_argument() and self.raw_argument())
+        seconds = token in ("\\min", "\\sec") and self.tokens[at + 1] in ("", ",", "\\and", ")")
+        if not (len(word) > 1 or word in UNITS or seconds or at > self.at and token in ("h", "s")):
+            return False
+        self.at = at + 1
+        if self.take("^"):
+            self.argument()
+        return True
 
     def argument(self) -> tuple:
         """A TeX argument: a group in braces, one digit, one letter or one command."""
@@ -269,106 +300,196 @@ class Parser:
     def raw_argument(self) -> str:
         """A TeX argument as it stands, not read: an index, the range of a sum."""
         start, depth = self.at, 0
-        if self.next.isdigit(): return str(self.argument()[1])
+        if self.next.isdigit():
+            return str(self.argument()[1])
         while self.at == start or depth > 0:
             depth += {"{": 1, "}": -1, "": 99}.get(self.next, 0)
-            if depth > 9: self.fail()                     # the text ends before the brace does
+            if depth > 9:                                 # the text ends before the brace does
+                self.fail()
             self.at += 1
         return "".join(self.tokens[start:self.at]).strip("{}")
 
     def primary(self) -> tuple:
-        token = self.next
-        self.at, self.depth = self.at + 1, self.depth + 1
-        if self.depth > MAX_DEPTH: raise Unreadable("too deep")
-        if token in ("f", "g") and self.next == "(":      # f(x+1) is no product
-            node = "call", token, self.primary()
-        elif token[:1].isalpha(): node = "name", token
-        elif token[:1] == '"': node = self.words(token[1:])
-        elif token[:1].isdigit(): node = self.decimal(token)
-        elif token[1:] in _FUNCTIONS and not (token == "\\sqrt" and self.next == "["):
+        token = self.advance()
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise Unreadable("too deep")
+        if token[:1].isalpha():
+            node = self.name(token)
+        elif token[:1] == '"':
+            node = self.words(token[1:])
+        elif token[:1].isdigit():
+            node = self.decimal(token)
+        elif token[1:] in FUNCTIONS and not (token == "\\sqrt" and self.next == "["):
             node = self.function(token[1:])
-        else: node = self.command(token)
+        else:
+            node = self.command(token)
         self.depth -= 1
         return node
 
+    def name(self, token: str) -> tuple:
+        """A letter; f(x+1) is no product, and C(8,3) counts."""
+        counted = r"\( (\d+|[a-z]) , (\d+|[a-z]) \)"
+        if token in ("f", "g", "h") and self.next == "(":
+            inside = self.primary()
+            return "call", token, *(inside[2:] if inside[0] == "sequence" else [inside])
+        if token == "C" and re.fullmatch(counted, " ".join(self.tokens[self.at:self.at + 5])):
+            return "call", "binom", *self.primary()[2:]
+        return "name", token
+
     def decimal(self, text: str) -> tuple:
-        if "." not in text or not self.take("\\overline"): return number(text)
-        digits = self.raw_argument()                      # 0.8\overline{4}
-        if not re.fullmatch("[0-9]{1,99}", digits): self.fail()
-        return "num", number(text)[1] + Fraction(int(digits), (10 ** len(digits) - 1) * 10 ** len(text.split(".")[1])), 0
+        """Digits: an integer, a decimal, a repeating decimal 0.8\\overline{4}, 0.8(4) or 0.8444..., a time."""
+        if ":" in text:
+            hours, minutes, *seconds = map(int, text.split(":"))
+            return "clock", 3600 * hours + 60 * minutes + sum(seconds), False, (":", *map(number, text.split(":")))
+        if "(" in text:
+            text, repeated = text[:-1].split("(")
+        elif not _PLAIN.fullmatch(text):
+            return "digits", text
+        elif "." in text and self.take("\\overline"):
+            repeated = self.raw_argument()
+        elif "." in text and self.next == "dots" and (cycle := re.fullmatch(r"(\d*\.\d*?)(\d{1,20}?)\2+", text)):
+            self.at += 1
+            text, repeated = cycle[1], cycle[2]
+        else:
+            return number(text)
+        if not re.fullmatch("[0-9]{1,99}", repeated):
+            self.fail()
+        ninths = (10 ** len(repeated) - 1) * 10 ** len(text.split(".")[1])
+        return "num", number(text)[1] + Fraction(int(repeated), ninths), 0
 
     def words(self, said: str) -> tuple:
-        while self.next[:1] == '"':
-            said += " " + self.next[1:]
-            self.at += 1
-        if len(said) == 1 or said.lower() in _SAYINGS: return "name", _SAYINGS.get(said.lower(), said)
-        if said.endswith(" is") and self.starts_operand() and not _HEDGES & set(said.lower().split()):
-            return self.signed()                          # "the area is 5"
+        while self.word:
+            said += " " + self.advance()[1:]
+        if len(said) == 1 or said.lower() in SAYINGS:
+            return "name", SAYINGS.get(said.lower(), said)
         return self.fail() if self.starts_operand() else ("text", said)
 
     def function(self, name: str) -> tuple:
-        base = self.argument() if self.take("_") else TEN if name == "lg" else None
-        exponent = self.argument() if self.take("^") else None
-        if name in ("sqrt", "cbrt") or self.next in ("(", "{", "["): inside = self.argument()
+        base, exponent, digits = TEN if name == "lg" else None, None, ""
+        if self.take("_"):
+            digits, base = self.next, self.argument()
+        if len(digits) > 1 and digits.isdigit() and self.tokens[self.at + 1][:1].isalnum():  # log_10 1000
+            base, self.at = number(digits), self.at + 1
+        if self.take("^"):
+            exponent = self.argument()
+        if name == "binom" and self.next != "(":
+            inside = "list", "", self.argument(), self.argument()
+        elif name in ("sqrt", "cbrt") or self.next in ("(", "{", "["):
+            inside = self.argument()
+        elif name in ("max", "min", "det") and not self.starts_operand():
+            return "name", name
         else:                                             # sin 2x
             factors = [self.signed()]
-            while self.starts_operand() and self.next[1:] not in _FUNCTIONS and self.next not in ("(", "["):
+            while self.starts_operand() and self.next[1:] not in FUNCTIONS and self.next not in ("(", "["):
                 factors.append(self.power())
-            inside = ("*", *factors)
-        if exponent == ("neg", ONE) and "arc" + name in _FUNCTIONS: name, exponent = "arc" + name, None
-        node = "call", "log" if name in ("lg", "ln") else name, inside
-        if name in ("sqrt", "cbrt"): node = "^", inside, HALF if name == "sqrt" else ("inverse", number("3"))
-        node = node if base is None else ("*", node, ("inverse", ("call", "log", base)))
+            inside = _product(factors)
+        if exponent == ("neg", ONE):
+            name, exponent = "arc" + name, None
+        arguments = inside[2:] if inside[0] in ("list", "sequence") and inside[1] != "[]" else (inside,)
+        node = "call", "log" if name == "lg" else name, *arguments
+        if name in ("sqrt", "cbrt"):
+            node = "^", inside, HALF if name == "sqrt" else inverse(3)
+        if base is not None and name in ("log", "lg"):
+            node = "*", node, ("inverse", ("call", "log", base))
         return node if exponent is None else ("^", node, exponent)
 
     def group(self, *closers: str) -> tuple:
         """What stands before the next of `closers`.  Inside of bars and set braces a bar or colon ends it."""
         bars, self.in_bars = self.in_bars, closers[0] in ("|", "\\}") or self.in_bars and closers[0] == "}"
-        node = self.items()
-        if closers == ("\\}",) and self.take("|", ":"):   # {x | 2 < x < 3} is its condition
+        node = self.items(closers[0] == "\\}")
+        if closers == ("\\}",) and self.take("|", ":", "\\mid"):             # {x | 2 < x < 3} is its condition
             node = self.items()
-        if closers == ("}",) and self.take("\\choose"): node = "binom", node, self.items()
+        if closers == ("}",) and self.take("\\choose"):
+            node = "call", "binom", node, self.items()
         self.in_bars = bars
         return node if self.take(*closers) else self.fail()
 
     def command(self, token: str) -> tuple:
         if token in ("(", "["):
             node = self.group(")", "]")
-            return ("sequence", token + self.tokens[self.at - 1], *node[2:]) if node[0] == "list" else node
-        if token == "{": return self.group("}")
+            if node[0] != "list" or conditions(node):
+                return node
+            if all(item[:2] == ("sequence", "[]") and len(item) == len(node[2]) for item in node[2:]):
+                return "matrix", *(("row", *item[2:]) for item in node[2:])  # [[1,2],[3,4]]
+            return "sequence", token + self.tokens[self.at - 1], *node[2:]
+        if token == "{":
+            if not self.ahead("}", "_"):
+                return self.group("}")
+            top = self.argument()                         # {}_n C_k
+            return ("call", "binom", top, self.argument()) if self.ahead("C", "_") else self.fail()
         if token == "\\{":
             node = NOTHING if self.take("\\}") else self.group("\\}")
-            return node if node[0] in ("list", "relation") or node == NOTHING else ("list", "", node)
-        if token in ("|", "\\lfloor", "\\lceil"):
-            return ("call", "abs", self.group("|")) if token == "|" else ("call", token[2:], self.group("\\r" + token[2:]))
-        if token in ("\\frac", "\\binom"):
-            top, bottom = self.argument(), self.argument()
-            return ("*", top, ("inverse", bottom)) if token == "\\frac" else ("binom", top, bottom)
+            if node[0] == "relation" or node == NOTHING or conditions(node) or node[:2] == ("list", "\\or"):
+                return node
+            return "list", "{}", *(node[2:] if node[0] == "list" else [node])
+        if token == "|":
+            return "call", "abs", self.group("|")
+        if token in ("\\lfloor", "\\lceil"):
+            return "call", token[2:], self.group("\\r" + token[2:])
+        if token == "\\frac":
+            return "*", self.argument(), ("inverse", self.argument())
         if token == "\\sqrt" and self.take("["):
             index = self.group("]")
             return "^", self.argument(), ("inverse", index)
-        if token == "\\surd": return "^", self.primary(), HALF
-        if token in _BIG:                                 # not evaluated: equal to the same expression only
-            ranges = [self.raw_argument() if self.take(mark) else "" for mark in ("_", "^")]
-            return token, " ".join(ranges), self.term()
-        if token in _ACCENTS: return "name", ("blackboard" if token == "\\mathbb" else token) + " " + self.raw_argument()
-        if token[:7] == "\\begin{": return self.environment(token)
+        if token == "\\surd":
+            return "^", self.primary(), HALF
+        if token in BIG:
+            return self.big(token)
+        if token in _ACCENTS:
+            start, raw = self.at, self.raw_argument()
+            if token == "\\overline" and re.search(r"[\di]", raw):           # a conjugate
+                self.at = start
+                return "call", "conj", self.argument()
+            return "name", ("blackboard" if token == "\\mathbb" else token) + " " + raw
+        if token[:7] == "\\begin{":
+            return self.environment(token)
         self.at -= 1
         return self.fail()
 
+    def big(self, token: str) -> tuple:
+        """Sums and products between numbers have a value; others, limits and integrals are equal to the same only."""
+        start = self.at
+        if token in ("\\sum", "\\prod") and self.take("_"):
+            low = self.argument()
+            high = self.argument() if low[:2] == ("relation", "=") and low[2][0] == "name" and self.take("^") else low
+            if not free_names(low[-1]) | free_names(high):
+                return token, low[2], low[-1], high, self.term()
+            self.at = start
+        ranges = [self.raw_argument() if self.take(mark) else "" for mark in ("_", "^")]
+        return token, " ".join(ranges), self.term()
+
     def environment(self, name: str) -> tuple:
-        """Matrices by rows; cases and aligned environments are lists of their rows."""
+        """Matrices by rows; cases with conditions are a function; other environments are lists of their rows."""
         rows: list[list] = [[]]
         if "array" in name:                               # its column format
             self.raw_argument()
         while not self.take(name.replace("begin", "end")):
-            rows[-1].append(self.items())
-            if self.take("\\\\"): rows.append([])
-            elif not self.take("&") and self.next[:5] != "\\end{": self.fail()
-        if not rows[0]: self.fail()
-        matrix = "matrix", *(("row", *row) for row in rows if row)
-        if "vmatrix" in name: return "call", "determinant", matrix
-        return matrix if re.search("matrix|array", name) else ("list", "", *sum(rows, []))
+            if self.take("\\\\"):
+                rows.append([])
+            elif not self.take("&") or self.next not in ("\\\\", "&"):
+                self.at += self.word in ("if", "when", "for")
+                rows[-1].append(("name", "otherwise") if self.take('"otherwise', '"else') else self.items(True))
+                if self.next[:5] not in ("&", "\\\\", "\\end{") and self.word not in ("if", "when", "for"):
+                    self.fail()
+        rows = [row for row in rows if row] or self.fail()
+        matrix = "matrix", *(("row", *row) for row in rows)
+        if "vmatrix" in name:
+            return "call", "det", matrix
+        if re.search("matrix|array", name):
+            return matrix
+        if "cases" in name and all(len(row) == 2 for row in rows):
+            return "cases", *(("case", *row) for row in rows)
+        return "list", ",", *sum(rows, [])
+
+def _product(factors: list[tuple]) -> tuple:
+    """A product; one with a matrix in it multiplies the entries."""
+    plain = [node[1] if node[0] == "neg" else node for node in factors]
+    at = [n for n, node in enumerate(plain) if node[0] == "matrix"]
+    if len(at) != 1 or plain == factors and len(factors) == 1:
+        return ("*", *factors) if len(factors) > 1 else factors[0]
+    scale = factors[:at[0]] + factors[at[0] + 1:] + [("neg", ONE)] * (plain[at[0]] is not factors[at[0]])
+    return "matrix", *(("row", *(("*", *scale, entry) for entry in row[1:])) for row in plain[at[0]][1:])
 
 def _relation(signs: list[str], sides: list[tuple]) -> tuple:
     """A chain, read so that its inequality signs point left (3 > x is x < 3), without a remark 'approximately ...'."""
@@ -378,254 +499,177 @@ def _relation(signs: list[str], sides: list[tuple]) -> tuple:
     signs, sides = signs[:cut], sides[:cut + 1]
     if signs and signs[0][0] == ">":
         signs, sides = [sign.replace(">", "<") for sign in signs[::-1]], sides[::-1]
+    if signs == ["="] and sides[1][0] == "name" and not label(sides[0]):      # 5 = x
+        sides = sides[::-1]
     return ("relation", " ".join(signs), *sides) if signs else sides[0]
 
-# -- 3. Values --------------------------------------------------------------------------------------------------------
+@lru_cache(maxsize=128)                                   # golds come back with every sample
+def parse(text: str, grouped: bool) -> tuple:
+    """The tree of an answer; ("unreadable", why) for what is none.  `grouped`: is 1,000 one number, or two?"""
+    try:
+        parser = Parser(tokens(text, grouped))
+        node = parser.items(True)
+        return parser.fail() if parser.next else node
+    except Unreadable as error:
+        return "unreadable", str(error)
 
-DIGITS = decimal.Context(prec=60, Emax=10 ** 12, Emin=-10 ** 12,
-                         traps=[decimal.InvalidOperation, decimal.DivisionByZero, decimal.Overflow, decimal.Underflow])
-CLOSE, DUST = Decimal("1e-45"), Decimal("1e-50")          # relative: equal values; what rounding leaves of a sum
-PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803")
+def shown(node: tuple) -> str:
+    """A tree on one line: (+ x (* 2 y))."""
+    if node[0] in ("num", "name"):
+        return str(node[1])
+    return "(" + " ".join(shown(arg) if isinstance(arg, tuple) else str(arg) for arg in node) + ")"
 
-class Big:
-    """A complex number to 60 digits, for values that no fraction holds.  Parts that are rounding errors drop to zero."""
-    __slots__ = ("re", "im")
+# -- 2. Equality ------------------------------------------------------------------------------------------------------
 
-    def __init__(self, re: Decimal | int, im: Decimal | int = 0):
-        dust = DUST * (abs(re) + abs(im))
-        self.re, self.im = (part if abs(part) > dust else Decimal(0) for part in (re, im))
+_INTEGERS = ("blackboard Z", "Z", "blackboard N", "N", "blackboard Z+")
 
-    def __add__(self, other: Big) -> Big: return Big(self.re + other.re, self.im + other.im)
-    def __sub__(self, other: Big) -> Big: return Big(self.re - other.re, self.im - other.im)
-    def __neg__(self) -> Big: return Big(-self.re, -self.im)
+class Judge(Evaluator):
+    """One comparison, and the rule that decided it."""
 
-    def __mul__(self, other: Big) -> Big:
-        return Big(self.re * other.re - self.im * other.im, self.re * other.im + self.im * other.re)
-
-    def __truediv__(self, other: Big) -> Big:
-        square = other.re * other.re + other.im * other.im
-        return self * Big(other.re / square, -other.im / square)
-
-    def __abs__(self) -> Decimal:
-        return (self.re * self.re + self.im * self.im).sqrt() if self.im else abs(self.re)
-
-Value = Fraction | Big
-
-def big(v: Value) -> Big:
-    return v if isinstance(v, Big) else Big(Decimal(v.numerator) / Decimal(v.denominator))
-
-def fraction(x: Decimal) -> Fraction:
-    if abs(x.adjusted()) > 10_000: raise Undefined("too large or too small for a fraction")
-    return Fraction(x)
-
-def exp(z: Big) -> Big:
-    """Euler's formula; the sine and cosine of the angle by their series, that of e^x sorted by powers of i."""
-    if abs(z.im) > 10 ** 6: raise Undefined("angle too large")
-    x, term, sums, n = z.im - (z.im / PI / 2).to_integral_value() * 2 * PI, Decimal(1), [Decimal(0)] * 4, 0
-    while abs(term) > Decimal("1e-65"):
-        sums[n % 4] += term
-        n += 1
-        term *= x / n
-    return Big(z.re.exp() * (sums[0] - sums[2]), z.re.exp() * (sums[1] - sums[3])) if x else Big(z.re.exp())
-
-def log(z: Big) -> Big:
-    """Principal value.  The angle starts as a float; its error, some 1e-16, is its own sine but for its fifth power."""
-    if not z.im and z.re > 0: return Big(z.re.ln())
-    size = abs(z)
-    guess = Decimal(math.atan2(z.im / size, z.re / size))
-    error = (z / (Big(size) * exp(Big(0, guess)))).im
-    return Big(size.ln(), guess + error + error ** 3 / 6)
-
-def root(z: Big) -> Big:
-    return Big(z.re.sqrt()) if not z.im and z.re >= 0 else exp(log(z) * Big(Decimal("0.5")))
-
-_1, _2, _I = Big(1), Big(2), Big(0, 1)
-_CONSTANTS = {"pi": Big(DIGITS.plus(PI)), "e": Big(DIGITS.exp(Decimal(1))), "i": _I}
-_F = {"exp": exp, "log": log, "sinh": lambda z: (exp(z) - exp(-z)) / _2, "cosh": lambda z: (exp(z) + exp(-z)) / _2,
-      "sin": lambda z: (exp(_I * z) - exp(-_I * z)) / (_2 * _I), "cos": lambda z: (exp(_I * z) + exp(-_I * z)) / _2,
-      "arcsin": lambda z: -_I * log(_I * z + root(_1 - z * z)), "arccos": lambda z: Big(PI / 2) - _F["arcsin"](z),
-      "arctan": lambda z: (log(_1 + _I * z) - log(_1 - _I * z)) / (_2 * _I)}
-_F |= {"tan": lambda z: _F["sin"](z) / _F["cos"](z), "cot": lambda z: _F["cos"](z) / _F["sin"](z),
-       "sec": lambda z: _1 / _F["cos"](z), "csc": lambda z: _1 / _F["sin"](z), "tanh": lambda z: _F["sinh"](z) / _F["cosh"](z)}
-
-@lru_cache(maxsize=4096)
-def name_value(name: str, point: int) -> Value:
-    """Constants, and for every other name a random rational that depends on the name and the point only: for points 0
-    and 3 in (0, 1), where arcsin and the like are real, then above and below; for 6, 7 and 8 whole, for factorials."""
-    if name in ("infty", "emptyset", "blackboard R"): raise Undefined(name)
-    seed = int.from_bytes(blake2b(f"{name}/{point}".encode("utf-8", "replace"), digest_size=8).digest(), "big")
-    low, high = ((1, 996), (1009, 4001), (-3989, -101))[point % 3]
-    return _CONSTANTS.get(name) or (Fraction(2 + seed % 39) if point > 5 else Fraction(low + seed % (high - low + 1), 997))
-
-def order(a: Value, b: Value) -> int:
-    """-1, 0 or 1 for a < b, a = b, a > b: exact for fractions, else to 45 digits."""
-    if isinstance(a, Fraction) and isinstance(b, Fraction): return (a > b) - (a < b)
-    a, b = big(a), big(b)
-    if abs(a - b) <= CLOSE * max(abs(a), abs(b)): return 0
-    return 1 if a.im or b.im or a.re > b.re else -1
-
-# -- 4. Equality ------------------------------------------------------------------------------------------------------
-
-class Judge:
-    """One comparison: its budget of work, the rule that decided it, and the point at which it evaluates."""
-
-    def __init__(self):
-        self.work, self.rule, self.point = MAX_WORK, "different values", 0
-        self.unknown, self.at = None, Fraction(0)         # a tree that has the value `at`, whatever its names are
-        self.strayed = False                              # did a root or log of a negative number leave the reals?
-
-    def spend(self, amount: int) -> None:
-        self.work -= amount
-        if self.work < 0: raise Undefined("too much work")
+    rule = "different values"
 
     def by(self, rule: str, verdict: bool = True) -> bool:
         self.rule = rule
         return verdict
 
-    def value(self, node: tuple, radians: bool = False) -> Value:
-        """The value of `node`: a Fraction as long as it is rational.  `radians`: must a degree sign be converted?"""
+    def same(self, a: tuple, b: tuple) -> bool:
+        """Are the two trees the same answer, b the gold?  Sets self.rule; no value where one is needed means no."""
         self.spend(1)
-        if node == self.unknown: return self.at
-        op, args = node[0], node[1:]
-        if op in ("num", "name", "text"): return args[0] if op == "num" else name_value(args[0], self.point)
-        radians |= op == "call" and args[0][:3] in ("sin", "cos", "tan", "cot", "sec", "csc")
-        values = [self.value(arg, radians) for arg in args if isinstance(arg, tuple)]
-        for v in values:
-            bits = v.numerator.bit_length() + v.denominator.bit_length() if isinstance(v, Fraction) else 2_000
-            self.spend(MAX_WORK if bits > 2 * MAX_BITS else bits * bits // 2_000_000)
-        result = self.apply(op, args, values, radians)
-        return result if isinstance(result, Fraction) or result.re or result.im else Fraction(0)
+        if a == b:
+            return self.by("same expression")
+        sets = self.same_set(a, b)
+        self.given = {}
+        if sets or sets is not None and a[0] != b[0]:
+            return sets
+        left, right = alternatives(a), alternatives(b)
+        if len(left) > 1 or len(right) > 1:
+            if left[0][0] == "record" and len(left) == 1 and not any(map(named, right)):     # named values, bare list
+                left = [value for _, value in left[0][1:]]
+            elif right[0][0] == "record" and len(right) == 1 and not any(map(named, left)):
+                return self.same_record(right[0], left, True)                # a bare list for named values: in order
+            return self.same_list(left, right)
+        a, b = left[0], right[0]
+        if "record" in (a[0], b[0]):
+            record, other = (a, b) if a[0] == "record" else (b, a)
+            return self.same_record(record, other if other[0] == "record" else entries(other), record is b)
+        if residue(a) and residue(b):
+            (x, r, m), (y, s, n) = residue(a), residue(b)
+            same = x == y and self.same_value(m, n) and self.holds(("relation", "\\equiv", r, ("\\mod", s, m)))
+            return same and self.by("same residue")
+        if "relation" in (a[0], b[0]):
+            return self.same_relation(a, b)
+        if a[0] == b[0] and (a[0] in ("sequence", "matrix", "row", "case") or a[0] in BIG and len(a) == len(b) == 3):
+            brackets = [[x for x in node if type(x) is str] for node in (a, b)]
+            return brackets[0] == brackets[1] and self.in_order(children(a), children(b))
+        if entries(a) and entries(b):
+            return self.in_order(entries(a), entries(b))
+        if a[0] == b[0] == "name":
+            return self.by("different names", False)
+        if "base" in (a[0], b[0]) or infinite(a) or infinite(b):
+            return self.by("infinity or base", infinite(a) == infinite(b) != 0)
+        if a[0] == b[0] == "clock" and self.same_time(a, b):
+            return self.by("same time")
+        try:
+            return self.same_number(a, b)
+        except ArithmeticError as error:
+            self.rule = f"no value: {error}"
+        return a[0] == b[0] == "cases" and self.same_list(list(a[1:]), list(b[1:]))
 
-    def apply(self, op: str, args: tuple, values: list[Value], radians: bool) -> Value:
-        first, exact = values[0] if values else None, all(isinstance(v, Fraction) for v in values)
-        if op == "+" and not exact:
-            values = [big(v) for v in values]
-            total, size = sum(values[1:], values[0]), max(map(abs, values))
-            if any(v.re or v.im for v in values if abs(v) < DUST * abs(total)): raise Undefined("terms too far apart")
-            return total if abs(total) > DUST * size else Fraction(0)
-        if op == "+": return sum(values)
-        if op == "*": return math.prod(values[1:], start=first) if exact else math.prod(map(big, values[1:]), start=big(first))
-        if op == "neg": return -first
-        if op == "%": return first / 100 if exact else first / Big(100)
-        if op == "inverse": return 1 / first if exact else _1 / first
-        if op == "^": return self.power(*values)
-        if op == "degrees": return big(first) * Big(PI / 180) if radians else first
-        if op == "call": return self.call(args[0], first)
-        whole = exact and all(v.denominator == 1 and 0 <= v <= 3_000 for v in values)
-        if op not in ("!", "!!", "binom") or not whole: raise Undefined(f"{op} has no value")
-        self.spend(int(first) // 3)
-        return Fraction(math.comb(*map(int, values)) if op == "binom" else math.prod(range(int(first), 0, -len(op))))
+    def same_time(self, a: tuple, b: tuple) -> bool:
+        """8:34 pm and 20:34:00.  Beside one with am or pm a time up to 12 o'clock without them may be either."""
+        either = a[2] != b[2] and (b if a[2] else a)[1] < 13 * 3600
+        return (a[1] - b[1]) % (43_200 if either else 86_400) == 0
 
-    def power(self, base: Value, exponent: Value) -> Value:
-        self.spend(10)
-        if isinstance(exponent, Fraction) and exponent.denominator == 1:
-            n = exponent.numerator
-            if isinstance(base, Big) and abs(n) < 64:
-                return math.prod([base] * n, start=_1) if n >= 0 else _1 / math.prod([base] * -n, start=_1)
-            n = max(-1, min(n, 1)) if base == 0 else n % 2 if base in (1, -1) else n
-            if isinstance(base, Fraction):
-                bits = abs(n) * max(base.numerator.bit_length(), base.denominator.bit_length())
-                if bits <= MAX_BITS: return base ** n
-        if base == 0: return Fraction(0) if big(exponent).re > 0 else 1 / Fraction(0)
-        z, half = big(base), exponent == Fraction(1, 2)
-        if not z.im and z.re < 0 and isinstance(exponent, Fraction):
-            if exponent.denominator % 2:                  # the real odd root, as in (-8)^{1/3} = -2
-                positive = self.power(Fraction(-base) if isinstance(base, Fraction) else -base, exponent)
-                return -positive if exponent.numerator % 2 else positive
-            self.strayed = True
-        if half and isinstance(base, Fraction) and base > 0:
-            exact = Fraction(math.isqrt(base.numerator), math.isqrt(base.denominator))
-            if exact * exact == base: return exact
-        return root(z) if half else exp(big(exponent) * log(z))
-
-    def call(self, name: str, v: Value) -> Value:
-        self.spend(20)
-        if name in ("f", "g"):                            # an unknown function: any value, but the same for the same argument
-            return name_value(f"{name}({v if isinstance(v, Fraction) else f'{v.re:.40e} {v.im:.40e}'})", self.point)
-        if name == "abs": return abs(v) if isinstance(v, Fraction) else Big(abs(v))
-        if name in ("floor", "ceil"):
-            x = v if isinstance(v, Fraction) else fraction(v.re)
-            if abs(x - round(x)) < Fraction(1, 10 ** 40): return Fraction(round(x))
-            return Fraction(math.floor(x) if name == "floor" else math.ceil(x))
-        if name not in _F: raise Undefined(f"{name} has no value")
-        self.strayed |= name == "log" and big(v).re < 0
-        return _F[name](big(v))
+    def same_number(self, a: tuple, b: tuple) -> bool:
+        if a[0] == b[0] == ":" and len(a) == len(b) > 3:
+            return all(self.same_value(("*", x, b[1]), ("*", y, a[1])) for x, y in zip(a[1:], b[1:]))
+        if self.same_value(a, b):
+            return True
+        for sign, rule in (("%", "percent sign dropped"), ("degrees", "degrees in radians")):
+            if (a[0] == sign) != (b[0] == sign) and self.same_value(*(unsigned(node, sign) for node in (a, b))):
+                return self.by(rule)
+        return False
 
     def same_value(self, a: tuple, b: tuple) -> bool:
-        """Schwartz-Zippel: equal at several random points is equal.  Constants need one evaluation."""
-        if not free_names(a) | free_names(b):
-            x, y = self.value(a), self.value(b)
-            if order(x, y) == 0:
-                return self.by("equal exactly" if isinstance(x, Fraction) and isinstance(y, Fraction) else "equal to 45 digits")
-            decimal = max(shown_digits(a), shown_digits(b)) >= 9
-            return decimal and abs(big(x) - big(y)) <= abs(big(x)) * Decimal("1.001e-9") and self.by("decimal agrees to 9 digits")
-        seen = []
-        for self.point in range(9):
-            self.strayed = False
-            try:
-                x, y = self.value(a), self.value(b)
-            except ArithmeticError:
-                continue
-            seen.append((not self.strayed and not big(x).im and not big(y).im, order(x, y) == 0))
-            if seen[-1] == (True, False) or seen.count((True, True)) == 3: break
-        used = [equal for real, equal in seen if real]
-        used = used if len(used) > 1 else [equal for _, equal in seen]       # nowhere real: complex values decide
-        return len(used) > 1 and all(used) and self.by(f"equal at {len(used)} random points")
+        """Numbers by their value, functions at points that both trees choose."""
+        if free_names(a) | free_names(b):
+            return self.same_function(a, b)
+        x, y = self.value(a), self.value(b)
+        if isinstance(x, Fraction) and isinstance(y, Fraction) and x == y:
+            return self.by("equal exactly")
+        if order(x, y) == 0:
+            with decimal.localcontext(MORE_DIGITS):       # (e^{110} + 1) / e^{110} is not 1
+                return order(self.value(a), self.value(b)) == 0 and self.by("equal to 130 digits")
+        return (self.rounds_to(a, y) or self.rounds_to(b, x)) and self.by("decimal agrees in all its digits, 9 or more")
 
-    def proportional(self, a: tuple, b: tuple) -> bool:
-        """Is left - right of one relation k times that of the other, k != 0 (for inequalities k > 0)?"""
-        ratios, (f, g) = [], (("+", n[2], ("neg", n[3])) for n in (a, b))
-        for self.point in range(4 if free_names(f) and free_names(f) == free_names(g) else 0):
-            try:
-                ratios.append(big(self.value(f)) / big(self.value(g)))
-            except ArithmeticError:
-                continue
-        return (len(ratios) >= 3 and abs(ratios[0]) > 0 and all(order(r, ratios[0]) == 0 for r in ratios)
-                and (a[1] == "=" or ratios[0].re > 0) and self.by("relations up to a factor"))
+    def rounds_to(self, node: tuple, exact: Value) -> bool:
+        """Is a decimal literal the exact value, rounded or cut to the digits that it shows, at least 9, or the nearest
+        double?  A value that ends has to be written as it is."""
+        if not last_place(node) or big(exact).im:
+            return False
+        value, last, rest = self.value(node), self.value(last_place(node)), exact
+        value, exact = abs(value), fraction(exact) * (1 if value > 0 else -1)
+        if value < last * 10 ** 8 or exact <= 0:
+            return False
+        double = value >= last * 10 ** 15 and exact < 10 ** 300 and Fraction(repr(float(exact))) == value
+        ends = isinstance(rest, Fraction) and 10 ** 400 % rest.denominator == 0
+        return not ends and (abs(exact - value) <= last / 2 or 0 <= exact - value < last or double)
 
-    def holds(self, node: tuple) -> bool:
-        """Is the number `self.at` in a set of numbers: an interval, a union, where a relation is true, ...?"""
-        self.spend(3)
-        op, args = node[0], children(node)
-        if op in ("\\cup", "\\cap", "\\setminus", "list"):
-            inside = [self.holds(arg) for arg in args]
-            if op == "\\setminus": return inside[0] and not any(inside[1:])
-            return all(inside) if op == "\\cap" or conditions(node) else any(inside)
-        if op not in ("relation", "sequence"): return node == REALS or node != NOTHING and order(self.at, self.value(node)) == 0
-        if node[1] == "\\in": return self.holds(args[1])
-        signs = node[1].split() if op == "relation" else ["<=" if bracket in "[]" else "<" for bracket in node[1]]
-        if op == "sequence": args.insert(1, self.unknown)
-        for sign, x, y in zip(signs, args, args[1:]):
-            try:
-                way = infinite(x) - infinite(y) or order(self.value(x), self.value(y))
-            except ArithmeticError:                       # sqrt(x) < 2 does not hold at -1
-                return False
-            if way not in {"<": (-1, -2), "<=": (-1, -2, 0), "=": (0,), "!=": (-1, 1)}[sign]: return False
-        return True
+    def same_function(self, a: tuple, b: tuple) -> bool:
+        """Schwartz-Zippel: equal at several random points is equal, if no point of a kind is left out.  Points with real
+        values decide where there are two; where |...| is written, also which points have one."""
+        strict, real, complex_ = mentions(a, "abs") or mentions(b, "abs"), 0, 0
+        for at_edge in self.points(a, b):
+            found = []
+            for node in (a, b):
+                self.strayed = False
+                try:
+                    found.append((self.value(node), self.strayed))
+                except ArithmeticError:
+                    found.append((None, True))
+                    self.spend(1)
+            (x, left), (y, right) = found
+            if strict and left != right and self.point < 5:
+                return self.by("one has a value where the other has none", False)
+            if x is None or y is None:
+                continue
+            rounding = at_edge and type(x) != type(y) and abs(big(x) - big(y)) < Decimal("1e-40")
+            equal = rounding or order(x, y) == 0
+            if left or right or big(x).im or big(y).im:
+                complex_ += 1 if equal else -99
+            elif not equal:
+                return self.by("different values", False)
+            else:
+                real += 1
+        return (real > 1 or complex_ > 1) and self.by(f"equal at {max(real, complex_)} random points")
 
     def same_set(self, a: tuple, b: tuple) -> bool | None:
         """Do two sets of real numbers agree at every end point, between and beyond them?  None if they are no such sets.
-        One may be a relation that is not solved, |x| < 3: its sides must be equal, or have a pole, at the other's end points,
-        and it is tried at more numbers."""
-        one = real_set(a)
-        two = one and real_set(b)
-        if not two or a[0] == b[0] == "sequence" or len(one[0] | two[0]) > 1: return None
-        ends = [end for end in one[1] + two[1] if end and not infinite(end)]
-        unsolved = [node for node, (_, hidden) in ((a, one), (b, two)) if None in hidden]
-        if len(unsolved) == 2 or unsolved and unsolved[0][0] != "relation": return None
-        (self.unknown,) = one[0] | two[0] or {("name", "x")}
-        for self.point in (0, 1) if any(map(free_names, ends)) else (0,):    # other names are parameters
-            values = [self.value(end) for end in ends]
-            middle = sorted(fraction(big(v).re) for v in values) or [Fraction(0)]
-            middle = [middle[0] - 2, *middle, middle[-1] + 2]
-            probes = values + [(x + y) / 2 for x, y in zip(middle, middle[1:])]
-            for self.at in values * len(unsolved):
-                if not self.is_end(unsolved[0]): return None
+        A relation that is not solved gives its roots as end points if it is a polynomial.  If it is none, its sides must
+        be equal, or have a pole, at the other's end points, and it is tried at more numbers."""
+        one, two = real_set(a), real_set(b)
+        if not one or not two or a[0] == b[0] == "sequence" or len(one[0] | two[0]) > 1:
+            return None
+        (unknown,) = one[0] | two[0] or {("name", "x")}
+        if unknown[0] != "name":                          # 0 < f(x) < 1
+            return self.same_set(*(rename(node, unknown, ("name", "the unknown")) for node in (a, b)))
+        ends = [end for end in one[1] + two[1] if not infinite(end)]
+        for self.point in (1, 4) if any(map(free_names, ends)) else (0,):    # other names are parameters
+            values, unsolved = [self.value(end) for end in ends], []
+            for hidden in one[2] + two[2]:
+                solved = [self.polynomial(("+", x, ("neg", y)), unknown[1]) for x, y in zip(hidden[2:], hidden[3:])]
+                unsolved += [hidden] * (None in solved)
+                values += [x for c in solved if c for x in real_roots(c)]
+            if len(unsolved) > 1:
+                return None
+            probes = values + between(values)
             if unsolved:
-                probes += [middle[0] - 3 ** n for n in range(9)] + [middle[-1] + 3 ** n for n in range(9)]
-                probes += [x + (y - x) * name_value("probe", 3 * n) for x, y in zip(middle, middle[1:]) for n in range(2)]
-            for self.at in probes:
-                if self.holds(a) != self.holds(b): return self.by("different sets of numbers", False)
+                probes += [x + sign * 3 ** n for x in probes[:12] for sign in (1, -1) for n in range(-2, 6)]
+            for n, self.given[unknown[1]] in enumerate(probes):
+                if unsolved and n < len(values) and not self.is_end(unsolved[0]):
+                    return None
+                if self.holds(a, probes[n]) != self.holds(b, probes[n]):
+                    return self.by("different sets of numbers", False)
         return self.by("the same set of numbers")
 
     def is_end(self, relation: tuple) -> bool:
@@ -635,34 +679,6 @@ class Judge:
             return True
         return 0 in map(order, sides, sides[1:])
 
-    def same(self, a: tuple, b: tuple) -> bool:
-        """Are the two trees the same answer?  Sets self.rule; no value where one is needed means no."""
-        self.spend(1)
-        if a == b: return self.by("same expression")
-        sets, self.unknown = self.same_set(a, b), None
-        if sets or sets is not None and a[0] != b[0]: return sets
-        left, right = flat(a), flat(b)
-        if len(left) > 1 or len(right) > 1:
-            one, two = entries(*left), entries(*right)
-            return self.in_order(one, two) if one and two else self.same_list(left, right)
-        a, b = left[0], right[0]
-        if a[0] == "relation" or b[0] == "relation": return self.same_relation(a, b)
-        if a[0] == b[0] and a[0] in ("sequence", "matrix", "row", "\\mod", ":", *_BIG):
-            brackets = [[x for x in node if type(x) is str] for node in (a, b)]
-            return brackets[0] == brackets[1] and self.in_order(children(a), children(b))
-        if entries(a) and entries(b): return self.in_order(entries(a), entries(b))
-        if a[0] == b[0] == "name": return self.by("different names", False)
-        if "base" in (a[0], b[0]) or infinite(a) or infinite(b):
-            return self.by("infinity or base", infinite(a) == infinite(b) != 0)
-        try:
-            if self.same_value(a, b): return True
-            for sign, rule in (("%", "percent sign dropped"), ("degrees", "degrees in radians")):
-                if (a[0] == sign) != (b[0] == sign) and self.same_value(*(unsigned(node, sign) for node in (a, b))):
-                    return self.by(rule)
-        except ArithmeticError as error:
-            self.rule = f"no value: {error}"
-        return False
-
     def in_order(self, left: list, right: list) -> bool:
         same = len(left) == len(right) > 0 and all(map(self.same, left, right))
         return self.by("entries match in order" if same else "an entry differs", same)
@@ -671,15 +687,27 @@ class Judge:
         """Multisets.  Equality is nearly transitive, so the first partner found is as good as any."""
         for item in left if len(left) == len(right) else [None]:
             partner = next((i for i, other in enumerate(right) if item and self.same(item, other)), None)
-            if partner is None: return self.by("a list item has no partner", False)
+            if partner is None:
+                return self.by("a list item has no partner", False)
             right = right[:partner] + right[partner + 1:]
         return self.by("lists match item by item")
+
+    def same_record(self, record: tuple, other: tuple | list, gold: bool) -> bool:
+        """Named values: by name against others, else in the order of the alphabet or, if they are gold, in their own."""
+        named = dict(record[1:])
+        if other and other[0] == "record":
+            values = dict(other[1:])
+            return set(named) == set(values) and self.in_order(list(named.values()), [values[name] for name in named])
+        orders = (sorted(named, key=str), list(named) if gold else [])
+        return any(self.in_order([named[name] for name in names], list(other)) for names in orders)
 
     def same_relation(self, a: tuple, b: tuple) -> bool:
         if a[0] != b[0]:
             (_, signs, *sides), other = (a, b) if a[0] == "relation" else (b, a)
-            if signs == "\\in": return label(sides[0]) and self.same(sides[1], other)
-            if set(signs.split()) != {"="}: return False
+            if signs == "\\in":
+                return label(sides[0]) and self.same(sides[1], other)
+            if set(signs.split()) != {"="}:
+                return False
             if all(label(side) or self.same(side, sides[-1]) for side in sides[:-1]) and self.same(sides[-1], other):
                 return True                               # 'name = ... = value' states its value; 4 = 3 states nothing
             given = free_names(("+", *sides)) - free_names(other)            # x + y = 1 gives 1 - x
@@ -688,94 +716,123 @@ class Judge:
         if a[1] == b[1] == "=" and a[2] != b[2] and a[2][:-1] == b[2][:-1] and a[2][-1][0] == b[2][-1][0] == "name" and (
                 a[2][-1][1] not in free_names(b)):
             b = rename(b, b[2][-1], a[2][-1])             # f(t) = t + 1, f(x) = x + 1
-        if a[1] == b[1] and all(map(self.same, a[2:], b[2:])): return self.by("same relation")
-        if a[1] == b[1] and a[1] in ("=", "<", "<="): return self.proportional(a, b)
-        return a[1][:1] == b[1][:1] == "=" and a[2] == b[2] and self.same_relation(a, b[-1]) and self.same_relation(b, a[-1])
+        if a[1] == b[1] and all(map(self.same, a[2:], b[2:])):
+            return self.by("same relation")
+        if a[1] == b[1] and a[1] in ("=", "<", "<=", "!="):
+            return self.proportional(a, b)
+        return a[1][:1] == b[1][:1] == "=" and a[2] == b[2] and (
+            self.same_relation(a, b[-1]) and self.same_relation(b, a[-1]))
 
-def children(node: tuple) -> list[tuple]:
-    return [arg for arg in node[1:] if isinstance(arg, tuple)]
+    def proportional(self, a: tuple, b: tuple) -> bool:
+        """Is left - right of one relation k times that of the other, k != 0 (for inequalities k > 0)?"""
+        ratios, (f, g) = [], (("+", n[2], ("neg", n[3])) for n in (a, b))
+        for self.point in range(5 if free_names(f) and free_names(f) == free_names(g) else 0):
+            try:
+                ratios.append(big(self.value(f)) / big(self.value(g)))
+            except ArithmeticError:
+                continue
+        return (len(ratios) >= 3 and abs(ratios[0]) > 0 and all(order(r, ratios[0]) == 0 for r in ratios)
+                and (a[1] == "=" or ratios[0].re > 0) and self.by("relations up to a factor"))
 
 def rename(node: tuple, old: tuple, new: tuple) -> tuple:
     return new if node == old else tuple(rename(arg, old, new) if isinstance(arg, tuple) else arg for arg in node)
 
-def free_names(node: tuple) -> set[str]:
-    """The names in a tree that stand for unknowns."""
-    if node[0] in ("name", "text"): return {node[1]} - {*_CONSTANTS, "infty"}
-    return {name for child in children(node) for name in free_names(child)}
-
-def shown_digits(node: tuple) -> int:
-    """Significant digits of a decimal literal, also signed, in percent or times a power of ten; 0 for all else."""
-    if node[0] in ("neg", "%", "degrees") or node[0] == "*" and len(node) == 3 and node[2][:2] == ("^", TEN):
-        return shown_digits(node[1])
-    return node[2] if node[0] == "num" else 0
+def last_place(node: tuple) -> tuple | None:
+    """One unit of the last place that a decimal shows, also signed, in percent or times a power of ten."""
+    if node[0] == "num":
+        return ("num", Fraction(1, 10 ** node[2]), 0) if node[2] else None
+    if node[0] == "neg":
+        return last_place(node[1])
+    power = node[0] == "*" and len(node) == 3 and node[2][:2] == ("^", TEN) and not free_names(node[2])
+    inside = last_place(node[1]) if power or node[0] in ("%", "degrees") else None
+    return inside and (node[0], inside, *node[2:])
 
 def unsigned(node: tuple, sign: str) -> tuple:
     """10% as 10; 30 degrees as pi/6."""
-    if node[0] != sign: return node
-    return node[1] if sign == "%" else ("*", node[1], ("name", "pi"), ("inverse", number("180")))
+    if node[0] != sign:
+        return node
+    return node[1] if sign == "%" else ("*", node[1], ("name", "pi"), inverse(180))
 
-def infinite(node: tuple) -> int:
-    """+1 or -1 for plus or minus infinity, else 0."""
-    return -infinite(node[1]) if node[0] == "neg" else int(node == INFINITY)
+def alternatives(node: tuple) -> list[tuple]:
+    """The normal form of solutions: the alternatives of an answer, each a tree or ("record", (name, value), ...).
+    Different names belong together, a name that comes again begins the next alternative, 'n = 1, 2' names both."""
+    if node[0] == "relation" and node[1] in ("\\in", "=") and label(node[2]) and (node[3][0] == "list" or finite(node[3])):
+        inside = alternatives(node[3])
+        pairs = node[2][0] == "sequence"                  # (x, y) in {(1, 2), (3, 4)}
+        return [item for v in inside for item in alternatives(("relation", "=", node[2], v))] if pairs else inside
+    if finite(node):
+        return list(dict.fromkeys(item for part in children(node) for item in alternatives(part)))
+    if node[0] != "list":
+        paired = named(node) and node[2][0] == node[3][0] == "sequence" and len(node[2]) == len(node[3])
+        return [("record", *zip(node[2][2:], node[3][2:]))] if paired else [node]
+    if node[1] == "\\or":
+        return [item for part in node[2:] for item in alternatives(part)]
+    items = [item for item in node[2:] if item[:2] != ("relation", "\\in") or item[3][-1] not in _INTEGERS] or list(node[2:])
+    names = [named(item) for item in items]
+    if names[0] and not any(names[1:]):
+        items[1:] = [("relation", "=", names[0], item) for item in items[1:]]
+    elif all(names):
+        size = names.index(names[0], 1) if names[0] in names[1:] else len(names)
+        chunks = [items[n:n + size] for n in range(0, len(items), size)]
+        if size > 1 and all(len({*names[:size], *map(named, chunk)}) == size == len(chunk) for chunk in chunks):
+            return [("record", *((item[2], item[3]) for item in chunk)) for chunk in chunks]
+    return [one for item in progression(items) for one in alternatives(item)]
 
-def flat(node: tuple) -> list[tuple]:
-    """The answers that a list, 'S = {1, 2}' or 'x in {1, 2}' stands for, without 'k in Z' beside an answer in k."""
-    if node[:2] in (("relation", "\\in"), ("relation", "=")) and node[3][0] == "list" and label(node[2]):
-        node = node[3]
-    if node[0] != "list": return [node]
-    found = [one for item in node[2:] for one in flat(item)]
-    return [one for one in found if one[:2] != ("relation", "\\in") or one[3][-1] not in ("blackboard Z", "Z")] or found
+def finite(node: tuple) -> bool:
+    """Is it a union of finite sets?"""
+    return node[0] == "\\cup" and all(child[0] == "list" or finite(child) for child in children(node))
 
-def entries(*items: tuple) -> list[tuple]:
-    """The entries of a tuple, of a matrix with one row or column, or of 'x = 1, y = 2'."""
-    if len(items) > 1:
-        return [item[3] for item in items] if all(i[:2] == ("relation", "=") and i[2][0] == "name" for i in items) else []
-    node, rows = items[0], children(items[0])
-    if node[0] == "matrix" and (len(rows) == 1 or len(rows[0]) == 2): return [item for row in rows for item in row[1:]]
+def named(node: tuple) -> tuple | None:
+    """The left side of 'name = value'."""
+    return node[2] if node[:2] == ("relation", "=") and label(node[2]) else None
+
+def progression(items: list[tuple]) -> list[tuple]:
+    """1, 2, 3, ..., 9 as 1, 2, ..., 9."""
+    at = items.index(("name", "dots")) if ("name", "dots") in items else 0
+    numbers = [item[1] for item in items[:at] if item[0] == "num"]
+    steps = {y - x for x, y in zip(numbers, numbers[1:])}
+    return items[:2] + items[at:] if at > 2 and len(numbers) == at and len(steps) == 1 else items
+
+def entries(node: tuple) -> list[tuple]:
+    """The entries of a tuple or of a matrix with one row or column."""
+    rows = children(node)
+    if node[0] == "matrix" and (len(rows) == 1 or len(rows[0]) == 2):
+        return [item for row in rows for item in row[1:]]
     return rows if node[0] == "sequence" and (node[1] == "()" or len(rows) > 2) else []
 
 def label(node: tuple) -> bool:
-    """Can this left side be dropped from 'left = value'?  Names, words, f(x), T(10), P(A \\cap B), f^{-1}, sums of names."""
-    if node[0] in ("name", "text"): return node not in (("name", "pi"), INFINITY)
-    if node[0] in ("*", "^"):
-        rest = node[2] == ("neg", ONE) if node[0] == "^" else all(label(n) or n[0] == "num" for n in node[2:])
-        return rest and label(node[1])
-    if node[0] == "call" and node[1] in ("f", "g") or node[0] in _BIG: return True
-    return node[0] in ("+", "inverse", "call", "sequence", "\\cap", "\\cup") and all(map(label, children(node)))
+    """Can this left side be dropped from 'left = value'?  Names, words, f(x), T(10), P(X = 2), f^{-1}, sums of names."""
+    if node[0] in ("name", "text"):
+        return node not in (("name", "pi"), INFINITY)
+    if node[0] == "*" or node[0] == "^" and node[2] == ("neg", ONE):
+        return label(node[1])
+    if node[0] == "call" and node[1] in ("f", "g", "h", "max", "min", "det", "gcd", "lcm") or node[0] in BIG:
+        return len(node) != 5 or bool(free_names(node))
+    return node[0] in ("+", "inverse", "call", "sequence", "\\cap", "\\cup", ":") and all(map(label, children(node)))
 
-def conditions(node: tuple) -> bool:
-    """Is it a list 'x > 0, x < 1' of relations that hold together?"""
-    return node[0] == "list" and node[1] != "\\or" and all(item[0] == "relation" and item[1] != "=" for item in node[2:])
-
-def real_set(node: tuple, part: bool = False) -> tuple[set, list] | None:
-    """({the unknown}, [end points, None for those that a relation hides]) of a set of real numbers, else None.
+def real_set(node: tuple, part: bool = False) -> tuple[set, list, list] | None:
+    """({the unknown}, [end points], [relations that hide theirs]) of a set of real numbers, else None.
     As a part of a union 'x = 1' and {1, 2} are such sets, too."""
     op, args = node[0], children(node)
-    if node in (REALS, NOTHING): return set(), []
-    if op == "sequence" and len(args) == 2: return set(), args
+    if node in (REALS, NOTHING):
+        return set(), [], []
+    if op == "sequence" and len(args) == 2 or op == "list" and part and node[1] == "{}":
+        return set(), args, []
     if op in ("\\cup", "\\cap", "\\setminus") or op == "list" and (node[1] == "\\or" or conditions(node)):
         parts = [real_set(arg, True) for arg in args]
-        if not all(parts) or not any(map(real_set, args)): return None
-        return set().union(*(names for names, _ in parts)), [end for _, ends in parts for end in ends]
-    if op == "list" and part: return set(), args
-    if op != "relation" or len(args) > 3 or not set(node[1].split()) <= {"<", "<=", "!=", "\\in", "=" * part}: return None
-    if node[1] == "\\in": return (inside := real_set(args[1])) and ({args[0]}, inside[1])
+        if not all(parts) or not any(map(real_set, args)):
+            return None
+        return set().union(*(p[0] for p in parts)), sum((p[1] for p in parts), []), sum((p[2] for p in parts), [])
+    if op != "relation" or len(args) > 3 or not set(node[1].split()) <= {"<", "<=", "!=", "\\in", "=" * part}:
+        return None
+    if node[1] == "\\in":
+        return (inside := real_set(args[1])) and ({args[0]}, *inside[1:])
     middle = args[1:2] if len(args) == 3 else args        # x of 0 < x < 1
-    labels = [side for side in middle if label(side) and (side[0] != "call" or side[1] in ("f", "g"))]
-    unknown = max(labels, key=str, default=None)          # of x > a it is x
+    unknown = max((side for side in middle if side[0] == "name" or side[:2] == ("call", "f")), key=str, default=None)
     names = free_names(node)
-    if unknown: return {unknown}, [side for side in args if side != unknown]
-    return ({("name", *names)}, [None]) if len(names) == 1 else None
-
-@lru_cache(maxsize=128)                                   # golds come back with every sample
-def parse(text: str, grouped: bool) -> tuple:
-    """The tree of an answer; ("unreadable", why) for what is none.  `grouped`: is 1,000 one number, or two?"""
-    try:
-        parser = Parser(tokens(text, grouped))
-        node = parser.items()
-        return parser.fail() if parser.next else node
-    except Unreadable as error:
-        return "unreadable", str(error)
+    if unknown and label(unknown) and not any(free_names(unknown) & free_names(side) for side in args if side != unknown):
+        return {unknown}, [side for side in args if side != unknown], []      # of x > a it is x
+    return ({("name", *names)}, [], [node]) if len(names) == 1 else None
 
 def equal_by_value(answer: str, gold: str, grouped: bool = True) -> tuple[bool, str]:
     """(are two answers equal?, the rule that decided).  Never raises."""
@@ -791,8 +848,3 @@ def equal_by_value(answer: str, gold: str, grouped: bool = True) -> tuple[bool, 
             return judge.same(a, b), judge.rule
         except ArithmeticError as error:
             return False, f"no value: {error}"
-
-def shown(node: tuple) -> str:
-    """A tree on one line: (+ x (* 2 y))."""
-    if node[0] in ("num", "name"): return str(node[1])
-    return "(" + " ".join(shown(arg) if isinstance(arg, tuple) else str(arg) for arg in node) + ")"
