@@ -56,10 +56,24 @@ def tensors(nets, optimizers, updates):
             out[f"{name}.{key}"] = p
             if updates[name]:
                 state = optimizers[name].state[p]
-                if not state:  # the layout Adam itself would make at its first step
-                    state |= dict(step=torch.tensor(float(updates[name])), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
                 out |= {f"{name}.{key}.{moment}": state[moment] for moment in ("exp_avg", "exp_avg_sq")}
     return out
+
+
+def make_state(optimizer, updates):
+    """Let the optimizer make its state for values to be loaded into. Where its tensors lie and of which types they are is its own
+    affair: fused Adam, for example, wants its count of steps on the GPU. So it takes a step with gradients and rates of zero, which
+    changes no weight; one parameter at a time, so that one gradient alone is in memory."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    for p in (p for group in optimizer.param_groups for p in group["params"]):
+        p.grad = torch.zeros_like(p)
+        optimizer.step()
+        p.grad = None
+        optimizer.state[p]["step"].fill_(updates)
+    for group, rate in zip(optimizer.param_groups, rates):
+        group["lr"] = rate
 
 
 @contextlib.contextmanager
@@ -193,6 +207,8 @@ def resume(run, nets, optimizers, found):
     if folder:
         if not nets.keys() <= state["updates"].keys():
             raise ValueError(f"{folder / 'state.json'}: updates of {', '.join(state['updates'])}, expected {', '.join(nets)}")
+        for name in (name for name in nets if state["updates"][name]):
+            make_state(optimizers[name], state["updates"][name])
         logging.getLogger("torch.distributed.checkpoint").setLevel(logging.CRITICAL)  # its warnings repeat the error as a traceback
         with plain_errors(folder):
             dcp.load(tensors(nets, optimizers, state["updates"]), storage_reader=dcp.HuggingFaceStorageReader(str(folder)))

@@ -129,18 +129,18 @@ def save_tensors(named, folder, dtype=None, max_bytes=5 * 10**9):
     """Write (name, tensor) pairs as safetensors, in several files with an index beyond max_bytes. Called by every rank. Sharded
     tensors are gathered one by one and rank 0 writes each at once: never more than one whole tensor is in memory. Files are
     written aside and then renamed."""
-    folder, files, size = Path(folder), [[]], 0  # files: lists of (name, tensor, type in the file, bytes)
+    folder, parts, size = Path(folder), [[]], 0  # parts: lists of (name, tensor, type in the file, bytes)
     for name, p in named:
         kind = dtype or p.dtype
         n = p.numel() * kind.itemsize
-        if files[-1] and size + n > max_bytes:
-            files.append([])
+        if parts[-1] and size + n > max_bytes:
+            parts.append([])
             size = 0
-        files[-1].append((name, p, kind, n))
+        parts[-1].append((name, p, kind, n))
         size += n
     if parallel.rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-    for i, entries in enumerate(files):
+    for i, entries in enumerate(parts):
         with open(folder / f".part-{i}" if parallel.rank() == 0 else os.devnull, "wb") as f:
             # the format: 8 bytes of length, a header in JSON padded to a multiple of 8, the tensors' bytes one after the other
             header, at = {"__metadata__": {"format": "pt"}}, 0
@@ -156,13 +156,13 @@ def save_tensors(named, folder, dtype=None, max_bytes=5 * 10**9):
                     f.write(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
                 del tensor
     if parallel.rank() == 0:
-        for i in range(len(files)):
-            os.replace(folder / f".part-{i}", folder / shard_name(i, len(files)))
+        for i in range(len(parts)):
+            os.replace(folder / f".part-{i}", folder / shard_name(i, len(parts)))
         index = folder / "model.safetensors.index.json"
-        if len(files) > 1:
+        if len(parts) > 1:
             files.write_text(index, json.dumps({
-                "metadata": {"total_size": sum(n for entries in files for *_, n in entries)},
-                "weight_map": {e[0]: shard_name(i, len(files)) for i, entries in enumerate(files) for e in entries}}, indent=2) + "\n")
+                "metadata": {"total_size": sum(n for entries in parts for *_, n in entries)},
+                "weight_map": {e[0]: shard_name(i, len(parts)) for i, entries in enumerate(parts) for e in entries}}, indent=2) + "\n")
         else:
             index.unlink(missing_ok=True)
 

@@ -126,6 +126,34 @@ def test_checkpoints_hold_safetensors_and_json_only(run, monkeypatch, folder):  
     trainer(folder, run).resume()
 
 
+def test_a_resumed_optimizer_has_the_state_that_it_would_have_made_itself(folder, run, monkeypatch):  # noqa: F811
+    """Devices and types: PyTorch's fused Adam keeps its count of steps beside the parameter. The meta device stands for a GPU."""
+    stepped, loaded = trainer(folder, run.parent / "other", steps=3), trainer(folder, run, steps=3)
+    stepped.train_step()
+    before = weights(loaded.policy)
+    checkpoint.make_state(loaded.optimizers["policy"], 7)
+    assert torch.equal(weights(loaded.policy), before)
+    loaded.resume()
+    for name, net in loaded.nets.items():
+        for a, b in zip(net.parameters(), stepped.nets[name].parameters(), strict=True):
+            a, b = loaded.optimizers[name].state[a], stepped.optimizers[name].state[b]
+            assert {k: (v.dtype, v.device, v.shape) for k, v in a.items()} == {k: (v.dtype, v.device, v.shape) for k, v in b.items()}
+            assert a["step"] == loaded.updates[name] == 4 and b["step"] == 2
+    monkeypatch.setattr(torch.optim.adam, "_device_dtype_check_for_fused", lambda p: None)  # which knows the meta device not
+    for fused in (True, False):
+        for kind in (torch.optim.Adam, torch.optim.AdamW):
+            p, q = (torch.nn.Parameter(torch.zeros(3, 2, device="meta", dtype=torch.bfloat16)) for _ in range(2))
+            optimizer = kind([p, q], lr=1e-3, fused=fused)
+            q.grad = torch.zeros_like(q)
+            optimizer._init_group(optimizer.param_groups[0], [], [], [], [], [], [])
+            made = optimizer.state.pop(q)
+            q.grad = None
+            checkpoint.make_state(optimizer, 3)
+            where = lambda state: {k: (v.dtype, v.device, v.shape) for k, v in state.items()}
+            assert where(optimizer.state[q]) == where(optimizer.state[p]) == where(made)
+            assert made["step"].device.type == ("meta" if fused else "cpu") and optimizer.param_groups[0]["lr"] == 1e-3
+
+
 # ---- written aside and renamed
 
 @pytest.mark.parametrize("moment", ["write", "measure", "sync", "rename"])
