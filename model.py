@@ -2,8 +2,10 @@
 
     1. Config                what a Hugging Face config.json says, checked
     2. Llama and Critic      RMSNorm, RoPE, grouped-query attention, SwiGLU; a token head or a value head
+    3. generate              sampling as it is defined: one whole forward pass per token
 
-Folders and chat prompts are in lib/hf.py, sampling with a KV cache in lib/decode.py, sharding in lib/parallel.py.
+This file needs nothing of the project. lib/ takes a finished network and loads it (lib/hf.py), shards it (lib/parallel.py),
+samples from it with a KV cache (lib/decode.py) and makes it faster on CPU (lib/cpu.py); the numbers are defined here.
 
 Shapes: B sequences, T tokens, D hidden size, V vocabulary, H query heads, K key/value heads, d = head size.
 References: Llama (2302.13971), RoPE (2104.09864), GQA (2305.13245), SwiGLU (2002.05202), RMSNorm (1910.07467);
@@ -17,8 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from lib import cpu
-
 
 LOGIT_CHUNK = 512  # tokens whose [chunk, V] logits exist at once: 0.25 GB in float32 for Llama 3's 128k vocabulary
 
@@ -183,8 +183,6 @@ class Block(nn.Module):
         self.mlp = MLP(c)
 
     def forward(self, x, cos, sin, lengths=None, attend=None):
-        if lengths is not None and (library := cpu.kernels(x, self.config)):
-            return cpu.block(library, self, x, cos, sin, lengths)  # the same, faster
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, lengths, attend)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -218,9 +216,6 @@ class Trunk(nn.Module):
         return self.norm(x)
 
     def embed(self, tokens):
-        weight = self.embed_tokens.weight
-        if self.dtype == torch.bfloat16 and weight.device.type == "cpu" and cpu.is_master(weight):
-            return cpu.Embedding.apply(weight, tokens, self.dtype)  # the same, without a gradient [V, D] of zeros
         x = self.embed_tokens(tokens)
         return x.to(self.dtype or x.dtype)
 
@@ -322,11 +317,12 @@ class Llama(nn.Module):
         temperature that the sampler used. Without `entropy` its passes over the logits are saved, and zeros stand for it.
         """
         h = self.model.states(tokens, mask)
-        if library := cpu.kernels(h, self.config):  # the same, faster
-            parts = cpu.TokenLogprob.apply(library, h, self.head_weight(), tokens[mask], temperature, entropy)
-        else:
-            parts = TokenLogprob.apply(h, self.head_weight().to(h.dtype), tokens[mask], temperature, entropy)
+        parts = self.token_logprobs(h, tokens[mask], temperature, entropy)
         return tuple(torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, p) for p in parts)
+
+    def token_logprobs(self, h, targets, temperature, entropy):
+        """Log-probabilities of targets [N] after hidden states h [N, D], and entropies or zeros: [N], [N]."""
+        return TokenLogprob.apply(h, self.head_weight().to(h.dtype), targets, temperature, entropy)
 
     def reshard(self):
         """Give up whole weights that a forward without backward left behind: FSDP's own method, once sharded; else nothing."""
@@ -362,3 +358,41 @@ def init_weights(model, seed):
         else:
             depth = name.endswith(("o_proj.weight", "down_proj.weight"))
             nn.init.normal_(p, 0.0, model.config.hidden_size**-0.5 / (math.sqrt(2 * model.config.num_hidden_layers) if depth else 1.0), generator=g)
+
+
+# ---------------------------------------------------------------------------------------------------- 3. generate
+
+def uniforms(seed, stream, n):
+    """n numbers in [0, 1) that depend on (seed, stream) alone."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
+    mixed = (mixed ^ (mixed >> 31)) * 0xD6E8FEB86659FD93 % 2**64
+    return torch.rand(n, generator=torch.Generator().manual_seed(mixed >> 1))
+
+
+def draw(logits, temperature, u):
+    """A token id from logits [V]: the likeliest one at temperature 0, else the first one whose cumulative
+    probability passes u in [0, 1)."""
+    if temperature == 0:
+        return int(logits.argmax())
+    cdf = torch.softmax(logits.float() / temperature, -1).cumsum(-1)
+    return int(torch.searchsorted(cdf, u * cdf[-1], right=True).clamp(max=len(cdf) - 1))
+
+
+@torch.inference_mode()
+def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0):
+    """Continue each prompt, a list of token ids, until an EOS id or max_new_tokens: the definition.
+
+    Returns the new tokens as lists, the EOS among them. Temperature 0 is greedy. Every sequence draws from
+    its own stream of numbers, (seed, its place in prompts). lib.decode.generate gives the same tokens, with a
+    KV cache and many sequences at once.
+    """
+    responses = []
+    for stream, prompt in enumerate(prompts):
+        tokens = list(prompt)
+        for u in uniforms(seed, stream, max_new_tokens):
+            logits = model(torch.tensor([tokens], device=model.head_weight().device))  # [1, T, V]
+            tokens.append(draw(logits[0, -1].cpu(), temperature, u))
+            if tokens[-1] in eos_ids:
+                break
+        responses.append(tokens[len(prompt) :])
+    return responses

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lib import checkpoint, decode, guards, hf, judge, logs, parallel
+from lib import checkpoint, cpu, decode, guards, hf, judge, logs, parallel
 from lib.cli import flag
 from lib.signals import Stopped, signals
 import model as M
@@ -324,7 +324,7 @@ class Trainer:
             responses, logprobs = decode.generate(
                 self.sampler, [self.prompts[chosen[i]] for i in mine], c.max_response, c.temperature, self.eos,
                 seed=c.seed, streams=[self.step * len(chosen) + i for i in mine], slots=c.slots, return_logprobs=True, progress=bar,
-                cache=self.cache, stats=stats, lockstep=c.sampler == "sharded")
+                cache=self.cache, stats=stats, lockstep=c.sampler == "sharded", decoder=cpu.CPUDecoder.of(self.sampler))
         signals.stop_if_asked()
         texts = [self.tokenizer.decode(response, skip_special_tokens=True) for response in responses]
         efforts = [None] * len(mine)

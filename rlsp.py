@@ -38,7 +38,7 @@ from safetensors import SafetensorError
 from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm import tqdm
 
-from lib import checkpoint, cli, decode, files, guards, hf, judge, logs, parallel, plan, report
+from lib import checkpoint, cli, cpu, decode, files, guards, hf, judge, logs, parallel, plan, report
 from lib.signals import Stopped, signals
 import model as M
 import ppo
@@ -282,7 +282,8 @@ def evaluate(folder, rows, args, device, mesh):
     cache = decode.KVCache.sized(net.config, min(args.slots, max(1, len(mine))), longest, getattr(torch, args.dtype), device, args.kv_gb)
     with tqdm(total=len(mine), desc=f"eval {folder}", disable=parallel.rank() != 0) as bar:
         responses = decode.generate(net, [prompts[i // n] for i in mine], args.max_response, args.temperature, eos, seed=args.seed,
-                               streams=mine, slots=args.slots, progress=bar, cache=cache, lockstep=args.sampler == "sharded")
+                               streams=mine, slots=args.slots, progress=bar, cache=cache, lockstep=args.sampler == "sharded",
+                                    decoder=cpu.CPUDecoder.of(net))
     results = []
     for i, response in zip(mine, responses):
         text = tokenizer.decode(response, skip_special_tokens=True)
@@ -368,7 +369,7 @@ def run_sample(args):
         net, eos = hf.load(args.model, M.Llama, getattr(torch, args.dtype), device).eval(), hf.eos_ids(args.model, tokenizer)
         cli.check_length(args.model, max(len(hf.chat_prompt(tokenizer, r["problem"])) for r in rows) + args.max_response)
     prompts = [hf.chat_prompt(tokenizer, r["problem"]) for r in rows for _ in range(args.samples)]
-    for i, response in enumerate(decode.generate(net, prompts, args.max_response, args.temperature, eos, seed=args.seed)):
+    for i, response in enumerate(decode.generate(net, prompts, args.max_response, args.temperature, eos, seed=args.seed, decoder=cpu.CPUDecoder.of(net))):
         row, text = rows[i // args.samples], tokenizer.decode(response, skip_special_tokens=True)
         truncated = response[-1] not in eos
         print(f"--- {row['problem']}\n{coloured(text)}\n"

@@ -1,7 +1,7 @@
 """The model on CPU in bfloat16, faster: the same numbers up to rounding, with cpu.c between the matrix products.
 
     1. kernels     cpu.c, compiled for this machine at first use
-    2. block       forward and backward of one block, for scoring and training (model.Block is the definition), and of the token head
+    2. accelerate  forward and backward of a block and of the token head, for scoring and training; model.py is the definition
     3. CPUDecoder  a decode step (model.Llama.decode is the definition), by packed weights
 
 A reader of the recipe needs nothing of it: elsewhere than on CPU, in float32 or without a C compiler the definitions run. It is there
@@ -21,8 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
 
-BLOCK = 128  # positions of a block of the KV cache
+from lib.decode import BLOCK, Decoder
+
 VOCABULARY = 2048  # tokens of it whose logits exist at once in training
 
 
@@ -80,9 +82,9 @@ def kernels(x, config):
     return compiled(config.head_dim, config.num_attention_heads // config.num_key_value_heads)
 
 
-# ---------------------------------------------------------------------------------------------------- 2. block
+# ---------------------------------------------------------------------------------------------------- 2. accelerate
 
-class RMSNorm(Function):
+class RMSNormFunction(Function):
     """x [1, N, size] -> (x, its norm): what goes around the norm passes through it, so that both gradients meet in one kernel."""
 
     @staticmethod
@@ -119,7 +121,7 @@ def turned(library, x):  # [n, m] -> [m, n]; torch's copy takes three times as l
     return out
 
 
-class Linear(Function):
+class LinearFunction(Function):
     """Linear layers of the same input as one: x [1, N, in], then a weight [out, in] and a bias or None of each -> [1, N, sum of out],
     plus `add`, of that shape, or None."""
 
@@ -160,7 +162,7 @@ class Linear(Function):
         return None, grad @ weight, grad if ctx.needs_input_grad[2] else None, *(g for pair in zip(gradients, biases) for g in pair)
 
 
-class Embedding(Function):
+class EmbeddingFunction(Function):
     """Rows of a master, tokens [B, T] -> [B, T, D] of a type; the gradient is added to these rows alone."""
 
     @staticmethod
@@ -177,7 +179,7 @@ class Embedding(Function):
         return None, None, None
 
 
-class TokenLogprob(Function):
+class TokenLogprobFunction(Function):
     """model.TokenLogprob, by pieces of the vocabulary instead of tokens: logits [N, VOCABULARY] stay in the processor's cache, and a
     piece's weights are read once."""
 
@@ -190,7 +192,7 @@ class TokenLogprob(Function):
     @staticmethod
     def forward(ctx, library, h, weight, targets, temperature, with_entropy):  # h [N, D], weight [V, D], targets [N]
         top, (sum, mean, logit) = torch.full((len(h),), -1e30), torch.zeros(3, len(h))
-        for first, _, logits in TokenLogprob.pieces(h, weight):
+        for first, _, logits in TokenLogprobFunction.pieces(h, weight):
             library.token_logprob(*logits.shape, first, 1 / temperature, logits, targets, top, sum, mean if with_entropy else None, logit)
         total = top + sum.log()
         ctx.save_for_backward(h, targets, total)
@@ -206,7 +208,7 @@ class TokenLogprob(Function):
         grad, grad_h, h_turned = grad.contiguous(), torch.zeros(h.shape), turned(library, h)
         master = is_master(weight)
         grad_weight = gradient_of(weight) if master else torch.empty_like(weight)
-        for first, w, d in TokenLogprob.pieces(h, weight):
+        for first, w, d in TokenLogprobFunction.pieces(h, weight):
             library.token_logprob_backward(*d.shape, first, 1 / ctx.temperature, d, targets, total, grad)
             library.add(h.numel(), d @ w, grad_h)
             product, part = h_turned @ d, grad_weight[first : first + len(w)]
@@ -217,7 +219,7 @@ class TokenLogprob(Function):
         return None, grad_h.to(h.dtype), None if master else grad_weight, None, None, None
 
 
-class SwiGLU(Function):
+class SwiGLUFunction(Function):
     @staticmethod
     def forward(ctx, library, gate_up):  # [1, N, 2 size] -> [1, N, size]
         out = gate_up.new_empty(1, gate_up.shape[1], gate_up.shape[2] // 2)
@@ -235,13 +237,13 @@ class SwiGLU(Function):
         return None, grad_gate_up
 
 
-class Attention(Function):
+class AttentionFunction(Function):
     """RoPE and causal attention inside each of the sequences that lie end to end: qkv [1, N, (H + 2 K) d] -> [1, N, H d]."""
 
     @staticmethod
     def forward(ctx, library, qkv, K, G, d, cos, sin, lengths):  # cos, sin [1, 1, N, d / 2]
         out, total = qkv.new_empty(1, qkv.shape[1], K * G * d), qkv.new_empty(qkv.shape[1], K * G, dtype=torch.float32)
-        library.attention(len(lengths), K, lengths, qkv, cos, sin, out, total, *Attention.room(library, lengths))
+        library.attention(len(lengths), K, lengths, qkv, cos, sin, out, total, *AttentionFunction.room(library, lengths))
         ctx.save_for_backward(qkv, cos, sin, lengths, out, total)
         ctx.library, ctx.K = library, K
         return out
@@ -252,7 +254,7 @@ class Attention(Function):
         qkv, cos, sin, lengths, out, total = ctx.saved_tensors
         grad_qkv = torch.empty_like(qkv)
         ctx.library.attention_backward(len(lengths), ctx.K, lengths, qkv, cos, sin, out, total, grad.contiguous(), grad_qkv,
-                                       *Attention.room(ctx.library, lengths))
+                                       *AttentionFunction.room(ctx.library, lengths))
         return None, grad_qkv, *[None] * 6
 
     @staticmethod
@@ -263,15 +265,65 @@ class Attention(Function):
 
 @torch.compiler.disable
 def block(library, layer, x, cos, sin, lengths):
-    """Block.forward on sequences that lie end to end: x [1, N, D] -> [1, N, D]."""
-    a, m, c = layer.self_attn, layer.mlp, layer.config
-    norm = lambda layer, x: RMSNorm.apply(library, x, layer.weight.to(x.dtype), layer.eps)
-    linear = lambda x, add, *layers: Linear.apply(library, x, add, *(p for layer in layers for p in (layer.weight, layer.bias)))
-    K, d = c.num_key_value_heads, c.head_dim
+    """model.Block's forward on sequences that lie end to end: x [1, N, D] -> [1, N, D]."""
+    attention, mlp, config = layer.self_attn, layer.mlp, layer.config
+    K, d = config.num_key_value_heads, config.head_dim
+
+    def norm(module, x):
+        return RMSNormFunction.apply(library, x, module.weight.to(x.dtype), module.eps)
+
+    def linear(x, add, *modules):
+        parameters = [p for module in modules for p in (module.weight, module.bias)]
+        return LinearFunction.apply(library, x, add, *parameters)
+
     x, y = norm(layer.input_layernorm, x)
-    y = Attention.apply(library, linear(y, None, a.q_proj, a.k_proj, a.v_proj), K, c.num_attention_heads // K, d, cos, sin, lengths)
-    x, y = norm(layer.post_attention_layernorm, linear(y, x, a.o_proj))
-    return linear(SwiGLU.apply(library, linear(y, None, m.gate_proj, m.up_proj)), x, m.down_proj)
+    qkv = linear(y, None, attention.q_proj, attention.k_proj, attention.v_proj)
+    y = AttentionFunction.apply(library, qkv, K, config.num_attention_heads // K, d, cos, sin, lengths)
+    x, y = norm(layer.post_attention_layernorm, linear(y, x, attention.o_proj))
+    y = SwiGLUFunction.apply(library, linear(y, None, mlp.gate_proj, mlp.up_proj))
+    return linear(y, x, mlp.down_proj)
+
+
+def accelerate(net):
+    """Give a finished Llama or Critic the kernels: its blocks, its embedding and its token log-probs are replaced by
+    functions that compute the same up to rounding, and that call what was there before for tensors that no kernel
+    takes (on another device, in float32, without a compiler). Returns net.
+
+    This is done from outside, so that model.py stays the definition and knows nothing of it.
+    """
+    for layer in net.model.layers:
+        layer.forward = fast_block(layer, layer.forward)
+    net.model.embed = fast_embed(net.model, net.model.embed)
+    if hasattr(net, "token_logprobs"):
+        net.token_logprobs = fast_token_logprobs(net, net.token_logprobs)
+    return net
+
+
+def fast_block(layer, plain):
+    def forward(x, cos, sin, lengths=None, attend=None):
+        library = kernels(x, layer.config) if lengths is not None else None
+        if library is None:
+            return plain(x, cos, sin, lengths, attend)
+        return block(library, layer, x, cos, sin, lengths)
+    return forward
+
+
+def fast_embed(trunk, plain):
+    def embed(tokens):
+        weight = trunk.embed_tokens.weight
+        if trunk.dtype != torch.bfloat16 or weight.device.type != "cpu" or not is_master(weight):
+            return plain(tokens)
+        return EmbeddingFunction.apply(weight, tokens, trunk.dtype)  # without a gradient [V, D] of zeros
+    return embed
+
+
+def fast_token_logprobs(net, plain):
+    def token_logprobs(h, targets, temperature, entropy):
+        library = kernels(h, net.config)
+        if library is None:
+            return plain(h, targets, temperature, entropy)
+        return TokenLogprobFunction.apply(library, h, net.head_weight(), targets, temperature, entropy)
+    return token_logprobs
 
 
 # ---------------------------------------------------------------------------------------------------- 3. CPUDecoder
@@ -291,12 +343,14 @@ class PackedLinear:
         return torch.ops.mkldnn._linear_pointwise.binary(x, add, self.weight, self.bias, "add")
 
 
-class CPUDecoder:
+class CPUDecoder(Decoder):
     """Llama.decode on CPU in bfloat16: the same step with packed weights, as they are now (their memory a second time), and the
     kernels, which write into tensors that Python allocates."""
 
     def __init__(self, model, library):
-        self.model, self.library, self.layers = model, library, []
+        super().__init__(model)
+        self.library = library
+        self.layers = []
         for block in model.model.layers:
             a, m = block.self_attn, block.mlp
             self.layers.append((block.input_layernorm.weight, PackedLinear(a.q_proj, a.k_proj, a.v_proj), PackedLinear(a.o_proj),
@@ -305,8 +359,9 @@ class CPUDecoder:
 
     @staticmethod
     def of(model):
-        """A decoder of the model, or None where there are no kernels for it."""
-        library = kernels(model.model.embed_tokens.weight, model.config)
+        """A decoder of the model, or None where there are no kernels for it or its weights are sharded."""
+        weight = model.model.embed_tokens.weight
+        library = None if isinstance(weight, DTensor) else kernels(weight, model.config)
         return library and CPUDecoder(model, library)
 
     def norm(self, x, weight):
@@ -330,7 +385,8 @@ class CPUDecoder:
         return self.head(self.norm(x, self.model.model.norm.weight))
 
     def sample(self, logits, temperature, u):
-        """As decode.sample, at a positive temperature."""
+        if temperature == 0:
+            return super().sample(logits, temperature, u)
         token, logprob = torch.empty(len(u), dtype=torch.long), torch.empty(len(u))
         self.library.sample(*logits.shape, 1 / temperature, logits, u, token, logprob)
         return token, logprob

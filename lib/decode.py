@@ -1,24 +1,27 @@
-"""Sampling from a model: `generate`, with a KV cache and slots that are refilled as sequences finish. (model.generate is this one.)
+"""Sampling with a KV cache and slots that are refilled as sequences finish: model.generate, faster, token for token.
 
     1. KVCache     keys and values of many sequences, and attention over them
-    2. sample      a token a row, by a number in [0, 1) that belongs to its sequence alone
-    3. generate    prompts prefilled once, all sequences decoded together
+    2. sample      a token per row, by a number in [0, 1) that belongs to its sequence alone
+    3. Scheduler   which sequence sits in which row of the cache; no tensors
+    4. Stepper     the rows' state on the device and one step of it, on a GPU as CUDA graphs
+    5. generate    prompts prefilled once, all sequences decoded together
 
-The model's own forward pass is the definition of what comes out, tests/test_model.py the proof: token by token without a cache.
 Shapes: n sequences, T tokens, S positions, V vocabulary, H query heads, K key/value heads, d = head size.
 Ideas: continuous batching (Orca, OSDI 2022), blocks of keys (PagedAttention, 2309.06180).
 """
 import math
 import os
 from collections import deque
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from lib.cpu import BLOCK, CPUDecoder
+from model import uniforms
 
+BLOCK = 128  # positions of a block of the KV cache
 PREFILL_TOKENS = 4096  # prompt tokens in one forward pass
 
 
@@ -30,18 +33,16 @@ class KVCache:
     [layers, blocks, slots, K, BLOCK, d]: position p lies in block p // BLOCK. Decoding reads each block for the rows that
     reach it and no further, and each such read is one contiguous piece, which CPU's matrix products take without a copy.
     """
-    BLOCK = BLOCK
-
     def __init__(self, config, slots, length, dtype, device):
-        blocks = -(-length // self.BLOCK)
-        shape = (config.num_hidden_layers, blocks, slots, config.num_key_value_heads, self.BLOCK, config.head_dim)
+        blocks = -(-length // BLOCK)
+        shape = (config.num_hidden_layers, blocks, slots, config.num_key_value_heads, BLOCK, config.head_dim)
         self.k, self.v = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
         self.slots, self.length = slots, length
 
     @classmethod
     def rows(cls, config, slots, length, dtype, gb):
         """(rows, bytes of one) of a cache of `slots` rows, or of as many as fit into gb * 1e9 bytes; gb 0 sets no limit."""
-        row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize * -(-length // cls.BLOCK) * cls.BLOCK
+        row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize * -(-length // BLOCK) * BLOCK
         if gb and gb * 1e9 < row:
             raise ValueError(f"--kv-gb is {gb:g}, expected at least {row / 1e9:.3g}: keys and values of one sequence of {length} tokens")
         return min(slots, int(gb * 1e9 / row)) if gb else slots, row
@@ -51,7 +52,7 @@ class KVCache:
         return cls(config, cls.rows(config, slots, length, dtype, gb)[0], length, dtype, device)
 
     def blocks(self, length):
-        return -(-length // self.BLOCK)
+        return -(-length // BLOCK)
 
     def copy(self, source, target, length):
         """The first `length` positions of row `source` into the rows `target`, a list or a slice (which needs no transfer to a GPU)."""
@@ -64,12 +65,12 @@ class KVCache:
         Plain products and one softmax, block by block: on CPU, twice as fast at one query as scaled_dot_product_attention,
         which copies keys, and of fixed shapes: a row's numbers are the same, bit for bit, whatever else is computed with it.
         """
-        S, device = len(counts) * self.BLOCK, positions.device
+        S, device = len(counts) * BLOCK, positions.device
         rows = torch.arange(row, row + counts[0], device=device)[:, None]
         hidden = torch.zeros(*positions.shape, S, device=device)
         hidden.masked_fill_(torch.arange(S, device=device) > positions[..., None], -math.inf)
-        at = (positions // self.BLOCK, rows, slice(None), positions % self.BLOCK)
-        blocks = [(row + m, j * self.BLOCK, (j + 1) * self.BLOCK) for j, m in enumerate(counts)]
+        at = (positions // BLOCK, rows, slice(None), positions % BLOCK)
+        blocks = [(row + m, j * BLOCK, (j + 1) * BLOCK) for j, m in enumerate(counts)]
 
         def attend(layer, q, k, v):  # [n, H, T, d], [n, K, T, d]
             n, H, T, d = q.shape
@@ -90,15 +91,8 @@ class KVCache:
 
 # ---------------------------------------------------------------------------------------------------- 2. sample
 
-def uniforms(seed, stream, n):
-    """n numbers in [0, 1) that depend on (seed, stream) alone."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
-    mixed = (mixed ^ (mixed >> 31)) * 0xD6E8FEB86659FD93 % 2**64
-    return torch.rand(n, generator=torch.Generator().manual_seed(mixed >> 1))
-
-
 def sample(logits, temperature, u):
-    """A token a row and its log-probability, computed in float32 from logits [n, V]: the arg max at temperature 0, else the first
+    """A token per row and its log-probability, computed in float32 from logits [n, V]: the arg max at temperature 0, else the first
     token whose cumulative probability passes u [n]. It is found in two steps, by sums over blocks of tokens, then inside the block."""
     logits = logits.float()
     if temperature == 0:
@@ -118,21 +112,202 @@ def sample(logits, temperature, u):
     return (block * p.shape[-1] + token)[:, 0], inside.gather(1, token)[:, 0].log()
 
 
-def draw(decoder, logits, temperature, u):
-    """sample, by the decoder's kernel where it has one; else on CPU as many logits at a time as its own caches hold."""
-    if isinstance(decoder, CPUDecoder) and temperature:
-        return decoder.sample(logits, temperature, u)
-    n = len(logits)
-    rows = n if logits.is_cuda else 16
-    parts = [sample(logits[r : r + rows], temperature, u if u is None else u[r : r + rows]) for r in range(0, n, rows)]
-    return tuple(torch.cat(x) for x in zip(*parts))
+class Decoder:
+    """Decoding by the model's own forward pass, which defines it. lib.cpu.CPUDecoder is a faster one for bfloat16 on CPU."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def decode(self, tokens, positions, cache, counts):
+        """As Llama.decode: logits [n, V] after tokens [n] at positions [n]."""
+        return self.model.decode(tokens, positions, cache, counts)
+
+    def sample(self, logits, temperature, u):
+        """sample; on CPU as many logits at a time as the processor's own caches hold."""
+        n = len(logits)
+        rows = n if logits.is_cuda else 16
+        parts = [sample(logits[r : r + rows], temperature, u if u is None else u[r : r + rows]) for r in range(0, n, rows)]
+        tokens, logprobs = zip(*parts)
+        return torch.cat(tokens), torch.cat(logprobs)
 
 
-# ---------------------------------------------------------------------------------------------------- 3. generate
+# ---------------------------------------------------------------------------------------------------- 3. Scheduler
+
+class Scheduler:
+    """Which sequence sits in which row of the cache, and what each has produced so far.
+
+    A prompt is prefilled without its last token, which is the first one that decoding takes. A finished sequence leaves at
+    once: its row goes to the next sample of its own prompt, whose keys are there, or to the last active sequence.
+    """
+
+    def __init__(self, prompts, slots, max_new_tokens, eos):
+        self.prompts = prompts
+        self.slots = slots
+        self.max_new_tokens = max_new_tokens
+        self.eos = eos
+        self.out = [[] for _ in prompts]
+        self.logprobs = [[] for _ in prompts]
+        # Longest first: neighbours are of like length. Samples of one prompt stand side by side.
+        known = {}
+        self.prompt_of = [known.setdefault(tuple(p), i) for i, p in enumerate(prompts)]  # equal prompts have one number
+        self.waiting = deque(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), self.prompt_of[i], i)))
+        self.active = []  # active[row] = index of the prompt that sits in this row of the cache
+        self.moved = False  # whether rows have changed hands since the device was told
+        self.prefills = deque()  # (first row, tokens of each row, positions that these rows hold before)
+        self.copies = []  # (row, rows, positions) to copy once the prefills are done
+        self.head = 0  # tokens with which all prompts begin alike: they are computed once
+        if prompts:
+            self.head = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
+        if self.head:
+            self.prefills.append((0, [prompts[0][: self.head]], 0))
+            self.copies.append((0, slice(1, slots), self.head))
+
+    def wants_refill(self):
+        """Several prompts share one prefill: rows are refilled once an eighth of them is free."""
+        free = self.slots - len(self.active)
+        return self.waiting and not self.prefills and (not self.active or free >= max(1, self.slots // 8))
+
+    def refill(self):
+        """Put waiting sequences into free rows: those whose prompt is in no row yet, to be prefilled, then copies of such rows."""
+        row_of = {self.prompt_of[i]: row for row, i in enumerate(self.active)}
+        fresh, again, start = [], {}, len(self.active)
+        new = [self.waiting.popleft() for _ in range(min(self.slots - start, len(self.waiting)))]
+        for i in new:
+            if self.prompt_of[i] not in row_of:
+                row_of[self.prompt_of[i]] = start + len(fresh)
+                fresh.append(i)
+        self.active.extend(fresh)
+        for i in new:
+            if i not in fresh:
+                again.setdefault(row_of[self.prompt_of[i]], []).append(len(self.active))
+                self.active.append(i)
+        self.copies.extend((row, rows, len(self.prompts[self.active[row]]) - 1) for row, rows in again.items())
+        lengths = [len(self.prompts[i]) - 1 - self.head for i in fresh]
+        first = 0
+        for j in range(1, len(fresh) + 1):  # a group is prefilled at once: of like length, so that little is padding
+            full = j == len(fresh) or (j - first + 1) * lengths[first] > PREFILL_TOKENS
+            if full or lengths[j] < 0.9 * lengths[first]:
+                if lengths[first]:
+                    group = [self.prompts[i][self.head : -1] for i in fresh[first:j]]
+                    self.prefills.append((start + first, group, self.head))
+                first = j
+        self.moved = True
+
+    def ends(self):
+        """Tokens of each active sequence, prompt and response."""
+        return [len(self.prompts[i]) + len(self.out[i]) for i in self.active]
+
+    def ahead(self, look):
+        """Steps until the host looks again: at most `look`, and none after a sequence's last token."""
+        return min(look, min(self.max_new_tokens - len(self.out[i]) for i in self.active))
+
+    def state(self):
+        """(last token, its position, tokens produced, index) of each active sequence."""
+        return [((self.out[i] or self.prompts[i])[-1], end - 1, len(self.out[i]), i) for i, end in zip(self.active, self.ends())]
+
+    def take(self, results):
+        """Append the tokens and log-probs of some steps; what a finished sequence was given beyond its EOS is dropped."""
+        for tokens, scores in results:
+            for i, token, score in zip(self.active, tokens, scores):
+                if not (self.out[i] and self.out[i][-1] in self.eos):
+                    self.out[i].append(int(token))
+                    self.logprobs[i].append(score)
+
+    def leave(self, cache):
+        """Free the rows of finished sequences; returns how many there were."""
+        finished = [row for row, i in enumerate(self.active)
+                    if self.out[i][-1] in self.eos or len(self.out[i]) == self.max_new_tokens]
+        for row in reversed(finished):
+            i = self.active[row]
+            if self.waiting and self.prompt_of[self.waiting[0]] == self.prompt_of[i]:  # the prompt's keys are in this row
+                self.active[row] = self.waiting.popleft()
+                continue
+            last = self.active.pop()
+            if row < len(self.active):
+                cache.copy(len(self.active), slice(row, row + 1), len(self.prompts[last]) + len(self.out[last]))
+                self.active[row] = last
+        self.moved |= bool(finished)
+        return len(finished)
+
+
+# ---------------------------------------------------------------------------------------------------- 4. Stepper
+
+class Stepper:
+    """The rows' last tokens, positions, counts and streams on the device, and one step of all of them.
+
+    The host looks at nothing inside `step`, so that on a GPU a graph can be captured of it: one launch replaces thousands.
+    """
+
+    def __init__(self, decoder, cache, slots, temperature, max_new_tokens, noise, graphs):
+        self.decoder = decoder
+        self.cache = cache
+        self.slots = slots
+        self.temperature = temperature
+        self.max_new_tokens = max_new_tokens
+        self.noise = noise  # [sequences, max_new_tokens] numbers in [0, 1), or None where sampling is greedy
+        self.rows = torch.zeros(4, slots, dtype=torch.long, device=cache.k.device)
+        self.graphs = {} if graphs else None  # {rows that reach each block: (graph, its result)}
+        self.pool = torch.cuda.graph_pool_handle() if graphs else None
+
+    def write(self, state, head):
+        """Tell the device what sits in its rows. Rows without a sequence decode too under a graph, from position `head`."""
+        rows = state + [(0, head, 0, 0)] * (self.slots - len(state))
+        self.rows.copy_(to_device(torch.tensor(rows).T.contiguous(), self.rows.device), non_blocking=True)
+
+    def run(self, n, counts):
+        """One token more in the first n rows: float64 [2, n], tokens and log-probs; counts[j] rows reach block j."""
+        return self.step(n, counts) if self.graphs is None else self.replay(n, counts)
+
+    def step(self, n, counts):
+        token, position, count, index = (x[:n] for x in self.rows)
+        u = self.noise[index, count] if self.temperature else None
+        logits = self.decoder.decode(token, position, self.cache, counts)
+        new, logprob = self.decoder.sample(logits, self.temperature, u)
+        token.copy_(new)
+        position.add_(1).clamp_(max=self.cache.length - 1)  # the clamps are for rows without a sequence
+        count.add_(1).clamp_(max=self.max_new_tokens - 1)
+        return torch.stack([new.double(), logprob.double()])  # one tensor: one transfer brings both
+
+    def replay(self, n, counts):
+        """step as a CUDA graph. n is rounded up, so that few graphs do for all."""
+        n = min(self.slots, -(-n // 8) * 8)
+        counts = (n,) * len(counts)
+        if counts not in self.graphs:  # the first time without: libraries allocate memory then, which a capture must not
+            self.graphs[counts] = None
+            return self.step(n, counts)
+        if self.graphs[counts] is None:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.pool):  # one pool of memory for all: they run one after the other
+                self.graphs[counts] = graph, self.step(n, counts)
+        graph, result = self.graphs[counts]
+        graph.replay()
+        return result.clone()
+
+
+def to_device(x, device):
+    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+
+
+@dataclass
+class Counts:
+    """What a run of generate has done; shares() are what is logged."""
+    held: int = 0  # positions of the cache in use, summed over steps
+    steps: int = 0
+    row_steps: int = 0  # rows decoded, summed over steps
+    prefilled: int = 0  # tokens of prompts prefilled
+    prefill_tokens: int = 0  # the same with padding
+
+    def shares(self, cache, tokens):
+        return dict(kv_use=self.held / max(1, self.steps * cache.slots * cache.length),
+                    decode_waste=(self.row_steps - tokens) / max(1, self.row_steps),
+                    prefill_padding=(self.prefill_tokens - self.prefilled) / max(1, self.prefill_tokens))
+
+
+# ---------------------------------------------------------------------------------------------------- 5. generate
 
 @torch.inference_mode()
 def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0, streams=None, slots=64,
-             return_logprobs=False, progress=None, cache=None, lockstep=False, look=None, stats=None):
+             return_logprobs=False, progress=None, cache=None, lockstep=False, look=None, stats=None, decoder=None):
     """Continue each prompt until an EOS id or max_new_tokens.
 
     prompts: token lists of any lengths >= 1. Returns the new tokens as lists in the same order, EOS kept; with
@@ -143,154 +318,96 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0
     cache: a KVCache to use again, which bounds `slots`. lockstep: the weights are sharded, each forward is a collective;
     every rank calls, with prompts or without. look: tokens between two looks of the host. stats: a dict to fill with kv_use,
     decode_waste and prefill_padding, shares of the cache's positions, of the decoded and of the prefilled tokens.
-
-    A prompt is prefilled without its last token, which is the first one that decoding takes. A finished sequence leaves at
-    once: its slot goes to the next sample of its own prompt, whose keys are there, or to the last active one.
+    decoder: what takes a step of the model (Decoder's interface), such as lib.cpu.CPUDecoder.of(model); default: the model.
     """
-    if temperature < 0 or max_new_tokens < 1 or slots < 1:
-        raise ValueError(f"generate: temperature {temperature}, max_new_tokens {max_new_tokens} or slots {slots} out of range")
-    if any(len(p) == 0 for p in prompts):
-        raise ValueError(f"generate: prompt {next(i for i, p in enumerate(prompts) if not p)} is empty")
+    check_request(prompts, max_new_tokens, temperature, slots)
     weight = model.model.embed_tokens.weight
-    device, cuda, eos = weight.device, weight.is_cuda, set(eos_ids)
-    decoder = not lockstep and CPUDecoder.of(model) or model
+    device = weight.device
     length = max(map(len, prompts), default=1) + max_new_tokens - 1  # the last token is not looked back at
     if cache is None:
         cache = KVCache(model.config, max(1, min(slots, len(prompts))), length, weight.dtype, device)
+    check_cache(cache, model.config, weight.dtype, length)
+    slots = min(slots, cache.slots)
+    look = 1 if lockstep else look or (8 if weight.is_cuda else 1)
+    noise = None
+    if temperature and prompts:
+        numbers = [uniforms(seed, s, max_new_tokens) for s in (range(len(prompts)) if streams is None else streams)]
+        noise = to_device(torch.stack(numbers), device)
+    scheduler = Scheduler(prompts, slots, max_new_tokens, set(eos_ids))
+    stepper = Stepper(decoder or Decoder(model), cache, slots, temperature, max_new_tokens, noise,
+                      graphs=weight.is_cuda and not lockstep)
+    counts = Counts()
+    while True:
+        if scheduler.wants_refill():
+            scheduler.refill()
+            copy_rows(scheduler, cache)
+        if not any_rank(bool(scheduler.prefills or scheduler.active), lockstep, device):
+            break
+        if scheduler.prefills:
+            prefill(model, scheduler, cache, counts)
+            copy_rows(scheduler, cache)
+        elif scheduler.active:
+            finished = decode(scheduler, stepper, look, counts)
+            if progress:
+                progress.update(finished)
+        else:  # another rank has work: take part in its collectives
+            model.decode(stepper.rows[0, :1], stepper.rows[1, :1], cache, (1,))
+    if stats is not None:
+        stats |= counts.shares(cache, sum(map(len, scheduler.out)))
+    return (scheduler.out, scheduler.logprobs) if return_logprobs else scheduler.out
+
+
+def check_request(prompts, max_new_tokens, temperature, slots):
+    if temperature < 0 or max_new_tokens < 1 or slots < 1:
+        raise ValueError(f"generate: temperature {temperature}, max_new_tokens {max_new_tokens} or slots {slots} out of range")
+    for i, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"generate: prompt {i} is empty")
+
+
+def check_cache(cache, config, dtype, length):
     if cache.length < length:
         raise ValueError(f"generate: prompt and response need {length} positions, the cache has {cache.length}")
-    made_for, c = (cache.k.dtype, len(cache.k), *cache.k.shape[3:]), model.config
-    if made_for != (weight.dtype, c.num_hidden_layers, c.num_key_value_heads, cache.BLOCK, c.head_dim):
+    made_for = (cache.k.dtype, len(cache.k), *cache.k.shape[3:])
+    if made_for != (dtype, config.num_hidden_layers, config.num_key_value_heads, BLOCK, config.head_dim):
         raise ValueError(f"generate: the cache is of another model: type, layers, key heads, block and head size {made_for}")
-    slots = min(slots, cache.slots)
-    look = 1 if lockstep else look or (8 if cuda else 1)
-    out, logprobs = [[] for _ in prompts], [[] for _ in prompts]
-    # Longest first: neighbours are of like length. Samples of one prompt stand side by side.
-    known = {}
-    prompt_of = [known.setdefault(tuple(p), i) for i, p in enumerate(prompts)]  # equal prompts have one number
-    waiting = deque(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), prompt_of[i], i)))
-    active = []  # active[row] = index of the prompt that sits in this row of the cache
-    head = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1) if prompts else 0  # all prompts begin alike
-    prefills = deque([(0, [prompts[0][:head]], 0)] if head else [])  # (first row, tokens of each, positions held before)
-    copies = [(0, slice(1, slots), head)] if head else []  # (row, rows, positions) to copy once these are done
-    state = torch.zeros(4, slots, dtype=torch.long, device=device)  # of each row: last token, its position, tokens out, prompt
-    streams = range(len(prompts)) if streams is None else streams
-    to_device = lambda x: (x.pin_memory() if cuda else x).to(device, non_blocking=True)
-    noise = to_device(torch.stack([uniforms(seed, s, max_new_tokens) for s in streams])) if temperature and prompts else None
-    graphs, pool, moved = {}, torch.cuda.graph_pool_handle() if cuda else None, False  # moved: rows changed hands since `state` was written
-    held = steps = row_steps = prefilled = prefill_tokens = 0
 
-    def refill():
-        """Waiting sequences into free rows: those whose prompt is in no row yet, to be prefilled, then copies of such rows."""
-        row_of = {prompt_of[i]: row for row, i in enumerate(active)}
-        fresh, again, start = [], {}, len(active)
-        new = [waiting.popleft() for _ in range(min(slots - start, len(waiting)))]
-        for i in new:
-            if prompt_of[i] not in row_of:
-                row_of[prompt_of[i]] = start + len(fresh)
-                fresh.append(i)
-        active.extend(fresh)
-        for i in new:
-            if i not in fresh:
-                again.setdefault(row_of[prompt_of[i]], []).append(len(active))
-                active.append(i)
-        copies.extend((row, rows, len(prompts[active[row]]) - 1) for row, rows in again.items())
-        lengths = [len(prompts[i]) - 1 - head for i in fresh]
-        first = 0
-        for j in range(1, len(fresh) + 1):  # a group is prefilled at once: of like length, so that little is padding
-            if j == len(fresh) or lengths[j] < 0.9 * lengths[first] or (j - first + 1) * lengths[first] > PREFILL_TOKENS:
-                if lengths[first]:
-                    prefills.append((start + first, [prompts[i][head:-1] for i in fresh[first:j]], head))
-                first = j
 
-    def copy():
-        while copies:
-            cache.copy(*copies.pop())
+def any_rank(work, lockstep, device):
+    """Whether this rank, or in lock-step any rank, has work."""
+    if lockstep:
+        work = torch.tensor(work, dtype=torch.int, device=device)
+        dist.all_reduce(work, dist.ReduceOp.MAX)
+    return bool(work)
 
-    def step(n, counts):
-        """One token more in the first n rows. The host looks at nothing here, so that a graph can be captured of it."""
-        token, position, count, index = (x[:n] for x in state)
-        u = noise[index, count] if temperature else None
-        logits = decoder.decode(token, position, cache, counts)
-        new, logprob = draw(decoder, logits, temperature, u)
-        token.copy_(new)
-        position.add_(1).clamp_(max=cache.length - 1)  # the clamps are for rows that hold no sequence, see replay
-        count.add_(1).clamp_(max=max_new_tokens - 1)
-        return torch.stack([new.double(), logprob.double()])  # one tensor: one transfer brings both
 
-    def replay(n, counts):
-        """step as a CUDA graph: one launch in place of thousands. n is rounded up, so that few graphs do for all."""
-        n = min(slots, -(-n // 8) * 8)
-        counts = (n,) * len(counts)
-        if counts not in graphs:  # the first time without: libraries allocate memory then, which a capture must not
-            graphs[counts] = None
-            return step(n, counts)
-        if graphs[counts] is None:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):  # one pool of memory for all: they run one after the other
-                graphs[counts] = graph, step(n, counts)
-        graph, result = graphs[counts]
-        graph.replay()
-        return result.clone()
+def copy_rows(scheduler, cache):
+    """Copy rows to those of the same prompt, once all prefills are done."""
+    while scheduler.copies and not scheduler.prefills:
+        cache.copy(*scheduler.copies.pop())
 
-    def decode():
-        """`look` steps of all rows, then one look of the host at the new tokens; the finished ones leave."""
-        nonlocal moved, held, steps, row_steps
-        ends = [len(prompts[i]) + len(out[i]) for i in active]
-        n, ahead = len(active), min(look, min(max_new_tokens - len(out[i]) for i in active))
-        if moved:
-            rows = [((out[i] or prompts[i])[-1], end - 1, len(out[i]), i) for i, end in zip(active, ends)]
-            rows += [(0, head, 0, 0)] * (slots - n)
-            state.copy_(to_device(torch.tensor(rows).T.contiguous()), non_blocking=True)
-            moved = False
-        counts = tuple(1 + max(r for r, end in enumerate(ends) if end + ahead > j * cache.BLOCK + 1)
-                       for j in range(cache.blocks(max(ends) + ahead - 1)))
-        results = torch.stack([(replay if cuda and not lockstep else step)(n, counts) for _ in range(ahead)])
-        held, steps, row_steps = held + ahead * sum(ends), steps + ahead, row_steps + ahead * n
-        for tokens, scores in results.tolist():
-            for i, token, score in zip(active, tokens, scores):
-                if not (out[i] and out[i][-1] in eos):
-                    out[i].append(int(token))
-                    logprobs[i].append(score)
-        for row in reversed(range(n)):
-            i = active[row]
-            if out[i][-1] in eos or len(out[i]) == max_new_tokens:
-                moved = True
-                if waiting and prompt_of[waiting[0]] == prompt_of[i]:  # the prompt's keys are in this row
-                    active[row] = waiting.popleft()
-                else:
-                    end = active.pop()
-                    if row < len(active):
-                        cache.copy(len(active), slice(row, row + 1), len(prompts[end]) + len(out[end]))
-                        active[row] = end
-                if progress:
-                    progress.update()
 
-    while True:
-        if waiting and not prefills and (not active or slots - len(active) >= max(1, slots // 8)):
-            refill()  # several prompts share one prefill
-            moved = True
-            if not prefills:
-                copy()
-        work = bool(prefills or active)
-        if lockstep:
-            work = torch.tensor(work, dtype=torch.int, device=device)
-            dist.all_reduce(work, dist.ReduceOp.MAX)
-        if not work:
-            break
-        if prefills:
-            row, parts, start = prefills.popleft()
-            tokens = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in parts], batch_first=True)
-            model.prefill(to_device(tokens), cache, row, start)  # decoding overwrites what pads leave before it is looked at
-            prefilled, prefill_tokens = prefilled + sum(map(len, parts)), prefill_tokens + tokens.numel()
-            if not prefills:
-                copy()
-        elif active:
-            decode()
-        else:  # another rank has work: take part in its collectives
-            model.decode(state[0, :1], state[1, :1], cache, (1,))
-    if stats is not None:
-        stats |= dict(kv_use=held / max(1, steps * cache.slots * cache.length),
-                      decode_waste=(row_steps - sum(map(len, out))) / max(1, row_steps),
-                      prefill_padding=(prefill_tokens - prefilled) / max(1, prefill_tokens))
-    return (out, logprobs) if return_logprobs else out
+def prefill(model, scheduler, cache, counts):
+    row, parts, start = scheduler.prefills.popleft()
+    tokens = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in parts], batch_first=True)
+    model.prefill(to_device(tokens, cache.k.device), cache, row, start)  # decoding overwrites what pads leave behind
+    counts.prefilled += sum(map(len, parts))
+    counts.prefill_tokens += tokens.numel()
+
+
+def decode(scheduler, stepper, look, counts):
+    """`look` steps of all rows, then one look of the host at the new tokens. Returns how many sequences finished."""
+    ends = scheduler.ends()
+    n = len(ends)
+    ahead = scheduler.ahead(look)
+    if scheduler.moved:
+        stepper.write(scheduler.state(), scheduler.head)
+        scheduler.moved = False
+    reach = tuple(1 + max(row for row, end in enumerate(ends) if end + ahead > j * BLOCK + 1)
+                  for j in range(stepper.cache.blocks(max(ends) + ahead - 1)))
+    results = torch.stack([stepper.run(n, reach) for _ in range(ahead)])
+    counts.held += ahead * sum(ends)
+    counts.steps += ahead
+    counts.row_steps += ahead * n
+    scheduler.take(results.tolist())
+    return scheduler.leave(stepper.cache)

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from lib import files, parallel
+from lib import cpu, files, parallel
 from model import Config, Critic, Llama, init_weights
 
 
@@ -57,16 +57,16 @@ def load_tensors(targets, folder, ignore=()):
 
     All names and shapes are compared before the first weight is read. `ignore`: endings of names that may be there unused.
     """
-    files = weight_files(folder)
-    missing = [n for n in targets if n not in files]
-    extra = [n for n in files if n not in targets and not n.endswith(tuple(ignore))]
+    held = weight_files(folder)
+    missing = [n for n in targets if n not in held]
+    extra = [n for n in held if n not in targets and not n.endswith(tuple(ignore))]
     for what, names in (("lacks tensor", missing), ("has the unexpected tensor", extra)):
         if names:
             raise ValueError(f"{folder}: {what} {names[0]}" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
                              + "; the weights do not fit config.json")
     by_file = {}
     for name in targets:
-        by_file.setdefault(files[name], []).append(name)
+        by_file.setdefault(held[name], []).append(name)
     for read in (False, True):
         for file, names in by_file.items():
             with open_weights(file) as f:
@@ -95,6 +95,8 @@ def load(folder, cls=Llama, dtype=torch.bfloat16, device="cpu", mesh=None, compu
     if scratch:
         init_weights(model, init_seed)
     compute_dtype = compute_dtype or dtype
+    if compute_dtype == torch.bfloat16 and torch.device(device).type == "cpu":
+        cpu.accelerate(model)
     if mesh is not None and (mesh.size() > 1 or offload):
         parallel.shard(model, mesh, compute_dtype, offload)
     elif compute_dtype != dtype:  # one process needs no FSDP, whose copies cost a tenth of an update on CPU

@@ -117,7 +117,7 @@ def cached_attention(config, c, tokens, length):
     """A block of `tokens` new tokens over `length` cached positions: float32 scores, before and after the softmax and in the
     compute type, and the mask; the residual stream, its norm, q and k and v, two sums of values."""
     H, b = config.num_attention_heads, item_size(c)
-    length = -(-length // decode.KVCache.BLOCK) * decode.KVCache.BLOCK
+    length = -(-length // decode.BLOCK) * decode.BLOCK
     width = 2 * config.hidden_size + (3 * H + 2 * config.num_key_value_heads) * config.head_dim
     return tokens * (length * (H * (8 + (b if b < 4 else 0)) + 4) + b * width)
 

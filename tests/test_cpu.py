@@ -65,9 +65,8 @@ def test_scores_and_gradients_are_as_near_to_float32_as_the_plain_ones(config, r
     net.model.recompute = recompute
     exact = scores_and_gradients(net, tokens, mask)
     net.model.dtype = torch.bfloat16  # of float32 masters
-    fast = scores_and_gradients(net, tokens, mask)
-    monkeypatch.setattr(cpu, "kernels", lambda *_: None)
     plain = scores_and_gradients(net, tokens, mask)
+    fast = scores_and_gradients(cpu.accelerate(net), tokens, mask)
     rms = lambda x: x.double().pow(2).mean().sqrt()
     for i in (0, 1):
         assert 0 < rms(fast[i] - exact[i]) < 1.2 * rms(plain[i] - exact[i]) < 0.1 * rms(exact[i])
@@ -108,7 +107,7 @@ def test_attention_and_its_gradient_equal_float64(K, G, d, how, monkeypatch):
         cos, sin, grad = angle.cos().bfloat16(), angle.sin().bfloat16(), randn(1, N, K * G * d, seed=2)
         qkv = randn(1, N, (G + 2) * K * d).requires_grad_()
         exact = qkv.detach().double().requires_grad_()
-        y, expected = cpu.Attention.apply(library, qkv, K, G, d, cos, sin, lengths), attention_in_float64(exact, K, G, d, cos.double(), sin.double(), lengths)
+        y, expected = cpu.AttentionFunction.apply(library, qkv, K, G, d, cos, sin, lengths), attention_in_float64(exact, K, G, d, cos.double(), sin.double(), lengths)
         y.backward(grad), expected.backward(grad.double())
         for ours, theirs in ((y, expected), (qkv.grad, exact.grad)):
             assert (ours.double() - theirs).abs().max() < 0.02 * theirs.abs().max()
@@ -118,7 +117,7 @@ def test_attention_and_its_gradient_equal_float64(K, G, d, how, monkeypatch):
         other, mine = qkv.detach().clone(), slice(33, 66)
         other[:, :33], other[:, 66:] = randn(1, 33, other.shape[2], seed=5) * 9, math.nan
         other.requires_grad_()
-        z = cpu.Attention.apply(library, other, K, G, d, cos, sin, lengths)
+        z = cpu.AttentionFunction.apply(library, other, K, G, d, cos, sin, lengths)
         z.backward(grad)
         assert torch.equal(z[:, mine], y[:, mine]) and torch.equal(other.grad[:, mine], qkv.grad[:, mine]) and not torch.equal(z[:, :33], y[:, :33])
     finally:
@@ -133,7 +132,7 @@ def test_attention_of_keys_far_apart_is_exact():
     qkv, still = torch.zeros(1, 40, 3, 32).bfloat16(), torch.ones(1, 1, 40, 16).bfloat16()
     qkv[0, :, 0, 0], qkv[0, :, 1, 0], qkv[0, :, 2] = 1000, torch.linspace(-40, 0, 40), randn(40, 32)
     qkv[0, 7, 1, 0] = 60
-    y = cpu.Attention.apply(library, qkv.flatten(2), 1, 1, 32, still, still * 0, lengths)
+    y = cpu.AttentionFunction.apply(library, qkv.flatten(2), 1, 1, 32, still, still * 0, lengths)
     assert torch.equal(y[0], torch.cat([qkv[0, :7, 2], qkv[0, 7:8, 2].expand(33, -1)]))
 
 
@@ -154,7 +153,7 @@ def test_turning_and_adding_gradients_is_exact(rows, cols):
 
 
 def test_gradients_of_masters_add_up_and_frozen_ones_get_none():
-    net, (tokens, mask) = tiny_llama(), some_batch()
+    net, (tokens, mask) = cpu.accelerate(tiny_llama()), some_batch()
     kernels(tiny_llama().bfloat16())
     net.model.dtype = torch.bfloat16
     once = {name: g.clone() for name, g in scores_and_gradients(net, tokens, mask)[2].items()}
@@ -172,7 +171,7 @@ def test_norm_and_its_gradient_equal_float64():
     library = kernels(tiny_llama().bfloat16())
     for n, size, scale in ((5, 32, 1.0), (129, 77, 1e-3), (64, 576, 100.0)):
         x, weight, grad, around = (randn(1, n, size, seed=1) * scale).requires_grad_(), randn(size, seed=2).requires_grad_(), randn(1, n, size, seed=3), randn(1, n, size, seed=4)
-        same, y = cpu.RMSNorm.apply(library, x, weight, 1e-5)
+        same, y = cpu.RMSNormFunction.apply(library, x, weight, 1e-5)
         exact_x, exact_weight = (p.detach().double().requires_grad_() for p in (x, weight))
         expected = F.rms_norm(exact_x, weight.shape, exact_weight, 1e-5)
         torch.autograd.backward([same, y], [around, grad]), torch.autograd.backward([exact_x * 1, expected], [around.double(), grad.double()])
@@ -186,7 +185,7 @@ def test_a_norms_gradient_has_the_same_bits_for_any_number_of_threads():
         for n in (1, 2, 3):
             torch.set_num_threads(n)
             x, weight = randn(1, 201, 200).requires_grad_(), randn(200, seed=1).requires_grad_()
-            cpu.RMSNorm.apply(library, x, weight, 1e-5)[1].backward(randn(1, 201, 200, seed=2))
+            cpu.RMSNormFunction.apply(library, x, weight, 1e-5)[1].backward(randn(1, 201, 200, seed=2))
             found.append(torch.cat([x.grad.flatten(), weight.grad]))
     finally:
         torch.set_num_threads(threads)
@@ -199,7 +198,7 @@ def test_swiglu_and_its_gradient_equal_float64():
         x, grad = (randn(1, 5, 2 * size, seed=size) * scale).requires_grad_(), randn(1, 5, size)
         exact = x.detach().double().requires_grad_()
         gate, up = exact.chunk(2, -1)
-        y, expected = cpu.SwiGLU.apply(library, x), F.silu(gate) * up
+        y, expected = cpu.SwiGLUFunction.apply(library, x), F.silu(gate) * up
         y.backward(grad), expected.backward(grad.double())
         assert ((y - expected).abs() <= 0.0041 * expected.abs() + 1e-30).all()
         assert close(x.grad, exact.grad)
@@ -237,7 +236,7 @@ def test_a_number_that_is_not_finite_is_never_lost():
     kernels(tiny_llama().bfloat16())
     for bad in (float("nan"), float("inf")):
         for name, _ in tiny_llama().named_parameters():
-            net = tiny_llama().bfloat16()
+            net = cpu.accelerate(tiny_llama().bfloat16())
             weight = dict(net.named_parameters())[name].data
             weight.view(-1)[int(tokens[1, 5]) * weight.shape[-1] if "embed" in name else 0] = bad
             assert not net.logprobs(tokens, mask)[0].isfinite().all(), (name, bad)
@@ -254,7 +253,7 @@ def test_one_process_rounds_its_masters_as_fsdp_does():
     _, mesh = parallel.start()
     tokens, mask = some_batch()
     for config in (TINY, QWEN):
-        nets = [tiny_llama(**config) for _ in range(2)]
+        nets = [cpu.accelerate(tiny_llama(**config)) for _ in range(2)]
         nets[0].model.dtype = torch.bfloat16
         parallel.shard(nets[1], mesh, torch.bfloat16)
         (alone, _, gradients), (sharded, _, others) = (scores_and_gradients(net, tokens, mask) for net in nets)
@@ -266,11 +265,14 @@ def test_one_process_rounds_its_masters_as_fsdp_does():
 def test_without_a_compiler_all_is_plain_and_says_so(monkeypatch, capsys):
     net, (tokens, mask) = tiny_llama().bfloat16(), some_batch()
     kernels(net)
-    run = lambda: (decode.generate(net, PROMPTS, 5, temperature=0, return_logprobs=True), net.logprobs(tokens, mask)[0].tolist())
+
+    def run():
+        responses = decode.generate(net, PROMPTS, 5, temperature=0, return_logprobs=True, decoder=cpu.CPUDecoder.of(net))
+        return responses, net.logprobs(tokens, mask)[0].tolist()
+
+    plain = decode.generate(net, PROMPTS, 5, temperature=0, return_logprobs=True), net.logprobs(tokens, mask)[0].tolist()
+    cpu.accelerate(net)
     fast = run()
-    with monkeypatch.context() as patch:
-        patch.setattr(cpu, "kernels", lambda *_: None)
-        plain = run()
     assert fast[0][1] != plain[0][1] and fast[1] != plain[1]
     try:
         for compiler, words in (("no-such-compiler", "no-such-compiler"), ("false", "status 1")):

@@ -51,7 +51,7 @@ def test_a_folder_of_transformers_loads_and_ours_loads_there(tmp_path):
     peer = transformers()
     torch.manual_seed(0)
     theirs = peer.LlamaForCausalLM(peer.LlamaConfig(**{k: v for k, v in LLAMA31.items() if k != "model_type"})).eval()
-    hf.save(theirs, tmp_path / "theirs")
+    theirs.save_pretrained(tmp_path / "theirs")
     ours = hf.load(tmp_path / "theirs", M.Llama, dtype=torch.float32)
     hf.save(ours, tmp_path / "ours")
     again = peer.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32)
@@ -307,6 +307,18 @@ def test_checklist_17_greedy_cached_decode_equals_the_full_forward(config, slots
     expected = [naive_greedy(net, p, 20, eos) for p in PROMPTS]
     assert len({len(e) for e in expected}) > 1
     assert decode.generate(net, PROMPTS, 20, temperature=0, eos_ids=eos, slots=slots) == expected
+
+
+@pytest.mark.parametrize("temperature", [0, 0.7, 1.3])
+@pytest.mark.parametrize("config", [TINY, LLAMA31, QWEN], ids=["llama", "llama3.1", "qwen2.5"])
+def test_generate_with_a_cache_gives_the_tokens_of_the_definition(config, temperature):
+    net = tiny_llama(**config)
+    eos = range(40, 60)
+    expected = M.generate(net, PROMPTS, 20, temperature, eos, seed=4)
+    assert len({len(response) for response in expected}) > 1  # some end with an EOS
+    assert all(t not in eos for response in expected for t in response[:-1])
+    for slots in (2, 6):
+        assert decode.generate(net, PROMPTS, 20, temperature, eos, seed=4, slots=slots) == expected
 
 
 def test_checklist_17_cached_logits_equal_the_full_forward():

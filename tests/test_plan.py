@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib import cpu, decode, hf, parallel, plan
+from lib import decode, hf, parallel, plan
 import memory
 import model as M
 import ppo
@@ -145,9 +145,8 @@ def test_the_plan_agrees_with_a_ppo_step(wide, tmp_path, dtype, ranks, recompute
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("prompt, response, vocab", [(400, 20, 97), (20, 500, 97), (3, 20, 8192)], ids=["prefill", "decode", "logits"])
-def test_the_plan_agrees_with_a_rollout(prompt, response, vocab, dtype, monkeypatch):
+def test_the_plan_agrees_with_a_rollout(prompt, response, vocab, dtype):
     """Where a prefill's scores, decoding's scores and the logits are most of a rollout's live bytes. As on a GPU: by the plain step."""
-    monkeypatch.setattr(cpu, "kernels", lambda *_: None)
     net = tiny_llama(vocab_size=vocab, num_attention_heads=8).to(getattr(torch, dtype))
     c = ppo.PPOConfig(rollout_batch=16, samples=1, max_prompt=prompt + 1, max_response=response, dtype=dtype)
     cache, live = decode.KVCache.sized(net.config, 16, prompt + 1 + response, getattr(torch, dtype), "cpu", 0), memory.Live()
@@ -159,8 +158,7 @@ def test_the_plan_agrees_with_a_rollout(prompt, response, vocab, dtype, monkeypa
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_autograd_keeps_of_a_block_what_the_plan_says(dtype, monkeypatch):
-    monkeypatch.setattr(cpu, "kernels", lambda *_: None)  # as on a GPU; they keep less
+def test_autograd_keeps_of_a_block_what_the_plan_says(dtype):
     net, kept = tiny_llama().to(dtype), {}
     x, cos = torch.zeros(1, 100, 32, dtype=dtype, requires_grad=True), torch.ones(1, 1, 100, 4, dtype=dtype)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.untyped_storage()._cdata, t), lambda t: t):

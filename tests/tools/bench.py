@@ -136,12 +136,12 @@ def linear_seconds(net, n):
 def decode_step(name, net, n, dtype=torch.bfloat16):
     """A line of the table: one token more for n sequences at 200 positions."""
     with torch.inference_mode():
-        decoder = cpu.CPUDecoder.of(net) or net  # as generate does
+        decoder = cpu.CPUDecoder.of(net) or decode.Decoder(net)  # as a rollout does
         rows = decode.KVCache(net.config, n, 256, dtype, "cpu")
         tokens, positions, u = torch.zeros(n, dtype=torch.long), torch.full((n,), 200), torch.rand(n)
 
         def step():
-            return decode.draw(decoder, decoder.decode(tokens, positions, rows, (n, n)), 0.7, u)
+            return decoder.sample(decoder.decode(tokens, positions, rows, (n, n)), 0.7, u)
         step()
         took, limit = best(step), linear_seconds(net, n)
         print(f"{name:14} {n:5} {1e3 * took:10.2f} {1e3 * limit:8.2f} {100 * limit / took:5.0f}% {n / took:9.0f}", flush=True)
@@ -171,7 +171,7 @@ def rollout(args):
     cache = decode.KVCache(net.config, min(args.slots, len(prompts)), max(map(len, prompts)) + max_new, torch.bfloat16, "cpu")
 
     def ours(i):
-        return sum(map(len, decode.generate(net, prompts, max_new, 0.7, eos, seed=i, slots=args.slots, cache=cache, stats=stats)))
+        return sum(map(len, decode.generate(net, prompts, max_new, 0.7, eos, seed=i, slots=args.slots, cache=cache, stats=stats, decoder=cpu.CPUDecoder.of(net))))
 
     runs = {"rlsp": ours}
     if "transformers" in args.peer:

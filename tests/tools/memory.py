@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from lib import hf, parallel, plan  # noqa: E402
+from lib import cpu, hf, parallel, plan  # noqa: E402
 import model as M  # noqa: E402
 import ppo  # noqa: E402
 
@@ -53,7 +53,7 @@ def simulate(config, tokens, shards):
     mesh = M.init_device_mesh("cpu", (shards,), mesh_dim_names=("shard",))
     M.Llama.forward = M.Llama.logprobs  # the tracker follows forward alone
     M.pack = pack_whole
-    M.cpu.kernels = lambda *_: None  # they would read a fake tensor's memory
+    cpu.kernels = lambda *_: None  # they would read a fake tensor's memory
     out = {}
     with FakeTensorMode(allow_non_fake_inputs=False):
         for name, kind in (("policy", M.Llama), ("critic", M.Critic)):
