@@ -79,6 +79,8 @@ class PPOConfig:
     lr_end: float = flag(0.1, "learning rates fall along a cosine to this share", 0, 1)
     clip: float = flag(0.2, "clip range of the probability ratio", 0)
     value_clip: float = flag(0.2, "clip range of the value around the old value", 0)
+    adam_eps: float = flag(1e-8, "epsilon of Adam; the root mean square of a gradient of norm 1 over 8e9 parameters "
+                           "is 1e-5, and is damped by a larger one", 1e-16)
     grad_clip: float = flag(1.0, "largest gradient norm", 0)
     freeze_steps: int = flag(4, "first steps that train the critic alone (ignored by advantage group)", 0)
     dtype: str = flag("bfloat16", "compute type; master weights are float32", choices=("bfloat16", "float32"))
@@ -273,9 +275,10 @@ class Trainer:
             net.model.recompute = config.recompute
             if config.compile:
                 parallel.compile_blocks(net)
-        # no dropout anywhere; eps 1e-5 as in the PPO implementations that reproduce (37 details, no. 3)
-        self.optimizers = {name: torch.optim.Adam(net.parameters(), lr=self.lr[name], betas=(0.9, 0.95), eps=1e-5, fused=True)
-                           for name, net in self.nets.items()}
+        # no dropout anywhere
+        adam = lambda name: torch.optim.Adam(self.nets[name].parameters(), lr=self.lr[name], betas=(0.9, 0.95),
+                                             eps=config.adam_eps, fused=True)
+        self.optimizers = {name: adam(name) for name in self.nets}
 
     # -- rollout
 

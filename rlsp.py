@@ -135,7 +135,8 @@ def sft(args):
         policy.model.recompute = args.recompute
         if args.compile:
             parallel.compile_blocks(policy)
-        optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0, fused=True)
+        optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, betas=(0.9, 0.95), eps=args.adam_eps,
+                                      weight_decay=0.0, fused=True)
         nets, optimizers, first = {"policy": policy}, {"policy": optimizer}, 0
         if args.resume:
             first = checkpoint.resume(run, nets, optimizers, found)["step"]
@@ -453,7 +454,7 @@ def parser():
     p.add_argument("--grad-clip", type=cli.number(float, 0), default=1.0, help="largest gradient norm")
     p.add_argument("--max-tokens", type=cli.number(int, 1), default=8192, help="longest prompt and demonstration allowed, tokens")
     p.add_argument("--micro-tokens", type=cli.number(int, 1), default=16384, help="tokens in one forward and backward pass on each rank")
-    settings(p, "recompute", "compile", "offload", "shard_ranks")
+    settings(p, "adam_eps", "recompute", "compile", "offload", "shard_ranks")
     p.add_argument("--save-every", type=cli.number(int, 0), default=200, help="steps between checkpoints; 0: only at the end")
     p.add_argument("--keep", type=cli.number(int, 1), default=2, help="checkpoints kept")
     common(p, "runs/sft")

@@ -29,7 +29,7 @@ TINY=$HERE/data/tiny
 
 # The three stages of SFT: $1 is the folder of the runs, $2 the file of demonstrations.
 tiny_sft() {
-    local small="--dtype float32 --no-recompute --seed $SEED"
+    local small="--dtype float32 --no-recompute --adam-eps 1e-5 --seed $SEED"
     echo "== SFT 1: arithmetic facts, from scratch (runs are written to $1)"
     stage sft "$1/facts" --model "$TINY/model" --from-scratch --data "$TINY/facts.jsonl" $small \
         --lr 2e-3 --batch 8 --epochs 12 --micro-tokens 6000
@@ -46,7 +46,7 @@ tiny_ppo() {
     stage ppo "$2" --model "$1" --data "$TINY/train.jsonl" --dtype float32 --no-recompute --seed "$SEED" \
         --steps 40 --rollout-batch 96 --train-batch 24 --max-response 400 --slots 96 --micro-tokens 2500 --save-every 0 \
         --temperature 1 --exploration length --length-scale 8 --length-floor 0.5 --kl-coef 0.02 \
-        --lr 3e-4 --critic-lr 1e-3 --freeze-steps 2 "${@:3}"
+        --lr 3e-4 --critic-lr 1e-3 --adam-eps 1e-5 --freeze-steps 2 "${@:3}"
 }
 
 tiny_eval() {

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from lib import decode, guards, hf, logs, parallel
 import model as M
 import ppo
+import rlsp
 import rewards
 from conftest import ROOT
 
@@ -195,6 +196,18 @@ def weights(net):
     return torch.cat([parallel.full(p).flatten() for p in net.parameters()]).clone()
 
 
+def test_a_gradient_as_small_as_a_large_model_s_is_not_damped(folder, tmp_path):
+    """The root mean square of a gradient of norm 1 over 8e9 parameters is 1.1e-5; Adam's first step is lr g / (|g| + eps)."""
+    t = trainer(folder, tmp_path)
+    before = weights(t.policy)
+    for p in t.policy.parameters():
+        p.grad = torch.full_like(p, 1.1e-5)
+    t.optimizers["policy"].step()
+    assert (before - weights(t.policy)).mean() == pytest.approx(t.config.lr, rel=0.01)
+    sft = rlsp.parser().parse_args(["sft", "--model", "m", "--data", "d"])
+    assert sft.adam_eps == t.config.adam_eps == t.optimizers["critic"].param_groups[0]["eps"] == 1e-8
+
+
 def test_checklist_1_everything_is_scored_at_the_sampling_temperature(folder, tmp_path):
     t = trainer(folder, tmp_path, temperature=0.5)
     samples = t.rollout()
@@ -292,14 +305,14 @@ def test_checklist_14_the_critic_learns_alone_first(folder, tmp_path):
 
 
 def test_checklist_15_no_dropout_adams_eps_and_the_clipped_norm(folder, tmp_path):
-    t = trainer(folder, tmp_path, grad_clip=1e-9)
+    t = trainer(folder, tmp_path, grad_clip=1e-12)
     assert not any("ropout" in type(m).__name__ for net in (t.policy, t.critic) for m in net.modules())
-    assert all(g["eps"] == 1e-5 and g["betas"] == (0.9, 0.95) and not g["weight_decay"]
+    assert all(g["eps"] == 1e-8 and g["betas"] == (0.9, 0.95) and not g["weight_decay"]
                for o in t.optimizers.values() for g in o.param_groups)
     before = weights(t.policy)
     m, _, _ = t.train_step()
     assert m["policy_grad_norm"] > 1e-4 and m["critic_grad_norm"] > 1e-4  # logged before clipping
-    assert (weights(t.policy) - before).abs().max() < 1e-6  # a norm of 1e-9 is nothing against Adam's eps
+    assert (weights(t.policy) - before).abs().max() < 1e-6  # a norm of 1e-12 is nothing against Adam's eps
 
 
 def test_checklist_16_float32_master_weights_keep_a_tiny_update(folder, tmp_path):
