@@ -1,10 +1,9 @@
 # The packages that train.sh needs: `setup` sets $python, the Python that has them. train.sh reads this file.
 #
-# They live in a folder of their own, .venv beside train.sh or VENV=FOLDER. VENV=none takes the Python that
-# is active, a cluster's or an image's own. A folder is whole when it holds the checksum of
-# requirements.txt, which is written last. FOLDER.lock is locked while somebody sets up, since nodes and
-# ranks may share the folder, and holds a word from the first change to the last: a set-up that was
-# interrupted or failed is begun anew.
+# They live in a folder of their own, .venv beside train.sh or VENV=FOLDER. VENV=none takes the Python that is
+# active, a cluster's or an image's own. A folder is whole when it holds the checksum of requirements.txt, which
+# is written last. FOLDER.lock is locked while somebody sets up, since nodes and ranks may share the folder, and
+# holds a word as long as a new folder is not whole: after an interruption or a failure it is begun anew.
 
 setup() {
     local venv=${VENV:-$HERE/.venv} wanted
@@ -36,17 +35,16 @@ setup() {
 whole() { [ "$(cat "$venv/installed" 2> /dev/null)" = "$wanted" ] && "$python" -c '' 2> /dev/null; }
 
 install() {
-    local anew='' why
-    if [ -s "$venv.lock" ]; then
-        anew=--clear
-    elif ! "$python" -m pip --version > /dev/null 2>&1; then
-        anew=--clear
-        if [ -n "$(ls -A "$venv" 2> /dev/null)" ] && ! [ -e "$venv/pyvenv.cfg" ]; then
+    local anew=--clear why
+    if ! [ -s "$venv.lock" ]; then
+        if "$python" -c '' 2> /dev/null; then
+            anew=''  # it works, and may hold more than what we need
+        elif [ -n "$(ls -A "$venv" 2> /dev/null)" ] && ! [ -e "$venv/pyvenv.cfg" ]; then
             die "$venv is no virtual environment, expected one, or a folder that is empty or not there"
         fi
     fi
     echo "train.sh: setting up $venv (once, some minutes)"
-    echo unfinished > "$venv.lock"
+    if [ -n "$anew" ]; then echo unfinished > "$venv.lock"; fi
     run python3 -m venv $anew "$venv" || failed "python3 -m venv failed (on Debian and Ubuntu: apt install python3-venv)"
     if ! run "$python" -m pip install --quiet --disable-pip-version-check -r "$HERE/requirements.txt" 2> "$venv/pip.log"; then
         why=$(grep -a ERROR "$venv/pip.log" | tail -n 1 || true)
@@ -54,7 +52,7 @@ install() {
     fi
     echo "$wanted" > "$venv/.installed.part"
     mv "$venv/.installed.part" "$venv/installed"
-    rm "$venv.lock"  # who waits for it will find the folder whole
+    rm -f "$venv.lock"  # who waits for it will find the folder whole
 }
 
 failed() {

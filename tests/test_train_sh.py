@@ -335,11 +335,11 @@ if [ "$1 $2" != "-m venv" ]; then exec {sys.executable} "$@"; fi
 folder=${{@: -1}}
 case " $* " in *" --clear "*) rm -rf "$folder"/* ;; esac
 mkdir -p "$folder/bin"
+rm -f "$folder/bin/python"
 touch "$folder/pyvenv.cfg"
 cat > "$folder/bin/python" <<'END'
 #!/bin/bash
 case "$*" in
-    *"pip --version"*) exit 0 ;;
     *"pip install"*) ;;
     *) exec {sys.executable} "$@" ;;
 esac
@@ -421,13 +421,29 @@ def test_a_checkout_that_cannot_be_written(checkout, python3, tmp_path):
     assert (tmp_path / "packages/installed").is_file() and not (checkout / ".venv").exists()
 
 
-def test_changed_requirements_are_installed(checkout, python3, tmp_path):
+def test_changed_requirements_are_installed_into_what_is_there(checkout, python3, tmp_path):
     assert train_sh(checkout, "setup", **python3).returncode == 0
     with open(checkout / "requirements.txt", "a") as f:
         f.write("another\n")
     (checkout / ".venv/mine").touch()
+    assert train_sh(checkout, "setup", **python3, PIP="false").returncode == 1
     assert train_sh(checkout, "setup", **python3).returncode == 0
-    assert pip(tmp_path) == ["begun", "ended"] * 2 and (checkout / ".venv/mine").exists()  # into what was there
+    assert pip(tmp_path) == ["begun", "ended", "begun", "begun", "ended"] and (checkout / ".venv/mine").exists()
+
+
+def test_a_stopped_experiment_keeps_what_is_finished_and_goes_on_with_the_rest(checkout):
+    (checkout / "docs/results/experiment.py").write_text("")
+    env = dict(SEEDS="0 1", ARMS="none", RUN="mine")
+    process = start(checkout, "experiment", **env, SLOW="ppo ppo")
+    wait_for(checkout / "ready", process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 75 and (checkout / "mine/seed-0/start/sft/done").exists()
+    before = len(calls(checkout))
+    assert train_sh(checkout, "experiment", **env).returncode == 0
+    again = stages(checkout)[before:]
+    assert again[:2] == [("ppo", "ppo", "--resume"), ("eval", "eval", "--out")] and again[2][:2] == ("sft", "facts")
+    assert [f.name for f in sorted((checkout / "mine").glob("seed-*/*"))] == ["none", "start"] * 2
 
 
 def test_venv_none_takes_the_active_python_and_says_what_it_has(checkout, tmp_path):
