@@ -19,13 +19,13 @@ import contextlib
 import hashlib
 import math
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from lib import checkpoint, cpu, decode, guards, hf, judge, logs, parallel
+from lib import checkpoint, cpu, decode, functions, guards, hf, judge, logs, parallel
 from lib.cli import flag
 from lib.signals import Stopped, signals
 import model as M
@@ -61,7 +61,9 @@ class PPOConfig:
     judge_tokens: int = flag(2000, "longest reply of the judge, tokens; models that think first need more", 1)
     judge_workers: int = flag(16, "requests to the judge at once, on each rank", 1)
     judge_failures: float = flag(0.02, "largest share of a step's responses that may stay unjudged (R_ex = 0)", 0, 1)
-    reward: str = flag("", "FILE.py:FUNCTION(response, problem) -> float that replaces Eq. 1")
+    verifier: str = flag("", "FILE.py:FUNCTION(response, problem) -> bool that says what is right, in place of the mathematics "
+                         "verifier; called from several threads at once")
+    reward: str = flag("", "FILE.py:FUNCTION(response, problem) -> float that replaces Eq. 1; called from several threads at once")
     reward_clip: float = flag(10.0, "rewards are clipped to plus or minus this", 0)
     kl_coef: float = flag(0.05, "beta, the weight of the per-token KL penalty", 0)
     kl_target: float = flag(0.0, "if positive, beta adapts towards this KL a response, in nats", 0)
@@ -250,9 +252,9 @@ class Sample:
 class Trainer:
     """Policy, critic, reference and sampler of one run. problems: dicts with `problem` and `answer`; run: the run's folder."""
 
-    def __init__(self, config, folder, problems, tokenizer, run, device, mesh, reward_function=None):
+    def __init__(self, config, folder, problems, tokenizer, run, device, mesh, reward_function=None, verifier=None):
         self.config, self.folder, self.problems, self.tokenizer, self.run = config, folder, problems, tokenizer, Path(run)
-        self.device, self.reward_function = device, reward_function
+        self.device, self.reward_function, self.verifier = device, reward_function, verifier
         self.dtype = getattr(torch, config.dtype)
         self.prompts = [hf.chat_prompt(tokenizer, p["problem"]) for p in problems]
         self.eos = hf.eos_ids(folder, tokenizer)
@@ -287,17 +289,29 @@ class Trainer:
         end = c.alpha if c.alpha_end is None else c.alpha_end
         return c.alpha + (end - c.alpha) * self.step / max(1, c.steps - 1)
 
-    def reward(self, problem, text, truncated, effort=None):
+    def reward(self, problem, text, truncated, effort=None, verdict=None, total=None):
+        """Eq. 1 for a response. verdict: what --verifier said; total: what --reward said, in place of Eq. 1."""
         c = self.config
         count = lambda s: len(self.tokenizer.encode(s, add_special_tokens=False).ids)
-        parts = rewards.score(text, problem["answer"], exploration=c.exploration, alpha=self.alpha(), length_scale=c.length_scale,
-                              length_floor=c.length_floor, steps_scale=c.steps_scale, truncated=truncated, count_tokens=count,
-                              effort=effort)
-        if self.reward_function:
-            parts = replace(parts, total=float(self.reward_function(text, problem)))
+        parts = rewards.score(text, problem.get("answer", ""), exploration=c.exploration, alpha=self.alpha(),
+                              length_scale=c.length_scale, length_floor=c.length_floor, steps_scale=c.steps_scale,
+                              truncated=truncated, count_tokens=count, effort=effort, verdict=verdict)
+        if total is not None:
+            parts = replace(parts, total=total)
         if not math.isfinite(parts.total):
-            raise guards.TrainingError(f"step {self.step + 1}: the reward of a response to {problem['problem'][:60]!r} is {parts.total}", False)
+            shown = repr(problem["problem"][:60])
+            raise guards.TrainingError(f"step {self.step + 1}: the reward of a response to {shown} is {parts.total}", False)
         return replace(parts, total=max(-c.reward_clip, min(c.reward_clip, parts.total)))
+
+    def ask(self, function, attempts):
+        """What a function of the user's own says of this rank's (response, problem) pairs; Nones without a function."""
+        if function is None:
+            return [None] * len(attempts)
+        results = []
+        with signals.may_interrupt():
+            results = functions.call_all(function, attempts)
+        signals.stop_if_asked()
+        return results
 
     def efforts(self, attempts, total):
         """The judged effort of this rank's (problem, text) pairs, None where the judge failed. Where it failed on more than
@@ -333,11 +347,15 @@ class Trainer:
         efforts = [None] * len(mine)
         if c.exploration == "judge":
             efforts = self.efforts([(self.problems[chosen[i]]["problem"], rewards.reasoning_of(text)) for i, text in zip(mine, texts)], len(chosen))
+        attempts = [(text, self.problems[chosen[i]]) for i, text in zip(mine, texts)]
+        verdicts = self.ask(self.verifier, attempts)
+        totals = self.ask(self.reward_function, attempts)
         samples = []
-        for i, response, logprob, text, effort in zip(mine, responses, logprobs, texts, efforts):
-            problem, truncated = self.problems[chosen[i]], response[-1] not in self.eos
-            samples.append(Sample(problem, self.prompts[chosen[i]], response, logprob, text, truncated,
-                                  self.reward(problem, text, truncated, effort or 0.0), effort))
+        for i, response, logprob, text, effort, verdict, total in zip(mine, responses, logprobs, texts, efforts, verdicts, totals):
+            problem = self.problems[chosen[i]]
+            truncated = response[-1] not in self.eos
+            parts = self.reward(problem, text, truncated, effort or 0.0, verdict, total)
+            samples.append(Sample(problem, self.prompts[chosen[i]], response, logprob, text, truncated, parts, effort))
         gathered, every = zip(*parallel.gather((samples, stats)))
         self.decoding = {k: sum(s[k] for s in every) / ranks for k in stats}
         return [gathered[i % ranks][i // ranks] for i in range(len(chosen))]
@@ -522,6 +540,10 @@ class Trainer:
             metrics["explained_variance"] = explained_variance(batch["value"], batch["return"], mask)
         else:
             del metrics["value"]
+        if self.reward_function:
+            metrics = {k: v for k, v in metrics.items() if k not in logs.EQUATION_1}
+            if not self.verifier:  # the mathematics verifier has decided nothing here
+                metrics["math_accuracy"] = metrics.pop("accuracy")
         if self.config.exploration == "judge":
             metrics["judge_failed"] = mean([s.effort is None for s in samples])
         return metrics
@@ -544,7 +566,7 @@ class Trainer:
         batch["new_logprob"] = parallel.all_reduce(new)
         names = ["old_logprob", "new_logprob", "ref_logprob", "entropy", "reward", "advantage", "raw_advantage"]
         names += ["value", "return"] if "critic" in self.nets else []
-        return [{"step": self.step, "problem": s.problem["problem"], "gold": s.problem["answer"], "score": s.parts.total,
+        return [{"step": self.step, "problem": s.problem["problem"], "gold": s.problem.get("answer"), "score": s.parts.total,
                  "tokens": hf.token_texts(self.tokenizer, s.response)}
                 | {k: [float(f"{x:.6g}") for x in batch[k][i, batch["mask"][i]].tolist()] for k in names}
                 for i, s in enumerate(samples)]
@@ -561,8 +583,9 @@ class Trainer:
                         self.save()
                     raise
                 rows = {"metrics": [metrics], "timing": [{"step": self.step, **metrics.pop("timing")}], "tokens": self.token_rows(samples, batch),
-                        "rollouts": [{"step": self.step, "problem": s.problem["problem"], "gold": s.problem["answer"], "response": s.text,
-                                      "tokens": len(s.response), "truncated": s.truncated, "reward": asdict(s.parts)}
+                        "rollouts": [{"step": self.step, "problem": s.problem["problem"], "gold": s.problem.get("answer"), "response": s.text,
+                                      "tokens": len(s.response), "truncated": s.truncated,
+                                      "reward": logs.reward_row(s.parts, self.reward_function, self.verifier)}
                                      for s in samples[: c.log_rollouts]]}
                 logs.log(self.run, rows)
                 bar.update()

@@ -206,7 +206,8 @@ class RewardParts:
 
 def score(response: str, gold: str, *, exploration: str = "none", alpha: float = 0.8, length_scale: float = 1000.0,
           length_floor: float = 4.0, steps_scale: float = 10.0, truncated: bool = False,
-          count_tokens: Callable[[str], int] | None = None, effort: float | None = None) -> RewardParts:
+          count_tokens: Callable[[str], int] | None = None, effort: float | None = None,
+          verdict: bool | None = None) -> RewardParts:
     """Eq. 1 of the paper for one response: R = alpha * c + (1 - alpha) * R_ex.  `exploration` chooses R_ex:
       none    R = c
       length  -min(length_scale / length, length_floor), a price that falls with more reasoning.  With alpha = 0.8 and
@@ -215,7 +216,8 @@ def score(response: str, gold: str, *, exploration: str = "none", alpha: float =
       judge   `effort`, in [0, 1], as graded before (section 6)
     length is in tokens of `count_tokens` (default: words and punctuation signs).  Only what stands before the last box
     counts, once: neither repetition is paid for, nor padding after the answer.  A response cut by the token limit
-    (`truncated`) is scored by the box it holds, complete or not at all.  Bad arguments raise ValueError.
+    (`truncated`) is scored by the box it holds, complete or not at all.  `verdict` is another verifier's, and c is then
+    1 or 0 by it alone, whatever is in a box.  Bad arguments raise ValueError.
     Departures from the official code (github.com/GuanghaoYe/Emergence-of-Thinking): it takes the text before the FIRST
     box, counts characters / 4, and adds the length term unweighted; a response that starts with \\boxed divided by
     zero there and earned 0.0, more than an honest short answer.  NO_ANSWER is its value; the paper has none.
@@ -232,6 +234,10 @@ def score(response: str, gold: str, *, exploration: str = "none", alpha: float =
     if truncated and answer is not None and box(response, at)[1] is None:
         correct, answer, reason = False, None, "the token limit cut the box"
     outcome = 1.0 if correct else 0.0 if answer is not None else NO_ANSWER
+    if verdict is not None:
+        correct = verdict
+        outcome = float(verdict)
+        reason = "--verifier"
     reasoning = reasoning_of(response)
     length = count_tokens(reasoning) if count_tokens else len(re.findall(r"\w+|[^\w\s]", reasoning))
     steps = len(reasoning.split("\n")) if reasoning else 0

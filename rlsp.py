@@ -38,7 +38,7 @@ from safetensors import SafetensorError
 from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm import tqdm
 
-from lib import checkpoint, cli, cpu, decode, files, guards, hf, judge, logs, parallel, plan, report
+from lib import checkpoint, cli, cpu, decode, files, functions, guards, hf, judge, logs, parallel, plan, report
 from lib.signals import Stopped, signals
 import model as M
 import ppo
@@ -48,7 +48,7 @@ ROOT = Path(__file__).resolve().parent
 MAY_CHANGE = ("resume", "checkpoint", "save_every", "keep", "log_rollouts", "log_tokens", "slots", "micro_tokens", "recompute",
               "judge_url", "judge_workers", "judge_failures", "judge_tokens", "kv_gb", "sampler", "offload", "shard_ranks")  # at --resume
 # At --resume: no file, maybe a stranger's, shall say what code runs, who gets RLSP_JUDGE_KEY and what text is sent to them.
-GIVE_AGAIN = ("reward", "judge_url", "judge_rubric")
+GIVE_AGAIN = ("reward", "verifier", "judge_url", "judge_rubric")
 PLAN_FLAGS = ("steps", "rollout_batch", "samples", "max_prompt", "max_response", "slots", "kv_gb", "sampler", "advantage", "train_batch",
               "epochs", "micro_tokens", "dtype", "recompute", "offload", "shard_ranks")
 REWARD_FLAGS = ("exploration", "alpha", "length_scale", "length_floor", "steps_scale")  # of Eq. 1; `sample` has them, too
@@ -88,6 +88,11 @@ def read_flags(words):
         if name not in MAY_CHANGE and vars(started)[name] != value:
             raise ValueError(f"--resume: {name} is {value!r}, but {args.run} was started with {vars(started)[name]!r}")
     return args
+
+
+def needed(args):
+    """What each row of a problem file must have: a verifier of the user's own may do without answers."""
+    return ("problem",) if args.verifier else ("problem", "answer")
 
 
 def check_memory(folder, config, mesh, stage):
@@ -196,14 +201,15 @@ def run_ppo(args):
             judge.read_rubric(config.judge_rubric)
         tokenizer = hf.load_tokenizer(args.model)
         hf.weight_files(args.model)
-        problems = files.load_problems(args.data)
+        problems = files.load_problems(args.data, needed(args))
         longest = cli.check_prompts(args.data, problems, tokenizer, config.max_prompt)
         cli.check_length(args.model, longest + config.max_response)
-        function = cli.load_function(args.reward) if args.reward else None
+        verifier = functions.load("--verifier", config.verifier, functions.verdict)
+        function = functions.load("--reward", config.reward, functions.number)
         device, mesh = parallel.start(config.shard_ranks)
         check_memory(args.model, dataclasses.replace(config, max_prompt=longest), mesh, "ppo")
         found = checkpoint.find(args.run, args.checkpoint) if args.resume else None
-        trainer = ppo.Trainer(config, args.model, problems, tokenizer, args.run, device, mesh, function)
+        trainer = ppo.Trainer(config, args.model, problems, tokenizer, args.run, device, mesh, function, verifier)
         cli.new_run(args)
         if args.resume:
             trainer.resume(found)
@@ -248,12 +254,14 @@ def majority(answers):
 
 
 def maj_at_k(rows, k):
-    """Share of right majorities over the disjoint groups of k samples of each problem."""
+    """Share of right majorities over the disjoint groups of k samples of each problem: the verifier's verdict on the first response
+    that gave the majority's answer."""
     votes = []
     for r in rows:
         for i in range(0, len(r["answers"]) - k + 1, k):
-            answer = majority(r["answers"][i : i + k])
-            votes.append(answer is not None and rewards.answers_equal(answer, r["answer"]))
+            answers = r["answers"][i : i + k]
+            answer = majority(answers)
+            votes.append(answer is not None and r["correct"][i + answers.index(answer)])
     return sum(votes) / len(votes)
 
 
@@ -271,8 +279,9 @@ def summarize(rows, n):
     return out
 
 
-def evaluate(folder, rows, args, device, mesh):
-    """Sample and verify; every rank does its share. Returns one dict a problem, in order, on every rank."""
+def evaluate(folder, rows, args, device, mesh, verifier=None):
+    """Sample and verify; every rank does its share. Returns one dict a problem, in order, on every rank. With a verifier of the user's
+    own a response without a box votes for maj@k with its whole text: who verifies otherwise may well ask for no box."""
     tokenizer = hf.load_tokenizer(folder)
     net = hf.load(folder, M.Llama, getattr(torch, args.dtype), device, mesh if args.sampler == "sharded" else None).eval()
     eos = hf.eos_ids(folder, tokenizer)
@@ -285,10 +294,16 @@ def evaluate(folder, rows, args, device, mesh):
         responses = decode.generate(net, [prompts[i // n] for i in mine], args.max_response, args.temperature, eos, seed=args.seed,
                                streams=mine, slots=args.slots, progress=bar, cache=cache, lockstep=args.sampler == "sharded",
                                     decoder=cpu.CPUDecoder.of(net))
+    texts = [tokenizer.decode(response, skip_special_tokens=True) for response in responses]
+    attempts = [(text, rows[i // n]) for i, text in zip(mine, texts)]
+    verdicts = functions.call_all(verifier, attempts) if verifier else [None] * len(attempts)
     results = []
-    for i, response in zip(mine, responses):
-        text = tokenizer.decode(response, skip_special_tokens=True)
-        correct, answer, reason = rewards.explain(text, rows[i // n]["answer"], boxed_only=not args.any_answer)
+    for i, response, text, verdict in zip(mine, responses, texts, verdicts):
+        if verifier:
+            answer = rewards.extract_answer(text, boxed_only=not args.any_answer) or text.strip() or None
+            correct, reason = verdict, "--verifier"
+        else:
+            correct, answer, reason = rewards.explain(text, rows[i // n]["answer"], boxed_only=not args.any_answer)
         results.append((i, text, correct, answer, reason, len(response), response[-1] not in eos))
     results = sorted(sum(parallel.gather(results), []))
     out = []
@@ -302,7 +317,8 @@ def evaluate(folder, rows, args, device, mesh):
 def run_eval(args):
     with cli.checked_input():
         cli.must_be_new(args)
-        rows = files.load_problems(args.data, limit=args.limit)
+        rows = files.load_problems(args.data, needed(args), args.limit)
+        verifier = functions.load("--verifier", args.verifier, functions.verdict)
         if args.temperature == 0 and args.samples > 1:
             raise ValueError(f"--samples is {args.samples}, expected 1 at --temperature 0: greedy samples are all the same")
         room = 8192  # the paper's, or what the smallest model has beside the longest prompt
@@ -320,7 +336,7 @@ def run_eval(args):
         file = run / f"outputs-{i + 1}.jsonl"  # there as a whole or not at all
         results = [row for _, row in files.read_jsonl(file)] if args.resume and parallel.together(file.exists)[0] else None
         if results is None or len(results) != len(rows):
-            results = evaluate(folder, rows, args, device, mesh)
+            results = evaluate(folder, rows, args, device, mesh, verifier)
             parallel.together(lambda: files.write_text(file, "".join(json.dumps(row) + "\n" for row in results)))
         total = summarize(results, args.samples)
         summaries[folder] = {"all": total}
@@ -364,7 +380,8 @@ def run_sample(args):
             raise ValueError("sample: give --problem TEXT or --data FILE.jsonl")
         if args.exploration == "judge":
             raise ValueError("--exploration judge: sample asks no judge, choose none, length or steps")
-        rows = [{"problem": args.problem, "answer": args.answer}] if args.problem else files.load_problems(args.data, limit=args.limit)
+        rows = [{"problem": args.problem, "answer": args.answer}] if args.problem else files.load_problems(args.data, needed(args), args.limit)
+        verifier = functions.load("--verifier", args.verifier, functions.verdict)
         tokenizer = hf.load_tokenizer(args.model)
         device, _ = parallel.start()
         net, eos = hf.load(args.model, M.Llama, getattr(torch, args.dtype), device).eval(), hf.eos_ids(args.model, tokenizer)
@@ -376,12 +393,12 @@ def run_sample(args):
         print(f"--- {row['problem']}\n{coloured(text)}\n"
               f"... {len(response)} tokens{', truncated' if truncated else ''}; "
               + ", ".join(f"{k} {v}" for k, v in rewards.behaviours(text).items()))
-        if row["answer"] is not None:
+        verdict = verifier(text, row) if verifier else None
+        if verifier or row["answer"] is not None:
             count = lambda s: len(tokenizer.encode(s, add_special_tokens=False).ids)
-            parts = rewards.score(text, row["answer"], truncated=truncated, count_tokens=count,
+            parts = rewards.score(text, row.get("answer") or "", truncated=truncated, count_tokens=count, verdict=verdict,
                                   **{name: getattr(args, name) for name in REWARD_FLAGS})
-            verdict = "right" if parts.correct else "wrong"
-            print(f"... {verdict}: answer {parts.answer!r} against {row['answer']!r} ({parts.reason})\n... reward {round(parts.total, 6):.4g} "
+            print(f"... {'right' if parts.correct else 'wrong'}: answer {parts.answer!r} against {row.get('answer')!r} ({parts.reason})\n... reward {round(parts.total, 6):.4g} "
                   f"= {parts.alpha:.4g} * {parts.outcome:.4g} + {1 - parts.alpha:.4g} * {parts.exploration:.4g} (alpha, outcome, "
                   f"exploration); {parts.length} reasoning tokens, {parts.steps} steps" + ", floored" * parts.floored)
 
@@ -483,7 +500,7 @@ def parser():
     p.add_argument("--data", required=True, help="jsonl with problem and answer")
     p.add_argument("--any-answer", action="store_true", help="without a box, take 'the answer is', #### or the last number")
     p.add_argument("--max-prompt", type=cli.number(int, 1), default=2048, help="longest prompt allowed, tokens")
-    settings(p, "slots", "kv_gb", "sampler", "shard_ranks")
+    settings(p, "verifier", "slots", "kv_gb", "sampler", "shard_ranks")
     decoding(p, 0.7, None)
     common(p, "runs/eval")
 
@@ -492,7 +509,7 @@ def parser():
     p.add_argument("--problem", help="text of a problem")
     p.add_argument("--answer", help="its answer, if the verifier shall judge")
     p.add_argument("--data", help="jsonl with problem and answer, instead of --problem")
-    settings(p, *REWARD_FLAGS)
+    settings(p, *REWARD_FLAGS, "verifier")
     decoding(p, 0.7, 1024)
     common(p, None)
 

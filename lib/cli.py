@@ -1,7 +1,6 @@
 """The command line's parts: flags as dataclass fields, checks of what was given, a run's folder, how a process ends."""
 import argparse
 import contextlib
-import importlib.util
 import json
 import math
 import os
@@ -57,19 +56,6 @@ def check_length(folder, tokens):
     allowed = hf.read_config(folder).max_position_embeddings
     if tokens > allowed:
         raise ValueError(f"{folder}/config.json: max_position_embeddings is {allowed}, but prompt and response may take {tokens} tokens")
-
-
-def load_function(spec):
-    """FILE.py:FUNCTION -> the function. The file is the user's own code."""
-    file, _, name = spec.rpartition(":")
-    if not file or not Path(file).is_file():
-        raise FileNotFoundError(f"--reward {spec}: expected an existing FILE.py:FUNCTION")
-    module_spec = importlib.util.spec_from_file_location("reward_function", file)
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not callable(getattr(module, name, None)):
-        raise ValueError(f"--reward {spec}: {file} has no function {name!r}")
-    return getattr(module, name)
 
 
 def new_run(args):

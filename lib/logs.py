@@ -1,6 +1,7 @@
 """What a run writes down as it goes: its jsonl logs, and how much of the machine it used."""
 import functools
 import time
+from dataclasses import asdict
 
 import torch
 
@@ -13,6 +14,20 @@ LOGS = ("metrics", "rollouts", "tokens", "timing")  # RUN/*.jsonl, each line wit
 def log(run, rows):
     """Append {log's name: rows}."""
     parallel.together(lambda: [files.append_jsonl(run / f"{name}.jsonl", lines) for name, lines in rows.items()])
+
+
+EQUATION_1 = ("outcome", "exploration", "floored", "alpha")  # what --reward takes the place of
+
+
+def reward_row(parts, own_reward, own_verifier):
+    """A response's reward as rollouts.jsonl has it. With --reward the parts of Eq. 1 were not paid and are left out, and a verdict of
+    the mathematics verifier, which decided nothing, is called that."""
+    row = asdict(parts)
+    if own_reward:
+        row = {k: v for k, v in row.items() if k not in EQUATION_1}
+        if not own_verifier:
+            row["math_correct"] = row.pop("correct")
+    return row
 
 
 @functools.lru_cache

@@ -269,6 +269,47 @@ def test_checklist_19_a_broken_reward_function_ends_the_run_with_its_error(folde
     assert done.returncode == 1 and "judge is down" in done.stderr
 
 
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Call rlsp.py in this process; returns (exit status, standard output, standard error)."""
+    def run(*words):
+        monkeypatch.setattr(signals, "install", lambda: None)
+        monkeypatch.setattr(sys, "argv", ["rlsp.py", *map(str, words)])
+        capsys.readouterr()
+        try:
+            rlsp.main()
+            status = 0
+        except SystemExit as e:
+            status = e.code
+        return status, *capsys.readouterr()
+    return run
+
+
+def test_eval_and_sample_with_a_verifier_of_ones_own(folder, tmp_path, call):  # noqa: F811
+    (tmp_path / "mine.py").write_text(
+        "import rewards\n\ndef same(response, problem):\n    return rewards.verify(response, problem['answer'])\n\n"
+        "def even(response, problem):\n    return len(response) % 2 == 0\n\ndef broken(response, problem):\n    raise KeyError('tests')\n")
+    (tmp_path / "test.jsonl").write_text(GOOD * 3)
+    common = ["--model", folder, "--max-response", "8", "--dtype", "float32", "--temperature", "1"]
+    ev = lambda name, *words: call("eval", *common, "--data", tmp_path / "test.jsonl", "--samples", "4", "--out", tmp_path / name, *words)
+    result = lambda name: json.loads((tmp_path / name / "summary.json").read_text())[str(folder)]["all"]
+    assert ev("math")[0] == ev("same", "--verifier", f"{tmp_path}/mine.py:same")[0] == 0
+    assert {**result("same"), "answered": 0} == {**result("math"), "answered": 0}
+    # without answers and boxes: the vote is over whole texts
+    (tmp_path / "test.jsonl").write_text('{"problem": "What?"}\n' * 3)
+    assert ev("even", "--verifier", f"{tmp_path}/mine.py:even")[0] == 0
+    rows = [json.loads(line) for line in (tmp_path / "even/outputs-1.jsonl").read_text().splitlines()]
+    texts = [text for r in rows for text in r["responses"]]
+    assert [c for r in rows for c in r["correct"]] == [len(text) % 2 == 0 for text in texts]
+    assert result("even")["accuracy"] == sum(len(text) % 2 == 0 for text in texts) / 12 and result("even")["maj@4"] > 0
+    status, _, error = ev("broken", "--verifier", f"{tmp_path}/mine.py:broken")
+    assert status == 1 and error.splitlines()[-1] == f"rlsp.py: --verifier {tmp_path}/mine.py:10: KeyError: 'tests'"
+    status, out, _ = call("sample", *common, "--problem", "What?", "--samples", "3", "--verifier", f"{tmp_path}/mine.py:even")
+    assert status == 0 and out.count("(--verifier)") == 3 and "against None" in out
+    status, out, error = call("eval", "--resume", tmp_path / "even")
+    assert status == 2 and "give it again, a file shall not decide it" in error
+
+
 def test_pass_at_k_is_unbiased():
     """Against all subsets of size k of n samples, c of them right."""
     from itertools import combinations

@@ -6,13 +6,15 @@ import random
 import re
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from lib import decode, guards, hf, logs, parallel
+from lib import decode, functions, guards, hf, logs, parallel
 import model as M
 import ppo
 import rlsp
@@ -340,6 +342,94 @@ def test_a_plain_function_replaces_the_reward_and_rewards_are_clipped(folder, tm
     t = trainer(folder, tmp_path, lambda response, problem: 100.0 if problem["subject"] == "linear" else -0.25)
     for s in t.rollout():
         assert s.parts.total == (10.0 if s.problem["subject"] == "linear" else -0.25)
+
+
+def test_a_users_functions_run_at_once_and_keep_their_order(folder, tmp_path):
+    """Each call waits until all six have begun: one after the other would never get through."""
+    together = threading.Barrier(6)
+
+    def waits(response, problem):
+        together.wait(10)
+        time.sleep(0.05 if problem is problems_[0] else 0.0)  # the first may end last
+        return float(len(response))
+
+    t = trainer(folder, tmp_path, waits, reward_clip=1e9)
+    problems_ = t.problems
+    samples = t.rollout()
+    assert [s.parts.total for s in samples] == [len(s.text) for s in samples] and len({s.parts.total for s in samples}) > 1
+
+
+@pytest.mark.parametrize("exploration", ["none", "length", "steps"])
+def test_a_users_verifier_takes_the_place_of_c(folder, tmp_path, exploration):
+    accepts = lambda text: sum(map(ord, text)) % 2 == 0
+    t = trainer(folder, tmp_path, exploration=exploration)
+    t.verifier = lambda response, problem: accepts(response)
+    for p in t.problems:
+        del p["answer"]  # it may do without
+    metrics, samples, batch = t.train_step()
+    assert 0 < metrics["accuracy"] < 1 and metrics["accuracy"] == pytest.approx(sum(accepts(s.text) for s in samples) / 6)
+    count = lambda text: len(t.tokenizer.encode(text, add_special_tokens=False).ids)
+    for s in samples:
+        plain = rewards.score(s.text, "", exploration=exploration, length_scale=8.0, count_tokens=count)
+        assert s.parts.correct == accepts(s.text) and s.parts.outcome == float(accepts(s.text))  # without a box 0, not less
+        assert s.parts.exploration == plain.exploration and s.parts.alpha == plain.alpha
+        assert s.parts.total == pytest.approx(plain.alpha * s.parts.outcome + (1 - plain.alpha) * plain.exploration)
+    assert logs.reward_row(samples[0].parts, None, t.verifier)["correct"] == samples[0].parts.correct
+    assert t.token_rows(samples, batch)[0]["gold"] is None
+
+
+def test_with_a_reward_of_ones_own_accuracy_is_named_for_what_it_is(folder, tmp_path):
+    run = tmp_path / "run"
+    t = trainer(folder, run, lambda response, problem: 0.5 * len(response), steps=1)
+    t.train()
+    (metrics,), rollouts = lines(run), [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
+    assert "math_accuracy" in metrics and not {"accuracy", "outcome", "exploration", "alpha", "floored"} & set(metrics)
+    assert {tuple(r["reward"]) for r in rollouts} == {("total", "answer", "reason", "length", "steps", "math_correct")}
+    t.verifier = lambda response, problem: True
+    metrics, samples, _ = t.train_step()
+    assert metrics["accuracy"] == 1.0 and "math_accuracy" not in metrics and "outcome" not in metrics
+    assert logs.reward_row(samples[0].parts, True, True)["correct"] is True
+
+
+@pytest.mark.parametrize("source, words", [
+    ("def f(response, problem):\n    x = 1\n    raise RuntimeError('down\\n\\x1b[31m')\n", ":3: RuntimeError: down [31m"),
+    ("import sys\ndef f(response, problem):\n    sys.exit(0)\n", ":3: sys.exit(0) was called, but no run ends in this way"),
+    ("\ndef f(response, problem):\n    x = 1\n", ":2: TypeError: returned None, expected a number"),
+    ("def f(response, problem):\n    return '1'\n", ":1: TypeError: returned '1', expected a number"),
+    ("def f(response):\n    return 1\n", ":1: TypeError: f() takes 1 positional argument but 2 were given"),
+    ("def f(response, problem):\n    return 10**400\n", ":1: OverflowError: int too large to convert to float"),
+    ("import json\ndef f(response, problem):\n    return json.loads('{')\n", ":3: JSONDecodeError: Expecting property name")])
+def test_checklist_19_what_goes_wrong_in_a_users_function_is_one_line_of_its_file(tmp_path, source, words):
+    file = tmp_path / "mine.py"
+    file.write_text(source)
+    f = functions.load("--reward", f"{file}:f", functions.number)
+    with pytest.raises(guards.TrainingError) as e:
+        functions.call_all(f, [("a", {})] * 3)
+    message = str(e.value).replace("json.decoder.", "")
+    assert message.startswith(f"--reward {file}{words}") and len(message.splitlines()) == 1 and "\x1b" not in message
+
+
+@pytest.mark.parametrize("source, words", [
+    ("x = 1\ndef f(:\n", ":2: SyntaxError: "), ("\nimport nowhere_at_all\n", ":2: ModuleNotFoundError: "), ("x = 1\n", " has no function 'f'"),
+    ("import sys\nsys.exit('bye')\n", ":2: sys.exit('bye') was called"), ("f = 3\n", " has no function 'f'")])
+def test_a_users_file_that_cannot_be_loaded_is_bad_input(tmp_path, source, words):
+    file = tmp_path / "mine.py"
+    file.write_text(source)
+    with pytest.raises(ValueError) as e:
+        functions.load("--verifier", f"{file}:f", functions.verdict)
+    assert f"{file}{words}" in str(e.value) and len(str(e.value).splitlines()) == 1
+
+
+def test_a_users_file_may_hold_dataclasses_and_import_its_neighbours(tmp_path):
+    (tmp_path / "neighbour_of_mine.py").write_text("LIMIT = 2\n")
+    (tmp_path / "mine.py").write_text("from __future__ import annotations\nfrom dataclasses import dataclass\nimport neighbour_of_mine\n"
+                                      "@dataclass\nclass A:\n    x: int\ndef f(response, problem):\n    return A(len(response)).x > neighbour_of_mine.LIMIT\n")
+    f = functions.load("--verifier", f"{tmp_path}/mine.py:f", functions.verdict)
+    assert functions.call_all(f, [("abc", {}), ("a", {})]) == [True, False]
+    for value in (None, 1, "yes"):
+        with pytest.raises(TypeError, match="expected True or False"):
+            functions.verdict(value)
+    assert functions.number(torch.tensor(0.5)) == 0.5 and functions.number(True) == 1.0 and functions.load("--reward", "", None) is None
 
 
 def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_batch(folder, tmp_path):

@@ -1,0 +1,85 @@
+"""A user's own function, of --reward or --verifier: loaded from its file, called in threads, its errors a line of its file."""
+import importlib.util
+import inspect
+import sys
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+
+import numpy as np
+
+from lib.guards import TrainingError
+
+THREADS = 16  # calls at once, on each rank: such functions often wait, for a compiler or an endpoint
+
+
+def verdict(value):
+    """What a verifier returned, a bool: whatever else might be meant otherwise, as None of a forgotten return is."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"returned {value!r:.80}, expected True or False")
+    return bool(value)
+
+
+def number(value):
+    """What a reward function returned, a number."""
+    if not hasattr(type(value), "__float__"):  # text has none, though float() reads it; None has none
+        raise TypeError(f"returned {value!r:.80}, expected a number")
+    return float(value)
+
+
+def load(flag, spec, kind):
+    """FILE.py:FUNCTION -> a function of the same arguments whose result is of the kind (verdict or number), and which raises
+    TrainingError with file, line and error in one line; None of an empty spec. The file is the user's own code."""
+    if not spec:
+        return None
+    file, _, name = spec.rpartition(":")
+    if not file or not Path(file).is_file():
+        raise FileNotFoundError(f"{flag} {spec}: expected an existing FILE.py:FUNCTION")
+    module_name = f"rlsp_{kind.__name__}_function"
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(module_name, SourceFileLoader(module_name, file)))
+    sys.modules[module_name] = module  # dataclasses look themselves up there
+    folder = str(Path(file).resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # it may import its neighbours
+    try:
+        module.__spec__.loader.exec_module(module)
+    except (Exception, SystemExit) as e:
+        raise ValueError(f"{flag} {spec}: {described(e, file)}") from None
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"{flag} {spec}: {file} has no function {name!r}")
+    code = getattr(inspect.unwrap(function), "__code__", None)
+
+    def call(response, problem):
+        try:
+            return kind(function(response, problem))
+        except (Exception, SystemExit) as e:
+            line = code.co_firstlineno if code and code.co_filename == file else None
+            raise TrainingError(f"{flag} {described(e, file, line)}", everywhere=False) from None
+
+    return call
+
+
+def described(error, file, line=None):
+    """FILE:LINE: what went wrong. The line is the last of the file that the error passed, else the given one."""
+    lines = [n for frame, n in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == file]
+    text = traceback.format_exception_only(error)[0]
+    if isinstance(error, SyntaxError):
+        text = f"SyntaxError: {error.msg}"
+        lines += [error.lineno] * (error.filename == file)
+    if isinstance(error, SystemExit):
+        text = f"sys.exit({error.code!r}) was called, but no run ends in this way"
+    place = ":".join(str(x) for x in (file, lines[-1] if lines else line) if x)
+    text = "".join(c if c.isprintable() else " " for c in text)
+    return f"{place}: {' '.join(text.split())[:300]}"
+
+
+def call_all(function, calls, threads=THREADS):
+    """[function(*arguments) for arguments in calls], many at once, in this order. The first error in this order is raised; what
+    has not begun by then is not called."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        return [future.result() for future in [pool.submit(function, *arguments) for arguments in calls]]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
