@@ -18,7 +18,6 @@ References: PPO (1707.06347), GAE (1506.02438), RLHF's per-token KL (1909.08593)
 import contextlib
 import hashlib
 import math
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -200,8 +199,10 @@ def epoch_order(n, seed, epoch):
 
 
 def problems_of_step(n, step, batch, seed):
-    """Indices of the `batch` problems of a step: the data in a new order each epoch, a batch may cross an epoch's end."""
-    places = [divmod(step * batch + k, n) for k in range(batch)]  # (epoch, place in its order)
+    """Indices of the `batch` problems of a step, counted from 1: the data in a new order each epoch; a batch may
+    cross an epoch's end."""
+    first = (step - 1) * batch
+    places = [divmod(first + k, n) for k in range(batch)]  # (epoch, place in its order)
     orders = {epoch: epoch_order(n, seed, epoch) for epoch in {e for e, _ in places}}
     return [orders[epoch][i] for epoch, i in places]
 
@@ -247,6 +248,15 @@ class Sample:
     effort: float | None = None  # in [0, 1], of a judge
 
 
+def as_batch(samples):
+    """{tokens, mask, sampler_logprob: [N, T], length: [N]}. The mask comes from lengths, never from ids: a pad may well
+    have the id of the EOS."""
+    return {"tokens": pad([s.prompt + s.response for s in samples], torch.long),
+            "mask": pad([[False] * len(s.prompt) + [True] * len(s.response) for s in samples], torch.bool),
+            "sampler_logprob": pad([[0.0] * len(s.prompt) + s.sampler_logprob for s in samples], torch.float32),
+            "length": torch.tensor([len(s.prompt) + len(s.response) for s in samples])}
+
+
 # ---------------------------------------------------------------------------------------------------- 4. Trainer
 
 class Trainer:
@@ -287,7 +297,7 @@ class Trainer:
     def alpha(self):
         c = self.config
         end = c.alpha if c.alpha_end is None else c.alpha_end
-        return c.alpha + (end - c.alpha) * self.step / max(1, c.steps - 1)
+        return c.alpha + (end - c.alpha) * (self.current - 1) / max(1, c.steps - 1)
 
     def reward(self, problem, text, truncated, effort=None, verdict=None, total=None):
         """Eq. 1 for a response. verdict: what --verifier said; total: what --reward said, in place of Eq. 1."""
@@ -300,7 +310,7 @@ class Trainer:
             parts = replace(parts, total=total)
         if not math.isfinite(parts.total):
             shown = repr(problem["problem"][:60])
-            raise guards.TrainingError(f"step {self.step + 1}: the reward of a response to {shown} is {parts.total}", False)
+            raise guards.TrainingError(f"step {self.current}: the reward of a response to {shown} is {parts.total}", False)
         return replace(parts, total=max(-c.reward_clip, min(c.reward_clip, parts.total)))
 
     def ask(self, function, attempts):
@@ -319,7 +329,7 @@ class Trainer:
         c, rank = self.config, parallel.rank()
         allowed = math.floor(c.judge_failures * total + 1e-6)
         efforts = error = final = None
-        with tqdm(total=len(attempts), desc=f"step {self.step + 1} judge", leave=False, disable=rank != 0) as bar, signals.may_interrupt():
+        with tqdm(total=len(attempts), desc=f"step {self.current} judge", leave=False, disable=rank != 0) as bar, signals.may_interrupt():
             efforts, error, final = judge.judge_efforts(
                 attempts, c.judge_url, c.judge_model, self.judged, self.run / f"judge-{rank}.jsonl", c.judge_workers, allowed, bar,
                 self.rubric, c.judge_tokens)
@@ -327,20 +337,20 @@ class Trainer:
         counts, errors, finals = zip(*parallel.gather((efforts.count(None), error, final)))
         if sum(counts) > allowed or any(finals):  # on every rank alike
             _, error = max(zip(finals, errors))  # a final one before the others
-            raise guards.TrainingError(f"step {self.step + 1}: {sum(counts)} of {total} responses stay unjudged, {allowed} may: {error}")
+            raise guards.TrainingError(f"step {self.current}: {sum(counts)} of {total} responses stay unjudged, {allowed} may: {error}")
         return efforts
 
     def rollout(self):
         """Sample responses and reward them: the same list of Samples on every rank, those of one prompt next to each other."""
         c, ranks = self.config, parallel.world_size()
-        chosen = problems_of_step(len(self.problems), self.step, c.rollout_batch, c.seed)
+        chosen = problems_of_step(len(self.problems), self.current, c.rollout_batch, c.seed)
         chosen = [i for i in chosen for _ in range(c.samples)]
         mine, stats = range(parallel.rank(), len(chosen), ranks), {}
         alone = contextlib.nullcontext() if c.sampler == "sharded" else signals.may_interrupt()  # in lock-step nobody may leave alone
-        with tqdm(total=len(mine), desc=f"step {self.step + 1} rollout", leave=False, disable=parallel.rank() != 0) as bar, alone:
+        with tqdm(total=len(mine), desc=f"step {self.current} rollout", leave=False, disable=parallel.rank() != 0) as bar, alone:
             responses, logprobs = decode.generate(
                 self.sampler, [self.prompts[chosen[i]] for i in mine], c.max_response, c.temperature, self.eos,
-                seed=c.seed, streams=[self.step * len(chosen) + i for i in mine], slots=c.slots, return_logprobs=True, progress=bar,
+                seed=c.seed, streams=[(self.current - 1) * len(chosen) + i for i in mine], slots=c.slots, return_logprobs=True, progress=bar,
                 cache=self.cache, stats=stats, lockstep=c.sampler == "sharded", decoder=cpu.CPUDecoder.of(self.sampler))
         signals.stop_if_asked()
         texts = [self.tokenizer.decode(response, skip_special_tokens=True) for response in responses]
@@ -375,141 +385,176 @@ class Trainer:
     def experience(self, samples):
         """Score samples with policy, reference and critic, and turn rewards into advantages.
 
-        Returns {tokens, mask, old_logprob, ref_logprob, entropy, value, reward, advantage, return: [N, T], length: [N]} on the
-        CPU. The mask comes from lengths, never from ids: a pad may well have the id of the EOS.
+        Returns a batch on the CPU: {tokens, mask, sampler_logprob, old_logprob, entropy, ref_logprob, value, k1, k3,
+        reward, raw_advantage, advantage, return: [N, T], length: [N]}.
         """
         c = self.config
-        batch = {"tokens": pad([s.prompt + s.response for s in samples], torch.long),
-                 "mask": pad([[False] * len(s.prompt) + [True] * len(s.response) for s in samples], torch.bool),
-                 "sampler_logprob": pad([[0.0] * len(s.prompt) + s.sampler_logprob for s in samples], torch.float32)}
-        batch["length"] = torch.tensor([len(s.prompt) + len(s.response) for s in samples])
+        batch = as_batch(samples)
+        batch |= self.scores(batch)
+        score = torch.tensor([s.parts.total for s in samples])  # [N]
+        k1, k3 = kl_estimates(batch["old_logprob"], batch["ref_logprob"])
+        reward = token_rewards(score, k1, batch["mask"], self.kl_coef)
+        advantage, ret = gae(reward, batch["value"], batch["mask"], c.gamma, c.lam)
+        if c.advantage == "group":
+            advantage = group_advantages(reward, score, batch["mask"], c.samples, c.gamma)
+        return batch | {"k1": k1, "k3": k3, "reward": reward, "return": ret, "raw_advantage": advantage,
+                        "advantage": whiten(advantage, batch["mask"])}
+
+    def scores(self, batch):
+        """{old_logprob, entropy, ref_logprob, value: [N, T]}, zero outside the mask. Every rank fills its own rows."""
         scores = {k: torch.zeros(batch["tokens"].shape) for k in ("old_logprob", "entropy", "ref_logprob", "value")}
-        plan = micro_batches(range(len(samples)), batch["length"].tolist(), c.micro_tokens, parallel.world_size())
-        for shares in tqdm(plan, desc=f"step {self.step + 1} scoring", leave=False, disable=parallel.rank() != 0):
+        micro_steps = micro_batches(range(len(batch["length"])), batch["length"].tolist(), self.config.micro_tokens,
+                                    parallel.world_size())
+        for shares in logs.bar(micro_steps, f"step {self.current} scoring"):
             signals.stop_if_asked()
             mine = shares[parallel.rank()]
             part = self.share(batch, mine)
-            result = dict(zip(("old_logprob", "entropy"), self.policy.logprobs(part["tokens"], part["mask"], c.temperature)))
-            result["ref_logprob"], _ = self.reference.logprobs(part["tokens"], part["mask"], c.temperature, entropy=False)
+            scored = part["tokens"], part["mask"]
+            result = {}
+            result["old_logprob"], result["entropy"] = self.policy.logprobs(*scored, self.config.temperature)
+            result["ref_logprob"], _ = self.reference.logprobs(*scored, self.config.temperature, entropy=False)
             if "critic" in self.nets:
-                result["value"] = self.critic(part["tokens"], part["mask"])
+                result["value"] = self.critic(*scored)
             for name, x in result.items():
                 if mine:
                     scores[name][mine, : x.shape[1]] = x.cpu()
         for name, x in scores.items():
-            batch[name] = parallel.all_reduce(x)  # each rank filled its own rows
-            self.check(name, x, batch)
-        k1, _ = kl_estimates(batch["old_logprob"], batch["ref_logprob"])
-        score = torch.tensor([s.parts.total for s in samples])
-        batch["reward"] = token_rewards(score, k1, batch["mask"], self.kl_coef)
-        advantage, batch["return"] = gae(batch["reward"], batch["value"], batch["mask"], c.gamma, c.lam)
-        if c.advantage == "group":
-            advantage = group_advantages(batch["reward"], score, batch["mask"], c.samples, c.gamma)
-        batch["raw_advantage"], batch["advantage"] = advantage, whiten(advantage, batch["mask"])
-        return batch
+            parallel.all_reduce(x)
+            self.check(name, x, batch | scores)
+        return scores
 
     def check(self, name, x, batch):
-        guards.check_finite(name, x, self.step + 1, self.run, batch, self.nets)
+        guards.check_finite(name, x, self.current, self.run, batch, self.nets)
 
     # -- update
 
     def update(self, batch):
-        """Epochs x minibatches x micro-batches of clipped PPO. Returns the metrics, each a mean over the updates that have it."""
-        c = self.config
-        n, history = len(batch["length"]), []
-        minibatches = math.ceil(n / c.train_batch)
-        for epoch in range(c.epochs):
-            order = torch.randperm(n, generator=generator(c.seed, "minibatch", self.step, epoch))
-            for i, rows in enumerate(order.split(c.train_batch)):
-                first = epoch == i == 0
-                history.append(self.minibatch(batch, rows.tolist(), first, minibatches * c.epochs))
-        names = list(dict.fromkeys(name for metrics in history for name in metrics))
+        """Epochs x minibatches of clipped PPO. Returns the metrics, each a mean over the updates that have it."""
+        history = []
+        for epoch in range(self.config.epochs):
+            g = generator(self.config.seed, "minibatch", self.current - 1, epoch)
+            order = torch.randperm(len(batch["length"]), generator=g)
+            for rows in order.split(self.config.train_batch):
+                history.append(self.minibatch(batch, rows.tolist(), first=not history))
+        names = dict.fromkeys(name for metrics in history for name in metrics)
         values = {name: [metrics[name] for metrics in history if name in metrics] for name in names}
         return {name: sum(v) / len(v) for name, v in values.items()}
 
-    def minibatch(self, batch, rows, first, updates_a_step):
-        c, ranks = self.config, parallel.world_size()
-        frozen = "critic" in self.nets and self.step < c.freeze_steps
+    def minibatch(self, batch, rows, first):
+        """One optimizer step of every network that is trained, on these rows of the batch. Returns its metrics."""
+        trained = self.trained()
         count = float(batch["mask"][rows].sum())  # actions of the whole optimizer step: every loss divides by it
-        names = ("policy_loss", "approx_kl", "clip_frac", "ratio", "ratio_error", "value_loss")
-        sums = torch.zeros(len(names))
-        for shares in micro_batches(rows, batch["length"].tolist(), c.micro_tokens, ranks):
+        sums = {}
+        for shares in micro_batches(rows, batch["length"].tolist(), self.config.micro_tokens, parallel.world_size()):
             if first:  # no weight has changed yet; later the step is finished
                 signals.stop_if_asked()
-            p, s = self.share(batch, shares[parallel.rank()]), dict.fromkeys(names, 0.0)
-            mask = p["mask"]
-            # each loss is multiplied by the number of ranks because FSDP averages gradients over them
-            if not frozen:
-                logprob, _ = self.policy.logprobs(p["tokens"], mask, c.temperature, entropy=False)
-                loss = policy_loss(logprob, p["old_logprob"], p["advantage"], mask, c.clip, count)
-                (loss * ranks).backward()
-                with torch.no_grad():
-                    log_ratio = (logprob - p["old_logprob"])[mask]
-                    ratio = log_ratio.exp()
-                    s |= dict(policy_loss=loss, approx_kl=(ratio - 1 - log_ratio).sum() / count, ratio=ratio.sum() / count,
-                              clip_frac=((ratio - 1).abs() > c.clip).sum() / count, ratio_error=(ratio - 1).abs().sum() / count)
-            if "critic" in self.nets:
-                value = self.critic(p["tokens"], mask)
-                loss = value_loss(value, p["value"], p["return"], mask, c.value_clip, count)
-                (loss * ranks).backward()
-                s["value_loss"] = loss
-            sums += torch.stack([torch.as_tensor(s[k]).detach().float().cpu() for k in names])
-        metrics = dict(zip(names, parallel.all_reduce(sums).tolist()))
-        if frozen:
-            metrics = {"value_loss": metrics["value_loss"]}
-        elif "critic" not in self.nets:
-            del metrics["value_loss"]
-        if not frozen:
-            # the old log-probs are this very model's: a ratio away from 1 before any update is a bug. Other batch shapes
-            # round otherwise, bfloat16 by percents.
+            part = self.share(batch, shares[parallel.rank()])
+            found = self.policy_step(part, count) if "policy" in trained else {}
+            found |= self.value_step(part, count) if "critic" in trained else {}
+            for name, x in found.items():
+                sums[name] = sums.get(name, 0) + x.detach().float().cpu()
+        metrics = dict(zip(sums, parallel.all_reduce(torch.stack(list(sums.values()))).tolist()))
+        if "policy" in trained:
             error = metrics.pop("ratio_error")
             if first:
-                metrics |= dict(first_ratio=metrics["ratio"], first_ratio_error=error)
-                if not error < (1e-3 if self.dtype == torch.float32 else 0.1):
-                    raise guards.TrainingError(f"step {self.step + 1}: the ratio on the first minibatch is off 1 by {error:.2g} on average")
-        for name, net in self.nets.items():
-            if name == "policy" and frozen:
-                continue
-            metrics[f"{name}_grad_norm"] = guards.clip_gradients(net, c.grad_clip)
-            for what in (f"{name}_loss" if name == "policy" else "value_loss", f"{name}_grad_norm"):
-                self.check(what, metrics[what], batch)
-            # the policy's schedule starts when it thaws
-            total = (c.steps - (c.freeze_steps if name == "policy" and "critic" in self.nets else 0)) * updates_a_step
-            metrics[f"{name}_lr"] = self.lr[name] * lr_factor(self.updates[name], total, c.warmup, c.lr_end)
-            optimizer = self.optimizers[name]
-            optimizer.param_groups[0]["lr"] = metrics[f"{name}_lr"]
-            optimizer.step()
-            optimizer.zero_grad()
-            self.updates[name] += 1
+                metrics |= self.first_ratio(metrics["ratio"], error)
+        for name in trained:
+            metrics |= self.optimizer_step(name, metrics, batch)
         return metrics
+
+    def trained(self):
+        """Names of the networks that this step trains: at first the critic alone."""
+        frozen = "critic" in self.nets and self.current <= self.config.freeze_steps
+        return [name for name in self.nets if name != "policy" or not frozen]
+
+    def policy_step(self, part, count):
+        """Forward and backward of the policy's loss on this rank's share. Returns sums over the share, each divided by
+        the actions of the whole optimizer step. (The loss is multiplied by the ranks: FSDP averages gradients over them.)"""
+        c, mask = self.config, part["mask"]
+        logprob, _ = self.policy.logprobs(part["tokens"], mask, c.temperature, entropy=False)
+        loss = policy_loss(logprob, part["old_logprob"], part["advantage"], mask, c.clip, count)
+        (loss * parallel.world_size()).backward()
+        log_ratio = (logprob.detach() - part["old_logprob"])[mask]
+        ratio = log_ratio.exp()
+        return dict(policy_loss=loss, approx_kl=(ratio - 1 - log_ratio).sum() / count,
+                    clip_frac=((ratio - 1).abs() > c.clip).sum() / count, ratio=ratio.sum() / count,
+                    ratio_error=(ratio - 1).abs().sum() / count)
+
+    def value_step(self, part, count):
+        """The same for the critic."""
+        value = self.critic(part["tokens"], part["mask"])
+        loss = value_loss(value, part["value"], part["return"], part["mask"], self.config.value_clip, count)
+        (loss * parallel.world_size()).backward()
+        return dict(value_loss=loss)
+
+    def first_ratio(self, ratio, error):
+        """The old log-probs are this very model's: a ratio away from 1 before any update is a bug. Other batch shapes
+        round otherwise, bfloat16 by percents."""
+        limit = 1e-3 if self.dtype == torch.float32 else 0.1
+        if math.isnan(error) or error >= limit:
+            raise guards.TrainingError(f"step {self.current}: the ratio on the first minibatch is off 1 by {error:.2g} "
+                                       "on average")
+        return dict(first_ratio=ratio, first_ratio_error=error)
+
+    def optimizer_step(self, name, metrics, batch):
+        """Clip the gradients of a network and take its step; nothing is changed where a number is not finite."""
+        c = self.config
+        norm = guards.clip_gradients(self.nets[name], c.grad_clip)
+        loss = "policy_loss" if name == "policy" else "value_loss"
+        self.check(loss, metrics[loss], batch)
+        self.check(f"{name}_grad_norm", norm, batch)
+        steps = c.steps - (c.freeze_steps if name == "policy" and "critic" in self.nets else 0)  # it starts when it thaws
+        updates = steps * c.epochs * math.ceil(len(batch["length"]) / c.train_batch)
+        lr = self.lr[name] * lr_factor(self.updates[name], updates, c.warmup, c.lr_end)
+        optimizer = self.optimizers[name]
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad()
+        self.updates[name] += 1
+        return {f"{name}_grad_norm": norm, f"{name}_lr": lr}
 
     # -- one step
 
+    @property
+    def current(self):
+        """The number of the step that is being done, counted from 1; self.step is the last one that is finished."""
+        return self.step + 1
+
     def train_step(self):
         """Rollout, experience, update, refreshed sampler. Returns (metrics, samples, batch)."""
-        started, cpu_started = time.perf_counter(), time.process_time()
-        samples = self.rollout()
-        parallel.free_weights(self.sampler)  # until its refresh: the update needs the memory
-        rolled = time.perf_counter()
-        batch = self.experience(samples)
-        scored = time.perf_counter()
-        metrics = self.describe(samples, batch) | self.update(batch)
-        updated = time.perf_counter()
-        parallel.copy_weights(self.policy, self.sampler)
-        done, cpu_done = time.perf_counter(), time.process_time()
-        if self.config.kl_target:  # adaptive controller of 1909.08593, with its horizon of 10,000 responses
-            error = max(-0.2, min(0.2, metrics["kl_response"] / self.config.kl_target - 1))
-            self.kl_coef *= 1 + error * len(samples) / 10_000
+        timer = logs.Timer()
+        with timer("rollout"):
+            samples = self.rollout()
+            parallel.free_weights(self.sampler)  # until its refresh: the update needs the memory
+        with timer("scoring"):
+            batch = self.experience(samples)
+        with timer("update"):
+            metrics = self.describe(samples, batch) | self.update(batch)
+        with timer("copy"):
+            parallel.copy_weights(self.policy, self.sampler)
+        self.adapt_kl_coef(metrics["kl_response"], len(samples))
         self.step += 1
-        actions, lengths = int(batch["mask"].sum()), batch["length"].tolist()
-        flops_per_s = self.flops(lengths, actions, metrics) / (updated - scored)
-        plan = micro_batches(range(len(samples)), lengths, self.config.micro_tokens, parallel.world_size())
-        timing = dict(seconds=done - started, cpu_seconds=cpu_done - cpu_started,  # of all threads, other programs left out
-                      rollout_seconds=rolled - started, scoring_seconds=scored - rolled, update_seconds=updated - scored,
-                      copy_seconds=done - updated, rollout_tokens_per_s=actions / (rolled - started),
-                      update_tokens_per_s=sum(lengths) * self.config.epochs / (updated - scored), flops_per_s=flops_per_s,
-                      mfu=flops_per_s / parallel.world_size() / logs.matrix_peak(self.device, self.dtype), padding=idle_share(plan, lengths), **self.decoding)
-        return {"step": self.step, **metrics, "timing": timing}, samples, batch
+        return {"step": self.step, **metrics, "timing": self.timing(timer, batch, metrics)}, samples, batch
+
+    def adapt_kl_coef(self, kl_response, responses):
+        """The adaptive controller of 1909.08593, with its horizon of 10,000 responses."""
+        if self.config.kl_target:
+            error = max(-0.2, min(0.2, kl_response / self.config.kl_target - 1))
+            self.kl_coef *= 1 + error * responses / 10_000
+
+    def timing(self, timer, batch, metrics):
+        """A line of timing.jsonl: seconds of each phase, what was reached in it, and how decoding used its rows."""
+        c, ranks = self.config, parallel.world_size()
+        lengths, actions = batch["length"].tolist(), int(batch["mask"].sum())
+        micro_steps = micro_batches(range(len(lengths)), lengths, c.micro_tokens, ranks)
+        flops_per_s = self.flops(lengths, actions, metrics) / timer.seconds["update"]
+        return dict(
+            seconds=sum(timer.seconds.values()), cpu_seconds=timer.cpu_seconds(),
+            **{f"{phase}_seconds": seconds for phase, seconds in timer.seconds.items()},
+            rollout_tokens_per_s=actions / timer.seconds["rollout"],
+            update_tokens_per_s=sum(lengths) * c.epochs / timer.seconds["update"],
+            flops_per_s=flops_per_s, mfu=flops_per_s / ranks / logs.matrix_peak(self.device, self.dtype),
+            padding=idle_share(micro_steps, lengths), **self.decoding)
 
     def flops(self, lengths, actions, metrics):
         """Model FLOPs of a step's update, over all ranks (model.flops): what was trained, each net over every epoch."""
@@ -522,8 +567,7 @@ class Trainer:
         mask = batch["mask"]
         mean = lambda values: sum(values) / len(samples)
         lengths = [len(s.response) for s in samples]
-        k1, k3 = kl_estimates(batch["old_logprob"], batch["ref_logprob"])
-        per_token = dict(k1=k1, k3=k3, entropy=batch["entropy"], value=batch["value"], advantage=batch["raw_advantage"],
+        per_token = dict(k1=batch["k1"], k3=batch["k3"], entropy=batch["entropy"], value=batch["value"], advantage=batch["raw_advantage"],
                          sampler_logprob_diff=(batch["sampler_logprob"] - batch["old_logprob"]).abs())
         counts = [rewards.behaviours(s.text) for s in samples]
         metrics = dict(
@@ -535,7 +579,7 @@ class Trainer:
             truncated=mean([s.truncated for s in samples]), repetition=mean([rewards.repetition(s.text) for s in samples]),
             **{k: mean([c[k] > 0 for c in counts]) for k in counts[0]},  # share of responses that show the behaviour
             **{k: float(masked_mean(v, mask)) for k, v in per_token.items()},
-            kl_response=float((k1 * mask).sum() / len(samples)), kl_coef=self.kl_coef)
+            kl_response=float((batch["k1"] * mask).sum() / len(samples)), kl_coef=self.kl_coef)
         if "critic" in self.nets:
             metrics["explained_variance"] = explained_variance(batch["value"], batch["return"], mask)
         else:

@@ -1,9 +1,11 @@
 """What a run writes down as it goes: its jsonl logs, and how much of the machine it used."""
+import contextlib
 import functools
 import time
 from dataclasses import asdict
 
 import torch
+from tqdm import tqdm
 
 from lib import files, parallel
 
@@ -64,3 +66,26 @@ def flops(config, lengths, scored):
     layer = c.hidden_size * (2 * width + 2 * kv_width + 3 * c.intermediate_size)
     pairs = sum(t * (t + 1) for t in lengths)
     return 6 * (c.num_hidden_layers * (layer * sum(lengths) + width * pairs) + c.vocab_size * c.hidden_size * scored)
+
+
+class Timer:
+    """Seconds of each phase of a step: `with timer("rollout"): ...`."""
+
+    def __init__(self):
+        self.seconds = {}
+        self.cpu_started = time.process_time()
+
+    @contextlib.contextmanager
+    def __call__(self, phase):
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] = time.perf_counter() - started
+
+    def cpu_seconds(self):
+        """Processor time of all threads since the start; other programs do not count."""
+        return time.process_time() - self.cpu_started
+
+
+def bar(iterable=None, desc="", **how):
+    """A progress bar of rank 0, gone when it is done."""
+    return tqdm(iterable, desc=desc, leave=False, disable=parallel.rank() != 0, **how)

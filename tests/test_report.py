@@ -70,7 +70,7 @@ def test_the_new_logprob_is_of_the_policy_after_the_update(folder, logged):  # n
     for r in found[:3]:  # the policy was frozen
         assert r["new_logprob"] == pytest.approx(r["old_logprob"], abs=1e-5)
     net = hf.load(run / "model", M.Llama, torch.float32)  # saved after step 2, the last
-    chosen = ppo.problems_of_step(len(t.problems), 1, 6, t.config.seed)
+    chosen = ppo.problems_of_step(len(t.problems), 2, 6, t.config.seed)
     for i, r in enumerate(found[3:]):
         prompt = t.prompts[chosen[i]]
         ids = decode.generate(hf.load(folder, M.Llama, torch.float32), [prompt], 12, 0.7, t.eos, seed=0, streams=[6 + i])[0]
