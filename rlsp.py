@@ -38,7 +38,8 @@ from safetensors import SafetensorError
 from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm import tqdm
 
-from lib import checkpoint, cli, cpu, decode, files, functions, guards, hf, judge, logs, parallel, plan, report
+from lib import checkpoint, cli, cpu, decode, files, functions, guards, hf, judge, logs, parallel, plan
+from lib import report, threads
 from lib.signals import Stopped, signals
 import model as M
 import ppo
@@ -130,7 +131,7 @@ def sft(args):
                 raise ValueError(f"{args.data}:{row['line']}: {len(ids)} tokens, expected at most {args.max_tokens} (--max-tokens)")
         longest = max(len(ids) for ids, _ in examples)
         cli.check_length(args.model, longest)
-        device, mesh = parallel.start(args.shard_ranks)
+        device, mesh = parallel.start(args.shard_ranks, args.offload)
         check_memory(args.model, ppo.PPOConfig(max_prompt=longest, max_response=0, train_batch=args.batch, micro_tokens=args.micro_tokens,
                                                dtype=args.dtype, recompute=args.recompute, offload=args.offload), mesh, "sft")
         found = checkpoint.find(args.run, args.checkpoint) if args.resume else None
@@ -206,7 +207,7 @@ def run_ppo(args):
         cli.check_length(args.model, longest + config.max_response)
         verifier = functions.load("--verifier", config.verifier, functions.verdict)
         function = functions.load("--reward", config.reward, functions.number)
-        device, mesh = parallel.start(config.shard_ranks)
+        device, mesh = parallel.start(config.shard_ranks, config.offload)
         check_memory(args.model, dataclasses.replace(config, max_prompt=longest), mesh, "ppo")
         found = checkpoint.find(args.run, args.checkpoint) if args.resume else None
         trainer = ppo.Trainer(config, args.model, problems, tokenizer, args.run, device, mesh, function, verifier)
@@ -537,6 +538,7 @@ def main():
     with cli.checked_input():
         args = read_flags(sys.argv[1:])
     parallel.keep_freed_memory()
+    threads.share_cores()
     if vars(args).get("dtype") == "auto":  # config.json says which, so that a resumed run keeps it, whatever the machine
         args.dtype = parallel.compute_type()
     function = args.__dict__.pop("function")

@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from lib import threads
 from model import Critic, Llama
 
 
@@ -58,8 +59,9 @@ def compute_type():
     return "bfloat16" if fast else "float32"
 
 
-def start(shard_ranks=0):
+def start(shard_ranks=0, offload=False):
     """Join torchrun's processes, or be a group of one. Returns (device, mesh): NCCL on GPUs, gloo on CPU and for CPU tensors.
+    offload: much of the work is the processor's.
 
     Weights are sharded over shard_ranks processes (0: those of a node) and replicated over such groups: if there is more than
     one group, the mesh is two-dimensional (HSDP).
@@ -68,6 +70,8 @@ def start(shard_ranks=0):
     shards = shard_ranks or int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
     if ranks % shards:
         raise ValueError(f"--shard-ranks is {shards}, expected a divisor of the number of processes, {ranks}")
+    if offload:
+        threads.take_share()
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
