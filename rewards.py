@@ -125,8 +125,9 @@ def _stated_answer(text: str) -> str | None:
 _LETTER = r"(?:\([A-J]\)|[A-J](?:\)|(?![a-z])))"
 _OPTIONS = re.compile(rf"(?:[Tt]he )?(?:(?i:option|choice|(?:correct )?answer is)\s)?\s*"
                       rf"({_LETTER}(?:(?:[\s,;&]|and)*{_LETTER})*|\(?[a-hj]\)?)[.:]?", re.A)
-_OPTION = re.compile(r"[\s$]*(?:\\(?:text|math)(?:bf|rm)?\{)?\s*(?:\(([A-J])\)|([A-J])(?:[.:)]|\s[-–—](?=\s*\w\w)))"
-                     r"[}\s\\~$]*[A-Za-z0-9]", re.A)
+_OPTION = re.compile(
+    r"[\s$]*(?:\\(?:text|math)(?:bf|rm)?\{)?\s*(?:\(([A-J])\)|([A-J])(?:[.:)]|\s[-–—](?=\s*\w\w)))"
+    r"(?:[}{\s\\~$,]|text)*(?!(?:or|and|not)\b)[A-Za-z0-9]", re.A)
 _COMMA = re.compile(r"[-+]?(?:\d+,(?:\d\d?|\d{4,})|0,\d+)", re.A)
 
 def answers_equal(answer: str, gold: str) -> bool:
@@ -185,7 +186,7 @@ def options(text: str) -> str:
 def words(text: str) -> str:
     """The words of a prose answer in one form; '' if there is any mathematics in it."""
     text = re.sub(r"\b(?:[Tt]he|an?) ", "", text)
-    prose = re.search("[A-Za-z]{2}", text) and not re.search(r"[^\w\s.,;:'\"!?(){}-]", text)
+    prose = re.search("[A-Za-z]{2}", text) and not re.search(r"^-|[^\w\s.,;:'\"!?(){}-]", text)
     return re.sub(r"[-.](?!\d)|[^\w.-]", "", text).casefold() if prose else ""
 
 # -- 4. Eq. 1 ---------------------------------------------------------------------------------------------------------

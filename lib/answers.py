@@ -1,11 +1,10 @@
 """Do two answers mean the same?  A grammar for what people write into \\boxed{}, and equality by value.
 
-Both answers are cut into TeX tokens (lib/tex.py), read with one grammar into small trees (section 1) and compared by
-value (lib/values.py, section 2): exactly where all is rational, else to 45 digits and again to 130, functions at points
-that both trees choose.  What mathematics does not decide, rewards.CONVENTIONS does.  Answers come from a policy that is
-paid for passing: text, depth, the size of numbers and the number of evaluation steps are bounded, nothing is executed,
-and what cannot be read is equal to nothing but itself.
-"""
+Both answers are cut into TeX tokens (lib/tex.py), read with one grammar into small trees (section 1) and
+compared by value (section 2, lib/values.py): exactly where all is rational, else to 45 digits and again to
+130, functions at points that both trees choose.  What mathematics does not decide, rewards.CONVENTIONS does. 
+Answers come from a policy that is paid for passing: text, depth, the size of numbers and the number of
+evaluation steps are bounded, nothing is executed, and what cannot be read is equal to nothing but itself. """
 from __future__ import annotations
 
 import decimal
@@ -14,53 +13,43 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
 
-from lib.tex import (ABOUT, BASES, FUNCTIONS, GROUPED, IS, MAX_CHARS, MAX_TOKENS, PARTS, POWERS, RELATIONS, REMARKS,
-                     SAYINGS, STOP, TIMES, UNITS, Unreadable, bare, tokens)
 from lib.bignum import DIGITS, MORE_DIGITS, Undefined, Value, between, big, fraction, order, real_roots
-from lib.values import (BIG, INFINITY, NOTHING, REALS, Evaluator, children, conditions, free_names, infinite, mentions,
-                        residue)
+from lib.tex import (ABOUT, BASES, FUNCTIONS, GROUPED, IS, MAX_CHARS, MAX_TOKENS, PARTS, POWERS, RELATIONS,
+                     REMARKS, SAYINGS, STOP, TIMES, UNITS, Unreadable, bare, tokens)
+from lib.values import (BIG, NOTHING, TEN, UNIT, Evaluator, children, conditions, free_names, infinite,
+                        inverse, label, last_place, mentions, number, real_set, rename, residue, unsigned)
 
 MAX_DEPTH = 40                                            # of nesting
 
-# -- 1. The tree ------------------------------------------------------------------------------------------------------
+# -- 1. The tree -------------------------------------------------------------------------------------------
 #
-# A tree is a tuple: an operation and its arguments.  Leaves hold plain values, ("num", Fraction, decimal places shown)
-# and ("name", "x"); all other arguments that are tuples are trees: ("+", a, b), ("relation", "<= <", a, b, c), ...
+# A tree is a tuple: an operation and its arguments.  Leaves hold plain values, ("num", Fraction, decimal
+# places shown) and ("name", "x"); other arguments that are tuples are trees: ("+", a, b),
+# ("relation", "<= <", a, b, c), ...
 
 _ACCENTS = "\\overline \\vec \\hat \\tilde \\mathbb \\mathcal".split()
 _SIGNS = ("+", "-", "\\pm", "\\mp")
-_RANK = {sign: rank for rank, level in enumerate((RELATIONS, ("\\cup", "\\cap", "\\setminus"), (":", "\\mod"), _SIGNS))
-         for sign in level}
-_OPENERS = {*"( [ { \\{ \\frac \\surd \\lfloor \\lceil".split(), *_ACCENTS, *BIG, *("\\" + f for f in FUNCTIONS.values())}
+_LEVELS = (RELATIONS, ("\\cup", "\\cap", "\\setminus"), (":", "\\mod"), _SIGNS)
+_RANK = {sign: rank for rank, level in enumerate(_LEVELS) for sign in level}
+_OPENERS = {*"( [ { \\{ \\frac \\surd \\lfloor \\lceil".split(), *_ACCENTS, *BIG}
+_OPENERS |= {"\\" + name for name in FUNCTIONS.values()}
 _PLAIN = re.compile(r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?", re.A)
 
-def number(text: str) -> tuple:
-    """A number leaf: its value, and how many decimal places it shows if it is a decimal (0: it is exact)."""
-    if text.isdigit() and len(text) < 20:
-        return "num", Fraction(int(text)), 0
-    mantissa, _, exponent = text.lower().partition("e")
-    whole, _, places = mantissa.partition(".")
-    if len(mantissa) > 4_000 or len(exponent) > 4:
-        raise Unreadable("number too long")
-    value = Fraction(int(whole + places), 10 ** len(places)) * Fraction(10) ** int(exponent or 0)
-    return "num", value, max(0, len(places) - int(exponent or 0)) if places else 0
-
-def inverse(n: int) -> tuple:
-    return "inverse", ("num", Fraction(n), 0)
-
-ONE, TEN, HALF = number("1"), number("10"), ("num", Fraction(1, 2), 0)
+HALF = ("num", Fraction(1, 2), 0)
 _CHANGES = {"factorial": lambda node: ("!", node)}        # words that calculate
 _CHANGES |= {word: lambda node, n=n: ("*", node, number(str(n))) for word, n in TIMES.items()}
 _CHANGES |= {word: lambda node, n=n: ("*", node, inverse(n)) for word, n in PARTS.items()}
 _CHANGES |= {word: lambda node, n=n: ("^", node, number(str(n))) for word, n in POWERS.items()}
 
 class Parser:
-    """Recursive descent, one method a precedence level.  Sums and products are flat, so only nesting costs depth."""
+    """Recursive descent, one method per precedence level.  Sums and products are flat: only nesting costs
+    depth."""
 
     def __init__(self, found: list[str]):
         self.tokens, self.at, self.depth, self.in_bars = [*found, "", "", "", ""], 0, 0, False
         self.branch, self.forked = 1, False               # the sign that \pm stands for; was there any?
-        self.unit_end = -1                                # index after the last unit: nothing may be multiplied to it
+        self.raised = False                               # in an exponent without braces: no words, no n!
+        self.unit_end = -1                                # index after the last unit: no factor may follow it
 
     @property
     def next(self) -> str:
@@ -89,8 +78,8 @@ class Parser:
         raise Unreadable(f"unexpected {self.next!r}")
 
     def items(self, fork: bool = False) -> tuple:
-        """Answers between commas and words, as a list; one is itself.  'or' and ';' divide more than ',' and 'and'.
-        With `fork`, an item with plus-minus in it is read once for each sign."""
+        """Answers between commas and words, as a list; one is itself.  'or' and ';' divide more than ',' and
+        'and'.  With `fork`, an item with plus-minus in it is read once for each sign."""
         groups, before = [[]], self.forked
         while True:
             start, saved, self.forked = self.at, self.tokens[:] if fork else [], False
@@ -115,16 +104,21 @@ class Parser:
         start, said = self.at, []
         while self.word:
             said.append(self.advance()[1:].lower())
-        if said and self.next and (said[-1] in IS or set(said) <= ABOUT) and not set(said) & (STOP - IS - ABOUT):
+        clear = bool(said) and not set(said) & (STOP - IS - ABOUT)
+        if clear and self.next and (said[-1] in IS or set(said) <= ABOUT or self.take(":")):
             self.take(":")
             return self.item()
         saying = SAYINGS.get(" ".join(said).rpartition(" except")[0])
         if saying and self.next:
-            return "\\setminus", ("name", saying), ("list", "{}", *children(("", self.items(True))))
+            return "\\setminus", ("name", saying), _set(self.items(True))
+        node = self.level() if clear and self.starts_operand() else ()
+        if node[:2] == ("relation", "=") and label(node[2]):                 # "Area of ABC = 12"
+            return node
         self.at = start
         node = self.level()
         if self.word in ("even", "odd"):                  # n is even
-            return "relation", "\\equiv", node, ("\\mod", number(str(int(self.advance() == '"odd'))), number("2"))
+            parity = number("1" if self.advance() == '"odd' else "0")
+            return "relation", "\\equiv", node, ("\\mod", parity, number("2"))
         self.remark()
         return node
 
@@ -137,7 +131,8 @@ class Parser:
         return quantified
 
     def level(self, lowest: int = 0) -> tuple:
-        """Binary operators by precedence climbing, from relations (rank 0) to sums (3); those of one rank make a node."""
+        """Binary operators by precedence climbing, from relations (rank 0) to sums (3); one rank makes one
+        node."""
         left = self.term()
         while (rank := self.rank()) >= lowest:
             parts, signs = [left], []
@@ -145,10 +140,12 @@ class Parser:
                 signs.append(self.advance())
                 part = self.level(rank + 1)
                 if signs[-1] == "\\setminus" and part[0] in ("num", "neg"):
-                    part = "list", "{}", part
+                    part = _set(part)
                 parts.append(("neg", part) if rank == 3 and self.minus(signs[-1]) else part)
             if rank == 0:
                 left = _relation(signs, parts)
+            elif rank == 3 and signs == ["-"] and part[:2] == ("list", "{}"):                 # R - {0}
+                left = "\\setminus", left, part
             elif rank == 3:
                 left = ("+", *parts)
             else:
@@ -156,14 +153,20 @@ class Parser:
         return left
 
     def rank(self) -> int:
-        return -1 if self.next in (":", "\\mid") and self.in_bars else _RANK.get(self.next, -1)
+        if self.next in (":", "\\mid") and self.in_bars:
+            return -1
+        return 0 if self.lone_bar() else _RANK.get(self.next, -1)
+
+    def lone_bar(self) -> bool:
+        """Does a bar stand alone, as in P(A|B)?"""
+        return self.next == "|" and not self.in_bars and "|" not in self.tokens[self.at + 1:]
 
     def minus(self, sign: str) -> bool:
         self.forked |= sign in ("\\pm", "\\mp")
         return sign == "-" or sign == ("\\mp" if self.branch > 0 else "\\pm")
 
     def term(self) -> tuple:
-        """Factors with or without a sign between them.  A number stands only after what is closed: 3!7!, (2)3."""
+        """Factors with or without a sign between them.  A number stands only after what is closed: 3!7!."""
         factors = [self.signed()]
         while True:
             last = factors[-1]
@@ -188,21 +191,25 @@ class Parser:
                     factors.pop()
 
     def mixed(self, before: tuple) -> tuple:
-        """A number and a fraction: 1 1/2 is a sum, 3\\frac{x}{2} a product; other numbers side by side are no answer."""
+        """A number and a fraction: 1 1/2 is a sum, 3\\frac{x}{2} a product; other numbers side by side are
+        none."""
         whole, plain = before[1] if before[0] == "neg" else before, self.next != "\\frac"
         fraction = self.primary()
         if plain:
             fraction = ("*", fraction, ("inverse", self.primary())) if self.take("/") else self.fail()
         top, bottom = fraction[1], fraction[2][1]
-        if not (whole[0] == top[0] == bottom[0] == "num" and top[1] < bottom[1] and whole[2] == top[2] == bottom[2] == 0):
+        numbers = whole[0] == top[0] == bottom[0] == "num" and whole[2] == top[2] == bottom[2] == 0
+        if not numbers or top[1] >= bottom[1]:
             return self.fail() if plain else ("*", before, self.power(fraction))
         value = self.postfix(("+", whole, fraction))
         return ("neg", value) if before[0] == "neg" else value
 
     def starts_operand(self) -> bool:
         token = self.next
-        return (token[:1].isalnum() or token in _OPENERS or token == "|" and not self.in_bars or token[:7] == "\\begin{"
-                or token[:1] == '"' and len(token) == 2)
+        if token == "|":
+            return not self.in_bars and not self.lone_bar()
+        letter = token[:1].isalnum() or token[:1] == '"' and len(token) == 2
+        return letter or token in _OPENERS or token[:7] == "\\begin{"
 
     def signed(self) -> tuple:
         negative = False
@@ -221,10 +228,12 @@ class Parser:
                 rows = [row[1:] for row in node[1:]] if node[0] == "matrix" else [node[2:]]
                 node = "matrix", *(("row", *column) for column in zip(*rows))
             else:
-                exponent = self.signed() if self.next[:1].isdigit() or self.next in _SIGNS else self.argument()
-                count = re.fullmatch(r"C_(\d+|n|m)", node[1]) if node[0] == "name" else None
-                if count and exponent[0] in ("num", "name"):                 # C_8^3
-                    node = "call", "binom", number(count[1]) if count[1].isdigit() else ("name", count[1]), exponent
+                before, self.raised = self.raised, self.next[:1].isdigit() or self.next in _SIGNS
+                exponent = self.signed() if self.raised else self.argument()
+                self.raised = before
+                counted = re.fullmatch(r"C_(\d+|n|m)", node[1]) if node[0] == "name" else None
+                if counted and exponent[0] in ("num", "name"):               # C_8^3
+                    node = "call", "binom", parse(counted[1], False), exponent
                 else:
                     node = self.postfix(("^", node, exponent))
         self.depth = depth - 1
@@ -232,6 +241,8 @@ class Parser:
 
     def postfix(self, node: tuple) -> tuple:
         """What follows an operand: factorials, percent, degrees, primes, indices and units."""
+        if node[0] == "text" or self.raised:
+            return node
         for _ in range(4):                                # 9!!!!!!! is no answer
             if self.take("!"):
                 node = "!!" if self.take("!") else "!", node
@@ -245,7 +256,7 @@ class Parser:
                 continue
             else:
                 break
-        return node if node[0] == "text" else self.quantity(node)
+        return self.quantity(node)
 
     def index(self, node: tuple) -> tuple:
         """x_1 is a name, 4210_5 a number in another base."""
@@ -253,12 +264,12 @@ class Parser:
         if node[0] == "name":
             return "name", f"{node[1]}_{tag}"
         base = BASES.get(tag.lower(), tag)
-        if not re.fullmatch("[0-9]{1,2}", base) or not 1 < int(base) < 37 or node[0] == "num" and node[1].denominator != 1:
+        if not re.fullmatch("[2-9]|[12][0-9]|3[0-6]", base) or node[0] == "num" and node[1].denominator != 1:
             self.fail()
         return node if base == "10" and node[0] == "num" else ("base", str(node[1]).lower(), int(base))
 
     def quantity(self, node: tuple) -> tuple:
-        """Words after a value.  Multipliers and parts change it; a product or quotient of units, or nouns, drop."""
+        """Words after a value.  Multipliers change it; a product or quotient of units, and nouns, drop."""
         while self.word in _CHANGES:
             node = _CHANGES[self.advance()[1:].lower()](node)
         if self.ahead('"out', '"of'):
@@ -338,17 +349,18 @@ class Parser:
         return "name", token
 
     def decimal(self, text: str) -> tuple:
-        """Digits: an integer, a decimal, a repeating decimal 0.8\\overline{4}, 0.8(4) or 0.8444..., a time."""
+        """An integer, a decimal, a repeating decimal 0.8\\overline{4}, 0.8(4) or 0.8444..., a time."""
         if ":" in text:
-            hours, minutes, *seconds = map(int, text.split(":"))
-            return "clock", 3600 * hours + 60 * minutes + sum(seconds), False, (":", *map(number, text.split(":")))
+            parts = text.split(":")
+            seconds = sum(int(part) * size for part, size in zip(parts, (3600, 60, 1)))
+            return "clock", seconds, False, (":", *map(number, parts))
         if "(" in text:
             text, repeated = text[:-1].split("(")
         elif not _PLAIN.fullmatch(text):
             return "digits", text
         elif "." in text and self.take("\\overline"):
             repeated = self.raw_argument()
-        elif "." in text and self.next == "dots" and (cycle := re.fullmatch(r"(\d*\.\d*?)(\d{1,20}?)\2+", text)):
+        elif self.next == "dots" and (cycle := re.fullmatch(r"(\d*\.\d*?)(\d{1,20}?)\2+", text)):
             self.at += 1
             text, repeated = cycle[1], cycle[2]
         else:
@@ -363,6 +375,8 @@ class Parser:
             said += " " + self.advance()[1:]
         if len(said) == 1 or said.lower() in SAYINGS:
             return "name", SAYINGS.get(said.lower(), said)
+        if self.next == "(" and len(said) < 5:            # Var(X)
+            return "*", ("text", said), self.primary()
         return self.fail() if self.starts_operand() else ("text", said)
 
     def function(self, name: str) -> tuple:
@@ -384,7 +398,7 @@ class Parser:
             while self.starts_operand() and self.next[1:] not in FUNCTIONS and self.next not in ("(", "["):
                 factors.append(self.power())
             inside = _product(factors)
-        if exponent == ("neg", ONE):
+        if exponent == ("neg", UNIT):
             name, exponent = "arc" + name, None
         arguments = inside[2:] if inside[0] in ("list", "sequence") and inside[1] != "[]" else (inside,)
         node = "call", "log" if name == "lg" else name, *arguments
@@ -396,20 +410,21 @@ class Parser:
 
     def group(self, *closers: str) -> tuple:
         """What stands before the next of `closers`.  Inside of bars and set braces a bar or colon ends it."""
-        bars, self.in_bars = self.in_bars, closers[0] in ("|", "\\}") or self.in_bars and closers[0] == "}"
+        raised, self.raised, bars = self.raised, False, self.in_bars
+        self.in_bars = closers[0] in ("|", "\\}") or bars and closers[0] == "}"
         node = self.items(closers[0] == "\\}")
-        if closers == ("\\}",) and self.take("|", ":", "\\mid"):             # {x | 2 < x < 3} is its condition
+        if closers == ("\\}",) and self.take("|", ":", "\\mid"):            # {x | 2 < x < 3} is its condition
             node = self.items()
         if closers == ("}",) and self.take("\\choose"):
             node = "call", "binom", node, self.items()
-        self.in_bars = bars
+        self.in_bars, self.raised = bars, raised
         return node if self.take(*closers) else self.fail()
 
     def command(self, token: str) -> tuple:
         if token in ("(", "["):
             node = self.group(")", "]")
             if node[0] != "list" or conditions(node):
-                return node
+                return node if token + self.tokens[self.at - 1] in ("()", "[]") else self.fail()
             if all(item[:2] == ("sequence", "[]") and len(item) == len(node[2]) for item in node[2:]):
                 return "matrix", *(("row", *item[2:]) for item in node[2:])  # [[1,2],[3,4]]
             return "sequence", token + self.tokens[self.at - 1], *node[2:]
@@ -422,9 +437,10 @@ class Parser:
             node = NOTHING if self.take("\\}") else self.group("\\}")
             if node[0] == "relation" or node == NOTHING or conditions(node) or node[:2] == ("list", "\\or"):
                 return node
-            return "list", "{}", *(node[2:] if node[0] == "list" else [node])
+            return _set(node)
         if token == "|":
-            return "call", "abs", self.group("|")
+            node = self.group("|")
+            return "call", "det" if node[0] == "matrix" else "abs", node
         if token in ("\\lfloor", "\\lceil"):
             return "call", token[2:], self.group("\\r" + token[2:])
         if token == "\\frac":
@@ -448,19 +464,22 @@ class Parser:
         return self.fail()
 
     def big(self, token: str) -> tuple:
-        """Sums and products between numbers have a value; others, limits and integrals are equal to the same only."""
-        start = self.at
+        """Sums and products between numbers have a value; others, limits, integrals are equal to the same
+        only."""
+        start, saved = self.at, self.tokens[:]
         if token in ("\\sum", "\\prod") and self.take("_"):
             low = self.argument()
-            high = self.argument() if low[:2] == ("relation", "=") and low[2][0] == "name" and self.take("^") else low
-            if not free_names(low[-1]) | free_names(high):
-                return token, low[2], low[-1], high, self.term()
-            self.at = start
+            if low[:2] == ("relation", "=") and len(low) == 4 and low[2][0] == "name" and self.take("^"):
+                high = self.argument()
+                if not free_names(low[3]) | free_names(high) and not infinite(high):
+                    return token, low[2], low[3], high, self.term()
+            self.at, self.tokens = start, saved
         ranges = [self.raw_argument() if self.take(mark) else "" for mark in ("_", "^")]
         return token, " ".join(ranges), self.term()
 
     def environment(self, name: str) -> tuple:
-        """Matrices by rows; cases with conditions are a function; other environments are lists of their rows."""
+        """Matrices by rows; cases with conditions are a function; other environments are lists of their
+        rows."""
         rows: list[list] = [[]]
         if "array" in name:                               # its column format
             self.raw_argument()
@@ -469,7 +488,8 @@ class Parser:
                 rows.append([])
             elif not self.take("&") or self.next not in ("\\\\", "&"):
                 self.at += self.word in ("if", "when", "for")
-                rows[-1].append(("name", "otherwise") if self.take('"otherwise', '"else') else self.items(True))
+                other = self.take('"otherwise', '"else')
+                rows[-1].append(("name", "otherwise") if other else self.items(True))
                 if self.next[:5] not in ("&", "\\\\", "\\end{") and self.word not in ("if", "when", "for"):
                     self.fail()
         rows = [row for row in rows if row] or self.fail()
@@ -482,17 +502,21 @@ class Parser:
             return "cases", *(("case", *row) for row in rows)
         return "list", ",", *sum(rows, [])
 
+def _set(node: tuple) -> tuple:
+    return "list", "{}", *(node[2:] if node[0] == "list" else [node])
+
 def _product(factors: list[tuple]) -> tuple:
     """A product; one with a matrix in it multiplies the entries."""
     plain = [node[1] if node[0] == "neg" else node for node in factors]
     at = [n for n, node in enumerate(plain) if node[0] == "matrix"]
     if len(at) != 1 or plain == factors and len(factors) == 1:
         return ("*", *factors) if len(factors) > 1 else factors[0]
-    scale = factors[:at[0]] + factors[at[0] + 1:] + [("neg", ONE)] * (plain[at[0]] is not factors[at[0]])
+    scale = factors[:at[0]] + factors[at[0] + 1:] + [("neg", UNIT)] * (plain[at[0]] is not factors[at[0]])
     return "matrix", *(("row", *(("*", *scale, entry) for entry in row[1:])) for row in plain[at[0]][1:])
 
 def _relation(signs: list[str], sides: list[tuple]) -> tuple:
-    """A chain, read so that its inequality signs point left (3 > x is x < 3), without a remark 'approximately ...'."""
+    """A chain, its inequality signs turned to point left (3 > x is x < 3), without a remark 'approximately
+    ...'."""
     if "\\approx" in signs[:1] and label(sides[0]):       # x \approx 3.14
         signs[0] = "="
     cut = [*signs, "\\approx"].index("\\approx")
@@ -505,7 +529,7 @@ def _relation(signs: list[str], sides: list[tuple]) -> tuple:
 
 @lru_cache(maxsize=128)                                   # golds come back with every sample
 def parse(text: str, grouped: bool) -> tuple:
-    """The tree of an answer; ("unreadable", why) for what is none.  `grouped`: is 1,000 one number, or two?"""
+    """The tree of an answer; ("unreadable", why) for what is none.  `grouped`: is 1,000 one number or two?"""
     try:
         parser = Parser(tokens(text, grouped))
         node = parser.items(True)
@@ -519,7 +543,7 @@ def shown(node: tuple) -> str:
         return str(node[1])
     return "(" + " ".join(shown(arg) if isinstance(arg, tuple) else str(arg) for arg in node) + ")"
 
-# -- 2. Equality ------------------------------------------------------------------------------------------------------
+# -- 2. Equality -------------------------------------------------------------------------------------------
 
 _INTEGERS = ("blackboard Z", "Z", "blackboard N", "N", "blackboard Z+")
 
@@ -533,20 +557,21 @@ class Judge(Evaluator):
         return verdict
 
     def same(self, a: tuple, b: tuple) -> bool:
-        """Are the two trees the same answer, b the gold?  Sets self.rule; no value where one is needed means no."""
+        """Are the two trees the same answer, b the gold?  Sets self.rule; no value where one is needed is
+        no."""
         self.spend(1)
         if a == b:
             return self.by("same expression")
         sets = self.same_set(a, b)
         self.given = {}
-        if sets or sets is not None and a[0] != b[0]:
+        if sets is not None:
             return sets
         left, right = alternatives(a), alternatives(b)
         if len(left) > 1 or len(right) > 1:
-            if left[0][0] == "record" and len(left) == 1 and not any(map(named, right)):     # named values, bare list
-                left = [value for _, value in left[0][1:]]
+            if left[0][0] == "record" and len(left) == 1 and not any(map(named, right)):
+                left = [value for _, value in left[0][1:]]                   # named values for a bare list
             elif right[0][0] == "record" and len(right) == 1 and not any(map(named, left)):
-                return self.same_record(right[0], left, True)                # a bare list for named values: in order
+                return self.same_record(right[0], left, True)                # a bare list for named values
             return self.same_list(left, right)
         a, b = left[0], right[0]
         if "record" in (a[0], b[0]):
@@ -554,11 +579,12 @@ class Judge(Evaluator):
             return self.same_record(record, other if other[0] == "record" else entries(other), record is b)
         if residue(a) and residue(b):
             (x, r, m), (y, s, n) = residue(a), residue(b)
-            same = x == y and self.same_value(m, n) and self.holds(("relation", "\\equiv", r, ("\\mod", s, m)))
-            return same and self.by("same residue")
+            congruent = "relation", "\\equiv", r, ("\\mod", s, m)
+            return x == y and self.same_value(m, n) and self.holds(congruent) and self.by("same residue")
         if "relation" in (a[0], b[0]):
             return self.same_relation(a, b)
-        if a[0] == b[0] and (a[0] in ("sequence", "matrix", "row", "case") or a[0] in BIG and len(a) == len(b) == 3):
+        as_written = a[0] in BIG and len(a) == len(b) == 3
+        if a[0] == b[0] and (as_written or a[0] in ("sequence", "matrix", "row", "case")):
             brackets = [[x for x in node if type(x) is str] for node in (a, b)]
             return brackets[0] == brackets[1] and self.in_order(children(a), children(b))
         if entries(a) and entries(b):
@@ -576,7 +602,8 @@ class Judge(Evaluator):
         return a[0] == b[0] == "cases" and self.same_list(list(a[1:]), list(b[1:]))
 
     def same_time(self, a: tuple, b: tuple) -> bool:
-        """8:34 pm and 20:34:00.  Beside one with am or pm a time up to 12 o'clock without them may be either."""
+        """8:34 pm and 20:34:00.  Beside one with am or pm a time before 13 o'clock without them may be
+        either."""
         either = a[2] != b[2] and (b if a[2] else a)[1] < 13 * 3600
         return (a[1] - b[1]) % (43_200 if either else 86_400) == 0
 
@@ -586,7 +613,8 @@ class Judge(Evaluator):
         if self.same_value(a, b):
             return True
         for sign, rule in (("%", "percent sign dropped"), ("degrees", "degrees in radians")):
-            if (a[0] == sign) != (b[0] == sign) and self.same_value(*(unsigned(node, sign) for node in (a, b))):
+            if (a[0] == sign) != (b[0] == sign) and not free_names(a) | free_names(b) and self.same_value(
+                    unsigned(a, sign), unsigned(b, sign)):
                 return self.by(rule)
         return False
 
@@ -600,14 +628,16 @@ class Judge(Evaluator):
         if order(x, y) == 0:
             with decimal.localcontext(MORE_DIGITS):       # (e^{110} + 1) / e^{110} is not 1
                 return order(self.value(a), self.value(b)) == 0 and self.by("equal to 130 digits")
-        return (self.rounds_to(a, y) or self.rounds_to(b, x)) and self.by("decimal agrees in all its digits, 9 or more")
+        return (self.rounds_to(a, y) or self.rounds_to(b, x)) and self.by("decimal agrees in all its digits")
 
     def rounds_to(self, node: tuple, exact: Value) -> bool:
-        """Is a decimal literal the exact value, rounded or cut to the digits that it shows, at least 9, or the nearest
-        double?  A value that ends has to be written as it is."""
+        """Is a decimal literal the exact value, rounded or cut to the digits that it shows, at least 9, or
+        the nearest double?  A value that ends has to be written as it is."""
         if not last_place(node) or big(exact).im:
             return False
         value, last, rest = self.value(node), self.value(last_place(node)), exact
+        if not isinstance(value, Fraction) or not isinstance(last, Fraction):
+            return False
         value, exact = abs(value), fraction(exact) * (1 if value > 0 else -1)
         if value < last * 10 ** 8 or exact <= 0:
             return False
@@ -616,8 +646,8 @@ class Judge(Evaluator):
         return not ends and (abs(exact - value) <= last / 2 or 0 <= exact - value < last or double)
 
     def same_function(self, a: tuple, b: tuple) -> bool:
-        """Schwartz-Zippel: equal at several random points is equal, if no point of a kind is left out.  Points with real
-        values decide where there are two; where |...| is written, also which points have one."""
+        """Schwartz-Zippel: equal at several random points is equal, if no kind of point is left out.  Points
+        with real values decide where there are two; where |...| is written, also which points have one."""
         strict, real, complex_ = mentions(a, "abs") or mentions(b, "abs"), 0, 0
         for at_edge in self.points(a, b):
             found = []
@@ -644,9 +674,10 @@ class Judge(Evaluator):
         return (real > 1 or complex_ > 1) and self.by(f"equal at {max(real, complex_)} random points")
 
     def same_set(self, a: tuple, b: tuple) -> bool | None:
-        """Do two sets of real numbers agree at every end point, between and beyond them?  None if they are no such sets.
-        A relation that is not solved gives its roots as end points if it is a polynomial.  If it is none, its sides must
-        be equal, or have a pole, at the other's end points, and it is tried at more numbers."""
+        """Do two sets of real numbers agree at every end point, between and beyond them?  None if they are no
+        such sets.  A relation that is not solved gives its roots as end points if it is a polynomial.  If it
+        is none, its sides must be equal, or have a pole, at the other's end points, and it is tried at more
+        numbers."""
         one, two = real_set(a), real_set(b)
         if not one or not two or a[0] == b[0] == "sequence" or len(one[0] | two[0]) > 1:
             return None
@@ -657,14 +688,16 @@ class Judge(Evaluator):
         for self.point in (1, 4) if any(map(free_names, ends)) else (0,):    # other names are parameters
             values, unsolved = [self.value(end) for end in ends], []
             for hidden in one[2] + two[2]:
-                solved = [self.polynomial(("+", x, ("neg", y)), unknown[1]) for x, y in zip(hidden[2:], hidden[3:])]
+                sides = [("+", x, ("neg", y)) for x, y in zip(hidden[2:], hidden[3:])]
+                solved = [self.polynomial(side, unknown[1]) for side in sides]
                 unsolved += [hidden] * (None in solved)
                 values += [x for c in solved if c for x in real_roots(c)]
             if len(unsolved) > 1:
                 return None
             probes = values + between(values)
             if unsolved:
-                probes += [x + sign * 3 ** n for x in probes[:12] for sign in (1, -1) for n in range(-2, 6)]
+                steps = [sign * Fraction(3) ** n for sign in (1, -1) for n in range(-2, 6)]
+                probes += [x + step for x in probes[:12] for step in steps]
             for n, self.given[unknown[1]] in enumerate(probes):
                 if unsolved and n < len(values) and not self.is_end(unsolved[0]):
                     return None
@@ -693,11 +726,12 @@ class Judge(Evaluator):
         return self.by("lists match item by item")
 
     def same_record(self, record: tuple, other: tuple | list, gold: bool) -> bool:
-        """Named values: by name against others, else in the order of the alphabet or, if they are gold, in their own."""
+        """Named values: by name against others, else in the order of the alphabet or, if gold, in their
+        own."""
         named = dict(record[1:])
         if other and other[0] == "record":
             values = dict(other[1:])
-            return set(named) == set(values) and self.in_order(list(named.values()), [values[name] for name in named])
+            return set(named) == set(values) and all(self.same(named[name], values[name]) for name in named)
         orders = (sorted(named, key=str), list(named) if gold else [])
         return any(self.in_order([named[name] for name in names], list(other)) for names in orders)
 
@@ -708,14 +742,16 @@ class Judge(Evaluator):
                 return label(sides[0]) and self.same(sides[1], other)
             if set(signs.split()) != {"="}:
                 return False
-            if all(label(side) or self.same(side, sides[-1]) for side in sides[:-1]) and self.same(sides[-1], other):
-                return True                               # 'name = ... = value' states its value; 4 = 3 states nothing
+            stated = all(label(side) or self.same(side, sides[-1]) for side in sides[:-1])
+            if stated and self.same(sides[-1], other):    # 'name = ... = value'; 4 = 3 states nothing
+                return True
             given = free_names(("+", *sides)) - free_names(other)            # x + y = 1 gives 1 - x
             return len(sides) == 2 and len(given) == 1 and bool(free_names(other)) and self.proportional(
                 ("relation", "=", *sides), ("relation", "=", ("name", *given), other))
-        if a[1] == b[1] == "=" and a[2] != b[2] and a[2][:-1] == b[2][:-1] and a[2][-1][0] == b[2][-1][0] == "name" and (
-                a[2][-1][1] not in free_names(b)):
-            b = rename(b, b[2][-1], a[2][-1])             # f(t) = t + 1, f(x) = x + 1
+        (*f, x), (*g, y) = a[2], b[2]                     # f(t) = t + 1, f(x) = x + 1
+        names = type(x) is type(y) is tuple and x[0] == y[0] == "name" and x[1] not in free_names(b)
+        if a[1] == b[1] == "=" and f == g and names:
+            b = rename(b, y, x)
         if a[1] == b[1] and all(map(self.same, a[2:], b[2:])):
             return self.by("same relation")
         if a[1] == b[1] and a[1] in ("=", "<", "<=", "!="):
@@ -734,53 +770,41 @@ class Judge(Evaluator):
         return (len(ratios) >= 3 and abs(ratios[0]) > 0 and all(order(r, ratios[0]) == 0 for r in ratios)
                 and (a[1] == "=" or ratios[0].re > 0) and self.by("relations up to a factor"))
 
-def rename(node: tuple, old: tuple, new: tuple) -> tuple:
-    return new if node == old else tuple(rename(arg, old, new) if isinstance(arg, tuple) else arg for arg in node)
-
-def last_place(node: tuple) -> tuple | None:
-    """One unit of the last place that a decimal shows, also signed, in percent or times a power of ten."""
-    if node[0] == "num":
-        return ("num", Fraction(1, 10 ** node[2]), 0) if node[2] else None
-    if node[0] == "neg":
-        return last_place(node[1])
-    power = node[0] == "*" and len(node) == 3 and node[2][:2] == ("^", TEN) and not free_names(node[2])
-    inside = last_place(node[1]) if power or node[0] in ("%", "degrees") else None
-    return inside and (node[0], inside, *node[2:])
-
-def unsigned(node: tuple, sign: str) -> tuple:
-    """10% as 10; 30 degrees as pi/6."""
-    if node[0] != sign:
-        return node
-    return node[1] if sign == "%" else ("*", node[1], ("name", "pi"), inverse(180))
-
 def alternatives(node: tuple) -> list[tuple]:
-    """The normal form of solutions: the alternatives of an answer, each a tree or ("record", (name, value), ...).
-    Different names belong together, a name that comes again begins the next alternative, 'n = 1, 2' names both."""
-    if node[0] == "relation" and node[1] in ("\\in", "=") and label(node[2]) and (node[3][0] == "list" or finite(node[3])):
+    """The normal form of solutions: the alternatives of an answer, each a tree or ("record", (name, value),
+    ...). Different names belong together, one that comes again begins the next alternative, 'n = 1, 2' names
+    both."""
+    if node[:2] in (("relation", "\\in"), ("relation", "=")) and label(node[2]) and finite(node[3]):
         inside = alternatives(node[3])
-        pairs = node[2][0] == "sequence"                  # (x, y) in {(1, 2), (3, 4)}
-        return [item for v in inside for item in alternatives(("relation", "=", node[2], v))] if pairs else inside
-    if finite(node):
-        return list(dict.fromkeys(item for part in children(node) for item in alternatives(part)))
+        if node[2][0] != "sequence":
+            return inside
+        return [item for v in inside for item in alternatives(("relation", "=", node[2], v))]
+    if node[0] != "list" and finite(node):
+        first, *others = map(alternatives, children(node))
+        kept = {"\\cup": first + sum(others, []), "\\cap": [x for x in first if all(x in o for o in others)],
+                "\\setminus": [x for x in first if not any(x in o for o in others)]}[node[0]]
+        return list(dict.fromkeys(kept)) or [NOTHING]
     if node[0] != "list":
         paired = named(node) and node[2][0] == node[3][0] == "sequence" and len(node[2]) == len(node[3])
         return [("record", *zip(node[2][2:], node[3][2:]))] if paired else [node]
     if node[1] == "\\or":
         return [item for part in node[2:] for item in alternatives(part)]
-    items = [item for item in node[2:] if item[:2] != ("relation", "\\in") or item[3][-1] not in _INTEGERS] or list(node[2:])
+    remarks = [item[:2] == ("relation", "\\in") and item[3][-1] in _INTEGERS for item in node[2:]]
+    items = [item for item, remark in zip(node[2:], remarks) if not remark] or list(node[2:])
     names = [named(item) for item in items]
     if names[0] and not any(names[1:]):
         items[1:] = [("relation", "=", names[0], item) for item in items[1:]]
     elif all(names):
         size = names.index(names[0], 1) if names[0] in names[1:] else len(names)
         chunks = [items[n:n + size] for n in range(0, len(items), size)]
-        if size > 1 and all(len({*names[:size], *map(named, chunk)}) == size == len(chunk) for chunk in chunks):
+        if size > 1 and all(len({*names[:size], *map(named, c)}) == size == len(c) for c in chunks):
             return [("record", *((item[2], item[3]) for item in chunk)) for chunk in chunks]
     return [one for item in progression(items) for one in alternatives(item)]
 
 def finite(node: tuple) -> bool:
-    """Is it a union of finite sets?"""
-    return node[0] == "\\cup" and all(child[0] == "list" or finite(child) for child in children(node))
+    """Is it a list or a union, intersection or difference of lists?"""
+    sets = node[0] in ("\\cup", "\\cap", "\\setminus") and all(map(finite, children(node)))
+    return node[0] == "list" and not conditions(node) or sets
 
 def named(node: tuple) -> tuple | None:
     """The left side of 'name = value'."""
@@ -800,48 +824,14 @@ def entries(node: tuple) -> list[tuple]:
         return [item for row in rows for item in row[1:]]
     return rows if node[0] == "sequence" and (node[1] == "()" or len(rows) > 2) else []
 
-def label(node: tuple) -> bool:
-    """Can this left side be dropped from 'left = value'?  Names, words, f(x), T(10), P(X = 2), f^{-1}, sums of names."""
-    if node[0] in ("name", "text"):
-        return node not in (("name", "pi"), INFINITY)
-    if node[0] == "*" or node[0] == "^" and node[2] == ("neg", ONE):
-        return label(node[1])
-    if node[0] == "call" and node[1] in ("f", "g", "h", "max", "min", "det", "gcd", "lcm") or node[0] in BIG:
-        return len(node) != 5 or bool(free_names(node))
-    return node[0] in ("+", "inverse", "call", "sequence", "\\cap", "\\cup", ":") and all(map(label, children(node)))
-
-def real_set(node: tuple, part: bool = False) -> tuple[set, list, list] | None:
-    """({the unknown}, [end points], [relations that hide theirs]) of a set of real numbers, else None.
-    As a part of a union 'x = 1' and {1, 2} are such sets, too."""
-    op, args = node[0], children(node)
-    if node in (REALS, NOTHING):
-        return set(), [], []
-    if op == "sequence" and len(args) == 2 or op == "list" and part and node[1] == "{}":
-        return set(), args, []
-    if op in ("\\cup", "\\cap", "\\setminus") or op == "list" and (node[1] == "\\or" or conditions(node)):
-        parts = [real_set(arg, True) for arg in args]
-        if not all(parts) or not any(map(real_set, args)):
-            return None
-        return set().union(*(p[0] for p in parts)), sum((p[1] for p in parts), []), sum((p[2] for p in parts), [])
-    if op != "relation" or len(args) > 3 or not set(node[1].split()) <= {"<", "<=", "!=", "\\in", "=" * part}:
-        return None
-    if node[1] == "\\in":
-        return (inside := real_set(args[1])) and ({args[0]}, *inside[1:])
-    middle = args[1:2] if len(args) == 3 else args        # x of 0 < x < 1
-    unknown = max((side for side in middle if side[0] == "name" or side[:2] == ("call", "f")), key=str, default=None)
-    names = free_names(node)
-    if unknown and label(unknown) and not any(free_names(unknown) & free_names(side) for side in args if side != unknown):
-        return {unknown}, [side for side in args if side != unknown], []      # of x > a it is x
-    return ({("name", *names)}, [], [node]) if len(names) == 1 else None
-
 def equal_by_value(answer: str, gold: str, grouped: bool = True) -> tuple[bool, str]:
     """(are two answers equal?, the rule that decided).  Never raises."""
     a, b = parse(answer, grouped), parse(gold, grouped)
     if "unreadable" in (a[0], b[0]):
         texts = ["".join(bare(text).split()) for text in (answer, gold)]
         same = a[0] == b[0] and "" != texts[0] == texts[1]
-        who = [f"{name} is not readable: {n[1]}" for name, n in (("answer", a), ("gold", b)) if n[0] == "unreadable"]
-        return same, "; ".join(who)
+        who, why = ("answer", a[1]) if a[0] == "unreadable" else ("gold", b[1])
+        return same, f"{who} is not readable: {why}"
     judge = Judge()
     with decimal.localcontext(DIGITS):
         try:

@@ -16,10 +16,11 @@ class Undefined(ArithmeticError):
     """The expression has no value at this point, or one too large for our bounds."""
 
 _TRAPS = [decimal.InvalidOperation, decimal.DivisionByZero, decimal.Overflow, decimal.Underflow]
-DIGITS, MORE_DIGITS = (decimal.Context(prec=n, Emax=10 ** 12, Emin=-10 ** 12, traps=_TRAPS) for n in (60, 150))
-CLOSE, DUST = 15, 10                                      # digits at the end in which equal values and sums may differ
-PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803482534211706798"
-             "214808651328230664709384460955058223172535940812848111745028410270193852110555964462294895493038196")
+DIGITS, MORE_DIGITS = (decimal.Context(prec=n, Emax=10 ** 12, Emin=-10 ** 12, traps=_TRAPS)
+                       for n in (60, 150))
+CLOSE, DUST = 15, 10                                      # digits in which equal values, and sums, may differ
+PI = Decimal("3.1415926535897932384626433832795028841971693993751058209749445923078164062862089986280348"
+             "2534211706798214808651328230664709384460955058223172535940812848111745028410270193852110555964")
 
 def last_digit(more: int) -> Decimal:
     """10 to the minus (digits of the context - more)."""
@@ -68,7 +69,8 @@ def fraction(v: Value) -> Fraction:
     return Fraction(v.re)
 
 def exp(z: Big) -> Big:
-    """Euler's formula; the sine and cosine of the angle by their series, that of e^x sorted by powers of i."""
+    """Euler's formula; the sine and cosine of the angle by their series, that of e^x sorted by powers of
+    i."""
     if not z.im:
         return Big(z.re.exp())
     if abs(z.im) > 10 ** 6:
@@ -119,10 +121,11 @@ def arcsin(z: Big) -> Big:
 ONE, TWO, I = Big(1), Big(2), Big(0, 1)
 CALLS = {"exp": exp, "log": log, "cos": lambda z: turn(z)[0], "sin": lambda z: turn(z)[1], "tan": tan,
       "cosh": lambda z: (exp(z) + exp(-z)) / TWO, "sinh": lambda z: (exp(z) - exp(-z)) / TWO,
-      "tanh": lambda z: TWO / (ONE + exp(-z - z)) - ONE, "arcsin": arcsin, "arccos": lambda z: Big(PI / 2) - arcsin(z),
-      "arctan": arctan, "arccot": lambda z: Big(PI / 2) - arctan(z), "arcsinh": lambda z: log(z + root(z * z + ONE)),
+      "tanh": lambda z: TWO / (ONE + exp(-z - z)) - ONE, "arcsin": arcsin, "arctan": arctan,
+      "arccos": lambda z: Big(PI / 2) - arcsin(z), "arccot": lambda z: Big(PI / 2) - arctan(z),
+      "arcsinh": lambda z: log(z + root(z * z + ONE)), "Re": lambda z: Big(z.re), "Im": lambda z: Big(z.im),
       "arccosh": lambda z: log(z + root(z + ONE) * root(z - ONE)),
-      "arctanh": lambda z: (log(ONE + z) - log(ONE - z)) / TWO, "Re": lambda z: Big(z.re), "Im": lambda z: Big(z.im),
+      "arctanh": lambda z: (log(ONE + z) - log(ONE - z)) / TWO,
       "conj": lambda z: Big(z.re, -z.im), "cis": lambda z: exp(I * z), "abs": lambda z: Big(abs(z))}
 for _name, _other in table("sec cos csc sin cot tan sech cosh csch sinh coth tanh").items():
     CALLS[_name] = lambda z, f=CALLS[_other]: ONE / f(z)
@@ -147,8 +150,8 @@ def between(values: list[Value]) -> list[Fraction]:
     return [(x + y) / 2 for x, y in zip(at, at[1:]) if y - x > Fraction(1, 10 ** 40)]
 
 def real_roots(c: list[Fraction]) -> list[Value]:
-    """The real roots of c[0] + c[1] x + ..., in order, exact where they are rational: between the roots of its
-    derivative a polynomial changes its sign at most once."""
+    """The real roots of c[0] + c[1] x + ..., in order, exact where they are rational: between the roots of
+    its derivative a polynomial changes its sign at most once."""
     while c and not c[-1]:
         c = c[:-1]
     if len(c) < 3:

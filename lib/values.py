@@ -1,8 +1,8 @@
-"""The value of a tree: a fraction as long as it is rational, else a number of lib/bignum.py.  Standard library only.
+"""The value of a tree: a fraction as long as it is rational, else a number of lib/bignum.py.  Standard
+library only.
 
-Trees are tuples (lib/answers.py makes them): an operation and its arguments.  Answers come from a policy that is paid
-for passing, so the size of numbers and the number of steps are bounded.
-"""
+Trees are tuples (lib/answers.py makes them): an operation and its arguments.  Answers come from a policy that
+is paid for passing, so the size of numbers and the number of steps are bounded. """
 from __future__ import annotations
 
 import math
@@ -10,18 +10,20 @@ from fractions import Fraction
 from functools import lru_cache
 from hashlib import blake2b
 
-from lib.bignum import (CALLS, DUST, EXACT, I, ONE, PI, Big, Undefined, Value, between, big, exp, fraction, last_digit, log,
-                        order, real_roots, root)
+from lib.bignum import (CALLS, DUST, EXACT, I, ONE, PI, Big, Undefined, Value, between, big, exp, fraction,
+                        last_digit, log, order, real_roots, root)
+from lib.tex import Unreadable
 
-MAX_BITS, MAX_WORK = 60_000, 6_000                        # size of exact numbers; evaluation steps for one comparison
+MAX_BITS, MAX_WORK = 60_000, 6_000                        # size of exact numbers; steps of one comparison
 BIG = ("\\lim", "\\sum", "\\prod", "\\int")
 INFINITY, REALS, NOTHING = ("name", "infty"), ("name", "blackboard R"), ("name", "emptyset")
+UNIT, TEN = (("num", Fraction(n), 0) for n in (1, 10))
 COUNTS = {"binom": math.comb, "gcd": math.gcd, "lcm": math.lcm}
 COUNTING = ("!", "!!", "binom")
-WHOLE = (2, 3, 5, 4, 8, 7, 1, 9, 16, 6, 0, 15, 12, -1, -2, -7, 25, 64, 100, 999, 1_000)     # where names are integers
+WHOLE = (2, 3, 5, 4, 8, 7, 1, 9, 16, 6, 0, 15, 12, -1, -2, -7, 25, 64, 100, 999, 1_000)     # whole points
 WHOLE_NAMES = "ijklmn"
 
-# -- 1. Trees -----------------------------------------------------------------------------------------------------------
+# -- 1. Trees -----------------------------------------------------------------------------------------------
 
 def children(node: tuple) -> list[tuple]:
     return [arg for arg in node[1:] if isinstance(arg, tuple)]
@@ -37,10 +39,10 @@ def infinite(node: tuple) -> int:
     """+1 or -1 for plus or minus infinity, else 0."""
     return -infinite(node[1]) if node[0] == "neg" else int(node == INFINITY)
 
-def conditions(node: tuple) -> bool:
+def conditions(node: tuple, part: bool = False) -> bool:
     """Is it a list of inequalities, or of lists of them?"""
-    return node[0] == "list" and all(conditions(item) or item[0] == "relation" and item[1] not in ("=", "\\equiv")
-                                     for item in node[2:])
+    inequality = node[0] == "relation" and node[1] not in ("=", "\\equiv")
+    return node[0] == "list" and all(conditions(item, True) for item in node[2:]) or part and inequality
 
 def residue(node: tuple) -> tuple | None:
     """(x, 3, 5) of x = 3 mod 5."""
@@ -48,7 +50,8 @@ def residue(node: tuple) -> tuple | None:
     return (name, *right[1:]) if right[0] == "\\mod" and len(right) == 3 else None
 
 def mentions(node: tuple, *operations: str) -> bool:
-    return (node[1] if node[0] == "call" else node[0]) in operations or any(mentions(c, *operations) for c in children(node))
+    operation = node[1] if node[0] == "call" else node[0]
+    return operation in operations or any(mentions(child, *operations) for child in children(node))
 
 def whole_names(node: tuple) -> set[str]:
     """The names in what counts, rounds, or is an exponent of a negative number."""
@@ -78,26 +81,101 @@ def factors(node: tuple) -> set[tuple]:
         return {factor for child in children(node) for factor in factors(child)}
     return factors(node[1]) if node[0] in ("^", "inverse", "neg") else {node} if free_names(node) else set()
 
-# -- 2. Evaluation ------------------------------------------------------------------------------------------------------
+def number(text: str) -> tuple:
+    """A number leaf: its value, and how many decimal places it shows if it is a decimal (0: it is exact)."""
+    if text.isdigit() and len(text) < 20:
+        return "num", Fraction(int(text)), 0
+    mantissa, _, exponent = text.lower().partition("e")
+    whole, _, places = mantissa.partition(".")
+    if len(mantissa) > 4_000 or len(exponent) > 4:
+        raise Unreadable("number too long")
+    value = Fraction(int(whole + places), 10 ** len(places)) * Fraction(10) ** int(exponent or 0)
+    return "num", value, max(0, len(places) - int(exponent or 0)) if places else 0
+
+def rename(node: tuple, old: tuple, new: tuple) -> tuple:
+    if node == old:
+        return new
+    return tuple(rename(arg, old, new) if isinstance(arg, tuple) else arg for arg in node)
+
+def inverse(n: int) -> tuple:
+    return "inverse", ("num", Fraction(n), 0)
+
+def last_place(node: tuple) -> tuple | None:
+    """One unit of the last place that a decimal shows, also signed, in percent or times a power of ten."""
+    if node[0] == "num":
+        return ("num", Fraction(1, 10 ** node[2]), 0) if node[2] else None
+    if node[0] == "neg":
+        return last_place(node[1])
+    power = node[0] == "*" and len(node) == 3 and node[2][:2] == ("^", TEN) and not free_names(node[2])
+    inside = last_place(node[1]) if power or node[0] in ("%", "degrees") else None
+    return inside and (node[0], inside, *node[2:])
+
+def unsigned(node: tuple, sign: str) -> tuple:
+    """10% as 10; 30 degrees as pi/6."""
+    if node[0] != sign:
+        return node
+    return node[1] if sign == "%" else ("*", node[1], ("name", "pi"), inverse(180))
+
+def label(node: tuple) -> bool:
+    """Can this left side be dropped from 'left = value'?  Names, words, f(x), T(10), P(X = 2), f^{-1}, sums
+    of names."""
+    if node[0] in ("name", "text"):
+        return node not in (("name", "pi"), INFINITY)
+    if node[0] == "*" or node[0] == "^" and node[2] == ("neg", UNIT):
+        return label(node[1])
+    if node[0] == "call" and node[1] in ("f", "g", "h", "max", "min", "det", "gcd", "lcm") or node[0] in BIG:
+        return len(node) != 5 or bool(free_names(node))
+    whole = node[0] in ("+", "inverse", "call", "sequence", "\\cap", "\\cup", ":")
+    return whole and all(map(label, children(node)))
+
+def real_set(node: tuple, part: bool = False) -> tuple[set, list, list] | None:
+    """({the unknown}, [end points], [relations that hide theirs]) of a set of real numbers, else None.
+    As a part of a union 'x = 1' and {1, 2} are such sets, too."""
+    op, args = node[0], children(node)
+    if node in (REALS, NOTHING):
+        return set(), [], []
+    if op == "sequence" and len(args) == 2 or op == "list" and part and node[1] == "{}":
+        return set(), args, []
+    if op in ("\\cup", "\\cap", "\\setminus") or op == "list" and (node[1] == "\\or" or conditions(node)):
+        parts = [real_set(arg, True) for arg in args]
+        if not all(parts) or not any(map(real_set, args)):
+            return None
+        names, ends, hidden = zip(*parts)
+        return set().union(*names), sum(ends, []), sum(hidden, [])
+    if op != "relation" or len(args) > 3 or not set(node[1].split()) <= {"<", "<=", "!=", "\\in", "=" * part}:
+        return None
+    if node[1] == "\\in":
+        return (inside := real_set(args[1])) and ({args[0]}, *inside[1:])
+    middle = args[1:2] if len(args) == 3 else args        # x of 0 < x < 1
+    plain = [side for side in middle if side[0] == "name" and label(side) or side[:2] == ("call", "f")]
+    unknown, names = max(plain, key=str, default=()), free_names(node)       # of x > a it is x
+    ends = [side for side in args if side != unknown]
+    if unknown and not any(free_names(unknown) & free_names(end) for end in ends):
+        return {unknown}, ends, []
+    return ({("name", *names)}, [], [node]) if len(names) == 1 else None
+
+# -- 2. Evaluation ------------------------------------------------------------------------------------------
 
 @lru_cache(maxsize=4096)
 def name_value(name: str, point: int) -> Fraction:
-    """For every name a random rational that depends on the name and the point only: for points 0 and 1 in (0, 1),
-    where arcsin and the like are real, then above, below and just below zero, then large."""
+    """For every name a random rational that depends on the name and the point only: for points 0 and 1 in (0,
+    1), where arcsin and the like are real, then above, below and just below zero, then large."""
     if name in ("infty", "emptyset") or name.startswith("blackboard"):
         raise Undefined(name)
-    seed = int.from_bytes(blake2b(f"{name}/{point}".encode("utf-8", "replace"), digest_size=8).digest(), "big")
+    digest = blake2b(f"{name}/{point}".encode("utf-8", "replace"), digest_size=8).digest()
+    seed = int.from_bytes(digest, "big")
     low, high = ((1, 996), (1, 996), (1009, 4001), (-3989, -1101), (-996, -1), (19_940_000, 99_700_000),
                  (-99_700_000, -19_940_000))[point]
     return Fraction(low + seed % (high - low + 1), 997)
 
 class Evaluator:
-    """Values at one point: its number, the names that have a value of their own there, and the budget of work."""
+    """Values at one point: its number, the names that have a value of their own there, and the budget of
+    work."""
 
     def __init__(self):
         self.work, self.point = MAX_WORK, 0
         self.given: dict[str, Value] = {}
-        self.strayed = False                              # did a root or log of a negative number leave the reals?
+        self.strayed = False                              # did a root or log leave the real numbers?
 
     def spend(self, amount: int) -> None:
         self.work -= amount
@@ -155,8 +233,10 @@ class Evaluator:
             raise Undefined("no determinant")
         if len(rows) == 1:
             return self.value(rows[0][0])
-        terms = [self.apply("*", (), [self.value(x), self.determinant([row[:n] + row[n + 1:] for row in rows[1:]]),
-                                      Fraction((-1) ** n)], False) for n, x in enumerate(rows[0])]
+        terms = []
+        for n, x in enumerate(rows[0]):
+            minor = self.determinant([row[:n] + row[n + 1:] for row in rows[1:]])
+            terms.append(self.apply("*", (), [self.value(x), minor, Fraction((-1) ** n)], False))
         return self.apply("+", (), terms, False)
 
     def apply(self, op: str, args: tuple, values: list[Value], radians: bool) -> Value:
@@ -170,7 +250,7 @@ class Evaluator:
         if op == "+":
             return sum(values)
         if op == "*":
-            return math.prod(values[1:], start=first) if exact else math.prod(map(big, values[1:]), start=big(first))
+            return math.prod(values) if exact else math.prod(map(big, values[1:]), start=big(first))
         if op == "neg":
             return -first
         if op == "%":
@@ -218,7 +298,7 @@ class Evaluator:
 
     def call(self, name: str, values: list[Value], exact: bool) -> Value:
         self.spend(30)
-        if name in ("f", "g", "h"):                       # unknown: any value, but the same for the same arguments
+        if name in ("f", "g", "h"):                       # unknown: the same value for the same arguments
             shown = [str(v) if isinstance(v, Fraction) else f"{v.re:.40e} {v.im:.40e}" for v in values]
             return name_value(f"{name}({shown})", self.point)
         if name in COUNTS:
@@ -254,7 +334,7 @@ class Evaluator:
         if residue(node):
             x, rest, modulus = map(self.value, residue(node))
             return fraction(x - rest) % fraction(modulus) == 0
-        signs = node[1].split() if op == "relation" else ["<=" if bracket in "[]" else "<" for bracket in node[1]]
+        signs = node[1].split() if op == "relation" else ["<=" if sign in "[]" else "<" for sign in node[1]]
         try:
             sides = [(infinite(arg), Fraction(0) if infinite(arg) else self.value(arg)) for arg in args]
         except ArithmeticError:                           # sqrt(x) < 2 does not hold at -1
@@ -268,7 +348,8 @@ class Evaluator:
         return True
 
     def polynomial(self, node: tuple, name: str) -> list[Fraction] | None:
-        """The coefficients of `node` as a polynomial in `name` of degree 7 or less, from its values at 11, 12, ..."""
+        """The coefficients of `node` as a polynomial in `name` of degree 7 or less, from its values at 11,
+        12, ..."""
         total, factor, last = [Fraction(0)] * 9, [Fraction(1)], [None]       # Newton's forward differences
         for n in range(9):
             self.given[name] = Fraction(n + 11)
@@ -283,13 +364,21 @@ class Evaluator:
             for k, c in enumerate(factor):
                 total[k] += new[-1] * c
             if n > 2 and new[-1] == last[-1] == 0:
-                return total
+                break
             last, factor = new, [(x - (n + 11) * y) / (n + 1) for x, y in zip([0, *factor], [*factor, 0])]
-        return None
+        for x in (Fraction(-100_003), Fraction(-2, 7), Fraction(1, 3)):      # |x| looks like x from there
+            self.given[name] = x
+            try:
+                if self.value(node) != sum(c * x ** n for n, c in enumerate(total)):
+                    return None
+            except ArithmeticError:
+                return None
+        return total
 
     def points(self, a: tuple, b: tuple):
-        """Give every name a value: random ones of every size and sign; whole ones where something counts or rounds; and
-        ones on each side of where an argument of |...|, a root, a log, a maximum or a condition changes its sign."""
+        """Give every name a value: random ones of every size and sign; whole ones where something counts or
+        rounds; and ones on each side of where an argument of |...|, a root, a log, a maximum or a condition
+        changes its sign."""
         whole = sorted(whole_names(a) | whole_names(b))
         numbers = WHOLE[:-5 if mentions(a, *COUNTING) or mentions(b, *COUNTING) else None]
         for n in range(7 + len(numbers) * bool(whole)):
@@ -307,7 +396,8 @@ class Evaluator:
         self.given = {}
 
     def sides(self, edge: tuple, name: str) -> list[Value]:
-        """The roots of `edge` and values of `name` on both sides of them; tried out where it is no polynomial."""
+        """The roots of `edge` and values of `name` on both sides of them; tried out where it is no
+        polynomial."""
         coefficients, found = self.polynomial(edge, name), {}
         if coefficients is not None:
             roots = real_roots(coefficients)
