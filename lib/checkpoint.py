@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
-from lib import files, logs, parallel
+from lib import files, guards, logs, parallel
 from lib.signals import Stopped, signals
 
 
@@ -106,9 +106,10 @@ def save(run, nets, optimizers, step, updates, keep, **more):
         files.sync(folder.parent)
         remove(steps(run)[:-keep])
 
+    named, place, size = tensors(nets, optimizers, updates), {}, 0
+    guards.check_saved(f"step {step}", named.items())
     try:
         parallel.together(lambda: (folder.parent.mkdir(parents=True, exist_ok=True), clear(folder.parent)))
-        named, place, size = tensors(nets, optimizers, updates), {}, 0
         for name, tensor in named.items():
             place[name], size = 1 + size // FILE_BYTES, size + parallel.local(tensor).nbytes
         with plain_errors(aside):

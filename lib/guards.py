@@ -35,6 +35,14 @@ def first_nonfinite(nets):
     return next((name for (name, _), n in zip(held, bad) if n), "")
 
 
+def check_saved(where, named):
+    """Stop before (name, tensor) pairs are written that nobody could go on with. Every rank looks at its own part, all stop alike."""
+    names, bad = zip(*((name, float(not torch.isfinite(parallel.local(x)).all())) for name, x in named))
+    for name, n in zip(names, parallel.all_reduce(torch.tensor(bad))):
+        if n:
+            raise TrainingError(f"{where}: {name} is not finite; nothing was written, what was saved before is still there")
+
+
 def check_finite(name, x, step, run, batch, nets):
     """Stop with the batch on disk where a number is not finite. Every rank sees the same numbers and stops alike."""
     if not torch.isfinite(torch.as_tensor(x)).all():

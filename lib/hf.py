@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from lib import cpu, files, parallel
+from lib import cpu, files, guards, parallel
 from model import Config, Critic, Llama, init_weights
 
 
@@ -140,6 +140,8 @@ def save_tensors(named, folder, dtype=None, max_bytes=5 * 10**9):
             size = 0
         parts[-1].append((name, p, kind, n))
         size += n
+    # of the type in the file: what is near the end of float32's range becomes infinite in bfloat16
+    guards.check_saved(folder, ((name, parallel.local(p).to(kind)) for entries in parts for name, p, kind, _ in entries))
     if parallel.rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
     for i, entries in enumerate(parts):

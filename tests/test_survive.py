@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib import checkpoint, decode, files, guards, logs, parallel
+from lib import checkpoint, decode, files, guards, hf, logs, parallel
 from lib import signals as lib_signals
 from lib.signals import Stopped
 import kill
@@ -457,6 +457,34 @@ def test_the_first_tensor_that_is_not_finite_is_named(folder, run, monkeypatch):
         parallel.local(dict(t.critic.named_parameters())[key]).view(-1)[5] = float("nan")
     with pytest.raises(guards.TrainingError, match=f"step 3: value is not finite, nor is critic's {key}; "):
         t.train_step()
+
+
+def test_weights_that_are_not_finite_replace_nothing(folder, run, monkeypatch):  # noqa: F811
+    """A last update may spoil the weights after every number of the step was seen to be finite."""
+    t = trainer(folder, run, steps=3, keep=1, lr=1e308)
+    t.resume(checkpoint.find(run))
+    with pytest.raises(guards.TrainingError, match=r"^step 3: policy\.\S+ is not finite; nothing was written"):
+        t.train()
+    assert checkpoint.find(run)[1]["step"] == 2 and not (run / "model").exists()
+    good = trainer(folder, run, steps=3)
+    good.resume()
+    moment = good.optimizers["critic"].state[next(good.critic.parameters())]["exp_avg_sq"]
+    parallel.local(moment).view(-1)[3] = float("inf")
+    with pytest.raises(guards.TrainingError, match=r"step 2: critic\.model\.embed_tokens\.weight\.exp_avg_sq is not finite"):
+        good.save()
+    with torch.no_grad():
+        good.policy.model.norm.weight[2] = 3.4e38  # infinite in bfloat16
+    with pytest.raises(guards.TrainingError, match=r"model: model\.norm\.weight is not finite"):
+        hf.save(good.policy, run / "model", torch.bfloat16)
+    assert not (run / "model").exists()
+    assert checkpoint.find(run)[1]["step"] == 2
+    hf.save(good.policy, run / "model", torch.float32)
+
+
+def test_a_last_step_with_a_rate_without_sense_does_not_end_well(folder, tmp_path):  # noqa: F811
+    done = rlsp_py("ppo", "--model", folder, "--data", DATA, "--out", tmp_path / "run", "--steps", "1", *SMALL[:-1], "1e308")
+    assert done.returncode == 1 and last_line(done.stderr).startswith("rlsp.py: step 1: policy.model."), done.stderr[-1000:]
+    assert not (tmp_path / "run/done").exists() and not checkpoint.steps(tmp_path / "run")
 
 
 def test_sft_names_it_too(tmp_path, monkeypatch, capsys):
