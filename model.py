@@ -20,6 +20,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+# The most that a config.json may ask for: beyond it lies a mistake, or the wish to exhaust somebody's machine.
+LARGEST = dict(vocab_size=2**21, hidden_size=2**16, intermediate_size=2**19, num_hidden_layers=2**10,
+               num_attention_heads=2**10, num_key_value_heads=2**10, head_dim=2**12,
+               max_position_embeddings=2**26)
 LOGIT_CHUNK = 512  # tokens whose [chunk, V] logits exist at once: 0.25 GB in float32 for Llama 3's 128k vocabulary
 
 
@@ -52,22 +56,26 @@ class Config:
             value = source.get(key) if source.get(key) is not None else default
             ok = isinstance(value, kind) and not (kind is not bool and isinstance(value, bool))
             if not ok or (kind is not bool and not 0 < value < 2**31):
-                raise ValueError(f"{path}: {key} is {value!r}, expected a {'boolean' if kind is bool else 'positive number'}")
+                expected = "boolean" if kind is bool else "positive number"
+                raise ValueError(f"{path}: {key} is {value!r:.80}, expected a {expected}")
+            if value > LARGEST.get(key, value):
+                raise ValueError(f"{path}: {key} is {value}, expected at most {LARGEST[key]}")
             return value
 
         kind = raw.get("model_type")
         if kind not in ("llama", "qwen2"):
-            raise ValueError(f"{path}: model_type is {kind!r}, expected 'llama' or 'qwen2'")
+            raise ValueError(f"{path}: model_type is {kind!r:.80}, expected 'llama' or 'qwen2'")
         for key, allowed in (("hidden_act", "silu"), ("mlp_bias", False), ("use_sliding_window", False)):
             if raw.get(key, allowed) != allowed:
-                raise ValueError(f"{path}: {key} is {raw[key]!r}, only {allowed!r} is supported")
+                raise ValueError(f"{path}: {key} is {raw[key]!r:.80}, only {allowed!r} is supported")
         # transformers 4 writes rope_theta and rope_scaling, transformers 5 one dictionary rope_parameters
         rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
         if not isinstance(rope, dict):
-            raise ValueError(f"{path}: rope_scaling is {rope!r}, expected a JSON object or null")
+            raise ValueError(f"{path}: rope_scaling is {rope!r:.80}, expected a JSON object or null")
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         if rope_type not in ("default", "llama3"):
-            raise ValueError(f"{path}: rope_scaling's rope_type is {rope_type!r}, expected 'default' or 'llama3'")
+            raise ValueError(f"{path}: rope_scaling's rope_type is {rope_type!r:.80}, "
+                             "expected 'default' or 'llama3'")
         theta = get("rope_theta", (int, float), raw.get("rope_theta", 10000.0), rope)
         scaled = {}
         if rope_type == "llama3":

@@ -52,6 +52,7 @@ MAY_CHANGE = ("resume", "checkpoint", "save_every", "keep", "log_rollouts", "log
 GIVE_AGAIN = ("reward", "verifier", "judge_url", "judge_rubric")
 PLAN_FLAGS = ("steps", "rollout_batch", "samples", "max_prompt", "max_response", "slots", "kv_gb", "sampler", "advantage", "train_batch",
               "epochs", "micro_tokens", "dtype", "recompute", "offload", "shard_ranks")
+LINES = "\n\t"  # what a response may do on a terminal
 REWARD_FLAGS = ("exploration", "alpha", "length_scale", "length_floor", "steps_scale")  # of Eq. 1; `sample` has them, too
 
 
@@ -122,8 +123,9 @@ def sft(args):
     with cli.checked_input():
         cli.must_be_new(args)
         tokenizer = hf.load_tokenizer(args.model)
+        hf.tokenizer_files(args.model)
         if not args.from_scratch:
-            hf.weight_files(args.model)
+            hf.check_weights(args.model)
         rows = files.load_problems(args.data, ("problem", "solution"))
         examples = [sft_example(tokenizer, row) for row in rows]
         for row, (ids, _) in zip(rows, examples):
@@ -184,7 +186,7 @@ def sft(args):
     hf.save(policy, run / "model", getattr(torch, args.dtype))
     parallel.together(lambda: hf.copy_tokenizer(args.model, run / "model"))
     if parallel.rank() == 0:
-        print(f"wrote {run / 'model'}")
+        print(f"wrote {files.visible(run / 'model', 1000)}")
 
 
 # ---------------------------------------------------------------------------------------------------- ppo
@@ -201,7 +203,8 @@ def run_ppo(args):
             judge.check_judge(config.judge_url, config.judge_model)
             judge.read_rubric(config.judge_rubric)
         tokenizer = hf.load_tokenizer(args.model)
-        hf.weight_files(args.model)
+        hf.tokenizer_files(args.model)
+        hf.check_weights(args.model)
         problems = files.load_problems(args.data, needed(args))
         longest = cli.check_prompts(args.data, problems, tokenizer, config.max_prompt)
         cli.check_length(args.model, longest + config.max_response)
@@ -216,7 +219,7 @@ def run_ppo(args):
             trainer.resume(found)
     trainer.train()
     if parallel.rank() == 0:
-        print(f"wrote {Path(args.run) / 'model'}")
+        print(f"wrote {files.visible(Path(args.run) / 'model', 1000)}")
 
 
 # ---------------------------------------------------------------------------------------------------- plan
@@ -291,7 +294,8 @@ def evaluate(folder, rows, args, device, mesh, verifier=None):
     prompts = [hf.chat_prompt(tokenizer, r["problem"]) for r in rows]
     longest = max(map(len, prompts)) + args.max_response
     cache = decode.KVCache.sized(net.config, min(args.slots, max(1, len(mine))), longest, getattr(torch, args.dtype), device, args.kv_gb)
-    with tqdm(total=len(mine), desc=f"eval {folder}", disable=parallel.rank() != 0) as bar:
+    title = f"eval {files.visible(folder, 40)}"
+    with tqdm(total=len(mine), desc=title, disable=parallel.rank() != 0) as bar:
         responses = decode.generate(net, [prompts[i // n] for i in mine], args.max_response, args.temperature, eos, seed=args.seed,
                                streams=mine, slots=args.slots, progress=bar, cache=cache, lockstep=args.sampler == "sharded",
                                     decoder=cpu.CPUDecoder.of(net))
@@ -315,6 +319,19 @@ def evaluate(folder, rows, args, device, mesh, verifier=None):
     return out
 
 
+def earlier_results(file, rows, args):
+    """What this evaluation wrote of a model before it was stopped (a whole file or nothing); of other problems it is an error."""
+    if not file.exists():
+        return None
+    results = report.outputs(file, args.samples)
+    if len(results) != len(rows):
+        raise ValueError(f"{file}: {len(results)} problems, but {args.data} has {len(rows)}: it has changed since")
+    for number, (result, row) in enumerate(zip(results, rows), 1):
+        if any(result.get(key) != row.get(key) for key in ("problem", "answer", *files.GROUPS)):
+            raise ValueError(f"{file}:{number}: not the problem of {args.data}:{row['line']}, which has changed since")
+    return results
+
+
 def run_eval(args):
     with cli.checked_input():
         cli.must_be_new(args)
@@ -322,21 +339,23 @@ def run_eval(args):
         verifier = functions.load("--verifier", args.verifier, functions.verdict)
         if args.temperature == 0 and args.samples > 1:
             raise ValueError(f"--samples is {args.samples}, expected 1 at --temperature 0: greedy samples are all the same")
+        if len({Path(folder).resolve() for folder in args.model}) < len(args.model):
+            raise ValueError("--model: a folder is given twice, expected different models")
         room = 8192  # the paper's, or what the smallest model has beside the longest prompt
         for folder in args.model:
             tokenizer = hf.load_tokenizer(folder)
-            hf.weight_files(folder)
+            hf.check_weights(folder)
             longest = cli.check_prompts(args.data, rows, tokenizer, args.max_prompt)
             cli.check_length(folder, longest + (args.max_response or 1))
             room = min(room, hf.read_config(folder).max_position_embeddings - longest)
         args.max_response = args.max_response or room
         device, mesh = parallel.start(args.shard_ranks)
         run = cli.new_run(args)
+        outputs = [run / f"outputs-{i + 1}.jsonl" for i in range(len(args.model))]
+        earlier = parallel.together(lambda: [earlier_results(file, rows, args) for file in outputs])[0]
     summaries = {}
-    for i, folder in enumerate(args.model):
-        file = run / f"outputs-{i + 1}.jsonl"  # there as a whole or not at all
-        results = [row for _, row in files.read_jsonl(file)] if args.resume and parallel.together(file.exists)[0] else None
-        if results is None or len(results) != len(rows):
+    for folder, file, results in zip(args.model, outputs, earlier):
+        if results is None:
             results = evaluate(folder, rows, args, device, mesh, verifier)
             parallel.together(lambda: files.write_text(file, "".join(json.dumps(row) + "\n" for row in results)))
         total = summarize(results, args.samples)
@@ -346,20 +365,25 @@ def run_eval(args):
                 summaries[folder][f"{key} {value}"] = summarize([r for r in results if r.get(key) == value], args.samples)
     if parallel.rank() == 0:
         files.write_text(run / "summary.json", json.dumps(summaries, indent=2) + "\n")
-        print_table(summaries)
-        print(f"{len(rows)} problems of {args.data}, {args.samples} sample(s) at temperature {args.temperature}, "
-              f"at most {args.max_response} tokens; outputs in {run}")
+        print_table(summaries, args.samples)
+        print(f"{len(rows)} problems of {files.visible(args.data, 1000)}, {args.samples} sample(s) "
+              f"at temperature {args.temperature}, at most {args.max_response} tokens; "
+              f"outputs in {files.visible(run, 1000)}")
 
 
-def print_table(summaries):
-    """One row a model and group; accuracy with its standard error in percent, response length in tokens."""
+def print_table(summaries, samples):
+    """One row per model and group; accuracy with its 95 % interval in percent, response length in tokens."""
     keys = [k for k in next(iter(summaries.values()))["all"] if "@" in k]  # pass@k and maj@k
-    width = max(len(str(f)) for f in summaries)
-    print(f"{'model':{width}}  {'group':24}  problems  accuracy %      tokens  truncated %" + "".join(f"{k:>9}" for k in keys))
+    names = {folder: files.visible(folder) for folder in summaries}
+    width = max(map(len, names.values()))
+    print(f"{'model':{width}}  {'group':24}  problems  accuracy %  95 % interval      tokens  truncated %"
+          + "".join(f"{k:>9}" for k in keys))
     for folder, groups in summaries.items():
         for group, s in groups.items():
-            print(f"{folder if group == 'all' else '':{width}}  {group[:24]:24}  {s['problems']:8d}  {100 * s['accuracy']:5.1f} ± "
-                  f"{100 * s['standard_error']:4.1f}  {s['tokens']:10.1f}  {100 * s['truncated']:11.1f}"
+            name = names[folder] if group == "all" else ""
+            low, high = report.interval(s, samples)
+            print(f"{name:{width}}  {files.visible(group, 24):24}  {s['problems']:8d}  {100 * s['accuracy']:10.1f}  "
+                  f"{100 * low:5.1f} to {100 * high:5.1f}{s['tokens']:12.1f}  {100 * s['truncated']:11.1f}"
                   + "".join(f"{100 * s[k]:9.1f}" for k in keys))
 
 
@@ -377,30 +401,42 @@ def coloured(text):
 def run_sample(args):
     """Print responses with what the verifier and Eq. 1 say of them."""
     with cli.checked_input():
-        if args.problem is None and args.data is None:
-            raise ValueError("sample: give --problem TEXT or --data FILE.jsonl")
+        if (args.problem is None) == (args.data is None):
+            raise ValueError("sample: give --problem TEXT or --data FILE.jsonl, one of the two")
+        if args.data and args.answer is not None:
+            raise ValueError("--answer belongs to --problem; the problems of --data have their own")
         if args.exploration == "judge":
             raise ValueError("--exploration judge: sample asks no judge, choose none, length or steps")
-        rows = [{"problem": args.problem, "answer": args.answer}] if args.problem else files.load_problems(args.data, needed(args), args.limit)
+        if args.data:
+            rows = files.load_problems(args.data, needed(args), args.limit)
+        else:
+            files.check_text(args.problem, "--problem")
+            rows = [{"problem": args.problem, "answer": args.answer}]
         verifier = functions.load("--verifier", args.verifier, functions.verdict)
         tokenizer = hf.load_tokenizer(args.model)
         device, _ = parallel.start()
         net, eos = hf.load(args.model, M.Llama, getattr(torch, args.dtype), device).eval(), hf.eos_ids(args.model, tokenizer)
         cli.check_length(args.model, max(len(hf.chat_prompt(tokenizer, r["problem"])) for r in rows) + args.max_response)
     prompts = [hf.chat_prompt(tokenizer, r["problem"]) for r in rows for _ in range(args.samples)]
-    for i, response in enumerate(decode.generate(net, prompts, args.max_response, args.temperature, eos, seed=args.seed, decoder=cpu.CPUDecoder.of(net))):
-        row, text = rows[i // args.samples], tokenizer.decode(response, skip_special_tokens=True)
+    responses = decode.generate(net, prompts, args.max_response, args.temperature, eos, seed=args.seed,
+                                decoder=cpu.CPUDecoder.of(net))
+    for i, response in enumerate(responses):
+        row = rows[i // args.samples]
+        text = tokenizer.decode(response, skip_special_tokens=True)
         truncated = response[-1] not in eos
-        print(f"--- {row['problem']}\n{coloured(text)}\n"
-              f"... {len(response)} tokens{', truncated' if truncated else ''}; "
+        print(f"--- {files.visible(row['problem'], None, LINES)}")
+        print(coloured(files.visible(text, None, LINES)))
+        print(f"... {len(response)} tokens{', truncated' if truncated else ''}; "
               + ", ".join(f"{k} {v}" for k, v in rewards.behaviours(text).items()))
         verdict = verifier(text, row) if verifier else None
         if verifier or row["answer"] is not None:
             count = lambda s: len(tokenizer.encode(s, add_special_tokens=False).ids)
             parts = rewards.score(text, row.get("answer") or "", truncated=truncated, count_tokens=count, verdict=verdict,
                                   **{name: getattr(args, name) for name in REWARD_FLAGS})
-            print(f"... {'right' if parts.correct else 'wrong'}: answer {parts.answer!r} against {row.get('answer')!r} ({parts.reason})\n... reward {round(parts.total, 6):.4g} "
-                  f"= {parts.alpha:.4g} * {parts.outcome:.4g} + {1 - parts.alpha:.4g} * {parts.exploration:.4g} (alpha, outcome, "
+            found, gold = (files.visible(repr(x)) for x in (parts.answer, row.get("answer")))
+            print(f"... {'right' if parts.correct else 'wrong'}: answer {found} against {gold} ({parts.reason})\n"
+                  f"... reward {round(parts.total, 6):.4g} = {parts.alpha:.4g} * {parts.outcome:.4g} + "
+                  f"{1 - parts.alpha:.4g} * {parts.exploration:.4g} (alpha, outcome, "
                   f"exploration); {parts.length} reasoning tokens, {parts.steps} steps" + ", floored" * parts.floored)
 
 
@@ -577,5 +613,5 @@ if __name__ == "__main__":
     try:
         main()
     except Exception:
-        traceback.print_exc()
+        print(files.visible(traceback.format_exc(), 100_000, LINES), file=sys.stderr)
         cli.leave(1)

@@ -85,7 +85,7 @@ def leave(status, line="", error=None):
     """End the process; of an error that every rank has, rank 0 speaks. One of several may be dead: nothing may wait for it, torch's own
     teardown neither."""
     if line and (parallel.rank() == 0 or not getattr(error, "everywhere", False)):
-        print(f"rlsp.py: {line}", file=sys.stderr)
+        print(f"rlsp.py: {files.visible(line, 1000)}", file=sys.stderr)  # whatever it quotes, it is one line
     if parallel.world_size() > 1:
         sys.stdout.flush()
         sys.stderr.flush()

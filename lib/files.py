@@ -1,16 +1,45 @@
 """Files that strangers may have written or that a kill may cut off: JSON, jsonl, problem files, writing aside and renaming."""
 import json
+import math
 import os
+import unicodedata
 import zlib
 from pathlib import Path
+
+JSON_BYTES = 2**26  # of a JSON file: the index of a model of a trillion parameters has a few MB
+LINE = 2**27  # characters of a line of a jsonl file: a hundred samples of one problem, of 8,192 tokens each, have 4 MB
+GROUPS = ("subject", "level")  # of a problem, by which `eval` makes tables
+TEXT = 2**20  # characters of a problem, an answer or a solution: some 250,000 tokens
+
+
+def visible(text, length=100, keep=""):
+    """A stranger's text (a name, a value, a response) as it may stand in a message and on a terminal: what does not print, such as
+    the escapes that move a terminal's cursor or reverse the order of letters, is written as in a Python string, except for the
+    characters `keep`. Of a text longer than `length` the middle is left out."""
+    text = str(text)
+    if length and len(text) > length:
+        half = (length - 5) // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    plain = lambda c: c.isprintable() or c in keep or unicodedata.category(c) == "Zs"  # any width of space is one
+    return "".join(c if plain(c) else repr(c)[1:-1] for c in text)
+
+
+def reading(path, mode="r"):
+    """open() for files alone: a pipe or a device may never end, and opening it may wait for ever."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path}: expected a regular file")
+    return open(path, mode, encoding=None if "b" in mode else "utf-8")
 
 
 def read_json(path):
     """A JSON object from a file, or a ValueError that names the file."""
-    if path.stat().st_size > 2**26:  # the index of a model of a trillion parameters has a few MB
-        raise ValueError(f"{path}: {path.stat().st_size} bytes, expected at most {2**26}")
+    with reading(path) as f:
+        size = os.fstat(f.fileno()).st_size
+        if size > JSON_BYTES:
+            raise ValueError(f"{path}: {size} bytes, expected at most {JSON_BYTES}")
+        text = f.buffer.read()
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{path}: not valid JSON: {e}") from None
     if not isinstance(value, dict):
@@ -20,9 +49,11 @@ def read_json(path):
 
 def read_jsonl(path, growing=False):
     """(line number, object) of each line of a jsonl file; growing: a last line still being written is left out."""
-    with open(path, encoding="utf-8") as f:
+    with reading(path) as f:
         try:
-            for number, line in enumerate(f, 1):
+            for number, line in enumerate(iter(lambda: f.readline(LINE), ""), 1):
+                if len(line) == LINE and not line.endswith("\n"):
+                    raise ValueError(f"{path}:{number}: expected a line of at most {LINE} characters")
                 if not line.strip():
                     continue
                 try:
@@ -39,13 +70,22 @@ def read_jsonl(path, growing=False):
 
 
 def write_text(path, text):
-    """Write aside and rename, so that no reader and no crash ever sees half a file."""
+    """Write aside and rename, so that no reader and no crash ever sees half a file. What cannot be written leaves nothing."""
     aside = path.with_name(f".{path.name}.part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    aside.unlink(missing_ok=True)
+    try:
+        with open(aside, "xb") as f:  # "x" follows no link
+            f.write(text if isinstance(text, bytes) else text.encode("utf-8"))
+        os.replace(aside, path)
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, str(path)) from None  # a failed write does not name its file
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def append_jsonl(path, rows):
+    if os.path.lexists(path):
+        regular(path)
     try:
         with open(path, "a", encoding="utf-8") as f:
             f.writelines(json.dumps(row) + "\n" for row in rows)
@@ -64,7 +104,7 @@ def sync(path):
 def measure(path):
     """[bytes, CRC-32] of a file."""
     size = crc = 0
-    with open(path, "rb") as f:
+    with reading(path, "rb") as f:
         while chunk := f.read(1 << 22):
             size, crc = size + len(chunk), zlib.crc32(chunk, crc)
     return [size, crc]
@@ -75,6 +115,32 @@ def regular(file):
         raise ValueError(f"{file}: expected a file, and no link")
 
 
+def check_text(value, name):
+    """ValueError unless `value` is a text with words in it that has a bounded length and can be encoded."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name} is {'nothing' if value is None else visible(repr(value), 60)}, expected text")
+    if len(value) > TEXT:
+        raise ValueError(f"{name} has {len(value)} characters, expected at most {TEXT}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as e:
+        raise ValueError(f"{name} has {value[e.start]!r}, half a surrogate pair, at character {e.start + 1}, expected text") from None
+
+
+def check_problem(row, need):
+    for key in need:
+        value = row.get(key)
+        pieces = key == "solution" and isinstance(value, list) and value and all(
+            isinstance(p, list) and [type(x) for x in p] == [str, bool] for p in value)
+        check_text("".join(text for text, _ in value) if pieces else value, key)
+    for key in GROUPS:
+        value = row.get(key, 0)
+        if type(value) is str:
+            check_text(value, key)
+        elif type(value) not in (int, float) or not math.isfinite(value):
+            raise ValueError(f"{key} is {visible(repr(value), 60)}, expected a number or text")
+
+
 def load_problems(path, need=("problem", "answer"), limit=None):
     """Rows of a jsonl file, each with the texts `need` (solution may also be a list of [text, trained] pairs)."""
     path = Path(path)
@@ -82,13 +148,11 @@ def load_problems(path, need=("problem", "answer"), limit=None):
         raise FileNotFoundError(f"{path}: no such file; expected problems as jsonl")
     rows = []
     for number, row in read_jsonl(path):
-        for key in need:
-            value = row.get(key)
-            pieces = key == "solution" and isinstance(value, list) and value and all(
-                isinstance(p, list) and [type(x) for x in p] == [str, bool] for p in value)
-            if not pieces and not (isinstance(value, str) and value.strip()):
-                found = "nothing" if value is None else repr(value)[:60]
-                raise ValueError(f"{path}:{number}: {key} is {found}, expected text")
+        row = {key: value for key, value in row.items() if value is not None or key not in GROUPS}
+        try:
+            check_problem(row, need)
+        except ValueError as e:
+            raise ValueError(f"{path}:{number}: {e}") from None
         rows.append(row | {"line": number})
     if not rows:
         raise ValueError(f"{path}: holds no problem")

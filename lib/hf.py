@@ -1,7 +1,7 @@
 """Hugging Face folders: config.json, safetensors in and out with each rank reading only its own rows, tokenizer, chat prompts."""
 import json
+import math
 import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -21,6 +21,9 @@ def read_config(folder):
 
 
 SAFETENSORS_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+READABLE_TYPES = ("F64", *SAFETENSORS_TYPES.values())  # integers and float8 are quantized, their scales elsewhere
+TOKEN = 4096  # characters of a token: those that occur have some hundreds
+GROWTH = 64  # times that a tokenizer may lengthen a text; of Unicode's forms the longest is 18 times as long
 
 
 def weight_files(folder):
@@ -51,36 +54,62 @@ def open_weights(file):
         raise ValueError(f"{file}: not a readable safetensors file: {e}") from None
 
 
-@torch.no_grad()
-def load_tensors(targets, folder, ignore=()):
-    """Fill the tensors {name: tensor} from a folder's safetensors; sharded ones read only their own rows.
-
-    All names and shapes are compared before the first weight is read. `ignore`: endings of names that may be there unused.
-    """
-    held = weight_files(folder)
-    missing = [n for n in targets if n not in held]
-    extra = [n for n in held if n not in targets and not n.endswith(tuple(ignore))]
+def check_tensors(shapes, folder, ignore=()):
+    """{file: names} of the tensors {name: shape}, after a look at the safetensors' headers: a ValueError names the
+    first name, shape or type that does not fit. `ignore`: endings of names that may be there unused."""
+    found = weight_files(folder)
+    missing = [n for n in shapes if n not in found]
+    extra = [n for n in found if n not in shapes and not n.endswith(tuple(ignore))]
     for what, names in (("lacks tensor", missing), ("has the unexpected tensor", extra)):
         if names:
-            raise ValueError(f"{folder}: {what} {names[0]}" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
-                             + "; the weights do not fit config.json")
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise ValueError(f"{folder}: {what} {files.visible(names[0])}{more}; the weights do not fit config.json")
     by_file = {}
-    for name in targets:
-        by_file.setdefault(held[name], []).append(name)
-    for read in (False, True):
-        for file, names in by_file.items():
-            with open_weights(file) as f:
-                for name in names:
+    for name in shapes:
+        by_file.setdefault(found[name], []).append(name)
+    for file, names in by_file.items():
+        with open_weights(file) as f:
+            for name in names:
+                try:
+                    source = f.get_slice(name)
+                    shape, kind = source.get_shape(), source.get_dtype()
+                except SafetensorError as e:
+                    raise ValueError(f"{file}: {name}: {e}") from None
+                if list(shape) != list(shapes[name]):
+                    raise ValueError(f"{file}: {name} has shape {list(shape)}, expected {list(shapes[name])}")
+                if kind not in READABLE_TYPES:
+                    raise ValueError(f"{file}: {name} has type {kind}, expected one of {', '.join(READABLE_TYPES)}")
+    return by_file
+
+
+@torch.no_grad()
+def load_tensors(targets, folder, ignore=()):
+    """Fill the tensors {name: tensor} from a folder's safetensors; sharded ones read only their own rows. All of them
+    are checked before the first weight is read."""
+    shapes = {name: target.shape for name, target in targets.items()}
+    for file, names in check_tensors(shapes, folder, ignore).items():
+        with open_weights(file) as f:
+            for name in names:
+                rows = parallel.my_rows(targets[name])
+                if rows.start < rows.stop:
                     try:
-                        source, target = f.get_slice(name), targets[name]
-                        shape = source.get_shape()
-                        if list(shape) != list(target.shape):
-                            raise ValueError(f"{file}: {name} has shape {list(shape)}, expected {list(target.shape)}")
-                        rows = parallel.my_rows(target)
-                        if read and rows.start < rows.stop:
-                            parallel.local(target).copy_(source[rows])
+                        parallel.local(targets[name]).copy_(f.get_slice(name)[rows])
                     except SafetensorError as e:
                         raise ValueError(f"{file}: {name}: {e}") from None
+
+
+def parameters(net):
+    """What a folder has of a net, {name: tensor}, and endings of names that it may have besides."""
+    tied = net.config.tie_word_embeddings or isinstance(net, Critic)
+    targets = {n: p for n, p in net.named_parameters() if not n.startswith("value_head")}
+    return targets, ["rotary_emb.inv_freq"] + (["lm_head.weight"] if tied else [])
+
+
+def check_weights(folder):
+    """A ValueError unless the folder's weights are those of its config.json; no weight is read."""
+    with torch.device("meta"):
+        targets, ignore = parameters(Llama(read_config(folder)))
+    check_tensors({name: p.shape for name, p in targets.items()}, folder, ignore)
 
 
 def load(folder, cls=Llama, dtype=torch.bfloat16, device="cpu", mesh=None, compute_dtype=None, init_seed=None, offload=False):
@@ -105,8 +134,7 @@ def load(folder, cls=Llama, dtype=torch.bfloat16, device="cpu", mesh=None, compu
     if scratch:
         return model.to(device)
     model.to_empty(device=device)
-    targets = {n: p for n, p in model.named_parameters() if not n.startswith("value_head")}
-    ignore = ["rotary_emb.inv_freq"] + (["lm_head.weight"] if config.tie_word_embeddings or cls is Critic else [])
+    targets, ignore = parameters(model)
     load_tensors(targets, folder, ignore)
     if cls is Critic:
         weight = torch.empty(1, config.hidden_size).normal_(
@@ -179,18 +207,46 @@ def load_tokenizer(folder):
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a Hugging Face model folder with its tokenizer")
+    spec = files.read_json(path)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as e:  # the library raises Exception itself
         raise ValueError(f"{path}: not a tokenizer: {e}") from None
+    for part in ("normalizer", "decoder"):
+        if growth(spec.get(part)) > GROWTH:
+            raise ValueError(f"{path}: {part} may lengthen a text more than {GROWTH} times, which takes all memory")
     tokenizer.encode_special_tokens = True  # <|eot_id|> in somebody's text is text; templates place the real ones by id
     tokenizer.no_truncation()
     tokenizer.no_padding()
     chat_style(tokenizer)
-    size = read_config(folder).vocab_size
-    if tokenizer.get_vocab_size() > size:
-        raise ValueError(f"{path}: {tokenizer.get_vocab_size()} tokens, but config.json's vocab_size is {size}")
+    size, vocabulary = read_config(folder).vocab_size, tokenizer.get_vocab()
+    if len(vocabulary) > size:
+        raise ValueError(f"{path}: {len(vocabulary)} tokens, but config.json's vocab_size is {size}")
+    largest, longest = max(vocabulary, key=vocabulary.get), max(vocabulary, key=len)
+    if vocabulary[largest] >= size:
+        raise ValueError(f"{path}: token {files.visible(repr(largest))} has id {vocabulary[largest]}, "
+                         f"but config.json's vocab_size is {size}")
+    if len(longest) > TOKEN:
+        raise ValueError(f"{path}: token {files.visible(repr(longest))} has {len(longest)} characters, "
+                         f"expected at most {TOKEN}")
+    eos_ids(folder, tokenizer)
     return tokenizer
+
+
+def growth(part):
+    """How many times longer a text may become by a normalizer or decoder of a tokenizer.json, at most: a chain of
+    replacements, each of a letter by ten, is a short file that makes gigabytes of a word."""
+    kind = part.get("type") if part else None
+    if kind == "Sequence":
+        return math.prod(growth(step) for step in part.get("normalizers", part.get("decoders", ())))
+    if kind == "Replace":
+        pattern, new = part["pattern"].get("String"), len(part["content"].encode())
+        # a regular expression may match nothing at all, between any two letters
+        return max(1.0, new / len(pattern.encode())) if pattern else 1.0 + new
+    if kind == "Prepend":
+        return 1.0 + len(part["prepend"].encode())
+    return {"NFC": 3.0, "NFD": 4.0, "NFKC": 18.0, "NFKD": 18.0, "Lowercase": 3.0, "BertNormalizer": 12.0,
+            "ByteLevel": 2.0, "Precompiled": math.inf}.get(kind, 1.0)
 
 
 def chat_style(tokenizer):
@@ -225,12 +281,16 @@ def end_of_turn(tokenizer):
 
 def eos_ids(folder, tokenizer):
     """Ids that end a response: the chat template's end of turn, and what generation_config.json or config.json name."""
-    ids = {end_of_turn(tokenizer)}
+    ids, size = {end_of_turn(tokenizer)}, read_config(folder).vocab_size
     for file in ("generation_config.json", "config.json"):
         path = Path(folder) / file
         if path.is_file():
             value = files.read_json(path).get("eos_token_id")
-            ids |= {i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)}
+            for i in value if isinstance(value, list) else [] if value is None else [value]:
+                if type(i) is not int or not 0 <= i < size:
+                    raise ValueError(f"{path}: eos_token_id has {files.visible(repr(i))}, "
+                                     f"expected ids below vocab_size {size}")
+                ids.add(i)
     return sorted(ids)
 
 
@@ -248,7 +308,28 @@ def token_texts(tokenizer, ids):
     return texts
 
 
-def copy_tokenizer(source, target):
+def tokenizer_files(folder):
+    """The files beside the weights that a trained model takes over, checked: a stranger's folder shall not make us copy
+    what a link leads to elsewhere on this machine. Hugging Face's cache consists of links, from
+    models--NAME/snapshots/REVISION/FILE to models--NAME/blobs."""
+    folder, found = Path(folder), []
+    root = Path(os.path.realpath(folder))
+    cache, roots = root.parent.parent, [root]
+    if root.parent.name == "snapshots" and cache.name.startswith("models--"):
+        roots.append(cache / "blobs")
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json"):
-        if name == "tokenizer.json" or (Path(source) / name).is_file():
-            shutil.copyfile(Path(source) / name, Path(target) / name)
+        path = folder / name
+        inside = set(roots) & set(Path(os.path.realpath(path)).parents)
+        if path.is_symlink() and not (inside and path.exists()):
+            raise ValueError(f"{path}: a link that leaves the folder or leads to nothing, expected a file to copy")
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path}: expected a regular file")
+        if path.exists() and path.stat().st_size > files.JSON_BYTES:
+            raise ValueError(f"{path}: {path.stat().st_size} bytes, expected at most {files.JSON_BYTES}")
+        found += [path] if path.exists() else []
+    return found
+
+
+def copy_tokenizer(source, target):
+    for path in tokenizer_files(source):
+        files.write_text(Path(target) / path.name, path.read_bytes())

@@ -21,10 +21,20 @@ def log_rows(path, need):
     for number, row in files.read_jsonl(path, growing=True):
         for key, kind in need.items():
             if type(row.get(key)) is not kind:
-                raise ValueError(f"{path}:{number}: {key} is {repr(row.get(key))[:60]}, expected {kind.__name__}")
+                raise ValueError(f"{path}:{number}: {key} is {files.visible(repr(row.get(key)), 60)}, expected {kind.__name__}")
         if "tokens" in need and any(isinstance(x, list) and len(x) != len(row["tokens"]) for x in row.values()):
             raise ValueError(f"{path}:{number}: lists of different lengths, expected one number a token")
         rows.append(row)
+    return rows
+
+
+def outputs(file, samples):
+    """The rows of an evaluation's outputs-N.jsonl, with a list of `samples` for each quantity."""
+    lists = ("correct", "answers", "tokens", "truncated", "responses")
+    rows = log_rows(file, {"problem": str} | dict.fromkeys(lists, list))
+    for number, row in enumerate(rows, 1):
+        if any(len(row[key]) != samples for key in lists):
+            raise ValueError(f"{file}:{number}: lists of different lengths, expected {samples} samples")
     return rows
 
 
@@ -68,25 +78,31 @@ def gather_run(folder, share):
     return out
 
 
-def interval(s):
-    """Wilson's 95 % interval of an accuracy. Samples of one problem are not independent: the standard error over problems
-    says of how many independent trials the accuracy is worth."""
-    p, z = s["accuracy"], 1.96
-    n = p * (1 - p) / s["standard_error"] ** 2 if s["standard_error"] else s["problems"]
+def interval(s, samples=1):
+    """Wilson's 95 % interval of an accuracy, over problems. A problem's samples are not independent: the variance between problems
+    says of how many independent trials the accuracy is worth, of as many as there are problems at least. A few problems may agree by
+    luck, so the variance is estimated as if there were four more, whose samples depend on each other wholly."""
+    p, z, problems = s["accuracy"], 1.96, s["problems"]
+    whole = p * (1 - p)  # variance between problems if each had one answer
+    between = (problems * (problems - 1) * s["standard_error"] ** 2 + 4 * whole) / (problems + 3)
+    n = max(problems, min(problems * samples, problems * whole / between)) if between else problems
     centre, half = (p + z * z / 2 / n) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / 4 / n / n)
     return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
 def gather_eval(folder):
     """The tables of an evaluation, and how the responses behave."""
-    models = []
-    for i, (model, groups) in enumerate(files.read_json(folder / "summary.json").items(), 1):
-        responses = [text for row in log_rows(folder / f"outputs-{i}.jsonl", {"responses": list}) for text in row["responses"]]
+    config = files.read_json(folder / "config.json")
+    flags, models = config["flags"], []
+    for model, groups in files.read_json(folder / "summary.json").items():
+        number = flags["model"].index(model) + 1  # older evaluations may have taken a model twice
+        rows = outputs(folder / f"outputs-{number}.jsonl", flags["samples"])
+        responses = [text for row in rows for text in row["responses"]]
         counts = [rewards.behaviours(text) for text in responses]
         rates = {k: sum(c[k] > 0 for c in counts) / len(counts) for k in rewards.BEHAVIOURS}
         rates["repetition"] = sum(map(rewards.repetition, responses)) / len(responses)
-        models.append({"model": model, "rates": rates, "groups": {k: s | {"interval": interval(s)} for k, s in groups.items()}})
-    return files.read_json(folder / "config.json") | {"models": models}
+        models.append({"model": model, "rates": rates, "groups": {k: s | {"interval": interval(s, flags["samples"])} for k, s in groups.items()}})
+    return config | {"models": models}
 
 
 def group_runs(runs, passing):
@@ -130,6 +146,6 @@ def write(folders, out, passing):
             found |= {"flags": dict(found["flags"]), "versions": dict(found["versions"]), "name": os.path.relpath(folder, root)}
             data[kind].append(found)
         except (KeyError, TypeError, AttributeError, ZeroDivisionError) as e:
-            raise ValueError(f"{folder}: not what this program writes: {e!r}") from None
+            raise ValueError(f"{folder}: not what this program writes: {files.visible(repr(e))}") from None
     group_runs(data["runs"], passing)
     files.write_text(out, Path(__file__).with_name("report.html").read_text(encoding="utf-8").replace("{{DATA}}", embedded(data)))

@@ -10,7 +10,8 @@ import sys
 import pytest
 import torch
 
-from lib import cli, decode, hf, parallel
+from lib import cli, decode, files, hf, parallel
+from lib.report import interval
 from lib.signals import signals
 import ppo
 import rlsp
@@ -127,6 +128,12 @@ GOOD = '{"problem": "What is 1 + 1?", "answer": "2"}\n'
     ("", "holds no problem"), (GOOD + "{", "bad.jsonl:2: not valid JSON"), (GOOD + "[1]\n", "bad.jsonl:2: expected a JSON object, found list"),
     (GOOD + '{"problem": "x"}\n', "bad.jsonl:2: answer is nothing, expected text"),
     ('{"problem": "x", "answer": 4}\n', "bad.jsonl:1: answer is 4, expected text"),
+    (GOOD + '{"problem": "a\\ud800", "answer": "1"}\n', "bad.jsonl:2: problem has '\\ud800', half a surrogate pair, at character 2, expected"),
+    ('{"problem": "x", "answer": "1", "subject": "\\udfff"}\n', "bad.jsonl:1: subject has '\\udfff', half a surrogate pair"),
+    ('{"problem": "x", "answer": "1", "level": [3]}\n', "bad.jsonl:1: level is [3], expected a number or text"),
+    ('{"problem": "x", "answer": "1", "level": NaN}\n', "bad.jsonl:1: level is nan, expected a number or text"),
+    ('{"problem": "x", "answer": "1", "subject": true}\n', "bad.jsonl:1: subject is True, expected a number or text"),
+    (json.dumps({"problem": "x" * (files.TEXT + 1), "answer": "1"}), "bad.jsonl:1: problem has 1048577 characters, expected at most 1048576"),
     (GOOD + GOOD.replace("1 + 1", "1 + 1" * 50), "bad.jsonl:2: the prompt has"), ("[" * 100_000, "bad.jsonl:1: not valid JSON")])
 def test_bad_data_gets_one_line_and_status_2(folder, tmp_path, refused, text, words):  # noqa: F811
     error = refused("ppo", "--model", folder, "--data", bad(tmp_path, text), "--out", tmp_path / "run", "--max-prompt", "60",
@@ -150,6 +157,136 @@ def test_bad_flags_get_a_clear_line_and_status_2(folder, tmp_path, refused, word
     error = refused("ppo", *[x for k, v in (base | given).items() for x in (k, v)])
     assert message in error
     assert not (tmp_path / "run").exists()
+
+
+def test_sample_takes_a_problem_or_a_file_and_nothing_in_vain(folder, tmp_path, refused):  # noqa: F811
+    for words, message in (([], "give --problem TEXT or --data"), (["--problem", "x", "--data", "missing"], "one of the two"),
+                           (["--problem", ""], "--problem is '', expected text"), (["--problem", " \n"], "--problem is ' \\n', expected"),
+                           (["--problem", "a\udcff"], "half a surrogate pair"), (["--data", "d.jsonl", "--answer", "1"], "--answer belongs to")):
+        assert message in refused("sample", "--model", folder, *words)
+
+
+def test_nothing_of_strangers_moves_the_cursor(folder, tmp_path, refused, capsys):  # noqa: F811
+    """Escapes in names, values and messages are made visible, a message is one line, and a value of megabytes is cut."""
+    evil = "\033[2J\u202e\nerror: all is well"
+    error = refused("ppo", "--model", folder, "--data", tmp_path / evil, "--out", tmp_path / "run")
+    assert "\\x1b[2J\\u202e\\nerror" in error and "\033" not in error and len(error.splitlines()) == 1
+    shutil.copytree(folder, tmp_path / "m")
+    raw = json.loads((folder / "config.json").read_text())
+    for change, message in (({"model_type": evil * 10**5}, "model_type"), ({"hidden_act": evil * 10**5}, "hidden_act"),
+                            ({"rope_scaling": [evil] * 10**5}, "rope_scaling"), ({"vocab_size": [[]] * 10**6}, "vocab_size")):
+        (tmp_path / "m/config.json").write_text(json.dumps(raw | change))
+        error = refused("plan", "--model", tmp_path / "m")
+        assert message in error and "\033" not in error and len(error) < 1200 and len(error.splitlines()) == 1
+    rlsp.print_table({evil: {k: rlsp.summarize([dict(correct=[True], answers=["1"], tokens=[1], truncated=[False], answer="1")], 1)
+                             for k in ("all", "subject " + evil)}}, 1)
+    assert "\033" not in (table := capsys.readouterr().out) and len(table.splitlines()) == 3 and "\\x1b" in table
+    assert files.visible("a" * 50 + "b" * 50, 25) == "a" * 10 + " ... " + "b" * 10 and files.visible("é 漢\u3000🙂\n", None, "\n") == "é 漢\u3000🙂\n"
+
+
+def test_evaluation_refuses_what_it_would_report_wrongly(folder, tmp_path, refused):  # noqa: F811
+    data, run = bad(tmp_path, GOOD), tmp_path / "run"
+    assert "--model: a folder is given twice" in refused("eval", "--model", folder, f"{folder}/.", "--data", data, "--out", run)
+    # resumed with other problems than those of the outputs that are there
+    flags = vars(rlsp.parser().parse_args(["eval", "--model", str(folder), "--data", str(data), "--out", str(run), "--max-response", "8"]))
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"flags": {k: v for k, v in flags.items() if k != "function"}}))
+    good = json.loads(GOOD) | dict(correct=[True], answers=["2"], tokens=[3], truncated=[False], responses=["2"])
+    for outputs, message in (([good | {"problem": "What is 2 + 2?"}], f"outputs-1.jsonl:1: not the problem of {data}:1, which has changed"),
+                             ([good | {"answer": "4"}], "outputs-1.jsonl:1: not the problem of"),
+                             ([good] * 2, "outputs-1.jsonl: 2 problems, but"), ([good | {"tokens": [1, 2]}], "lists of different lengths"),
+                             ([good | {"correct": True}], "outputs-1.jsonl:1: correct is True, expected list")):
+        (run / "outputs-1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in outputs))
+        assert message in refused("eval", "--resume", run)
+    (run / "outputs-1.jsonl").write_text(json.dumps(good) + "\n")
+    assert rlsp.earlier_results(run / "outputs-1.jsonl", files.load_problems(data), rlsp.argparse.Namespace(**flags)) == [good]
+
+
+TINY_TOKENIZER = TINY / "model/tokenizer.json"
+
+
+def tiny_folder(out, **changes):
+    """A folder with the tiny model's tokenizer, of which top-level values are changed."""
+    shutil.copytree(TINY / "model", out)
+    spec = json.loads(TINY_TOKENIZER.read_text()) | changes
+    (out / "tokenizer.json").write_text(json.dumps(spec))
+    return out
+
+
+def test_a_tokenizer_that_multiplies_text_is_refused(tmp_path):
+    ten = lambda pattern, a: {"type": "Replace", "pattern": {pattern: a}, "content": a * 10}
+    chain = {"type": "Sequence", "normalizers": [ten("String", "a")] * 12}
+    for i, (part, value) in enumerate({"normalizer": chain, "decoder": {"type": "Sequence", "decoders": [ten("String", "a")] * 12}}.items()):
+        with pytest.raises(ValueError, match=f"tokenizer.json: {part} may lengthen a text more than 64 times"):
+            hf.load_tokenizer(tiny_folder(tmp_path / str(i), **{part: value}))
+    doubling = {"type": "Replace", "pattern": {"Regex": ""}, "content": "x"}  # between any two letters
+    assert hf.growth({"type": "Sequence", "normalizers": [doubling] * 7}) == 128 and hf.growth(None) == 1
+    assert hf.growth({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "_"}, ten("String", "a" * 10)]}) == 20
+    # Llama 2's and Qwen's are welcome
+    llama = [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
+    hf.load_tokenizer(tiny_folder(tmp_path / "llama", normalizer={"type": "Sequence", "normalizers": llama}))
+    hf.load_tokenizer(tiny_folder(tmp_path / "qwen", normalizer={"type": "NFC"}))
+
+
+def test_token_ids_beyond_the_vocabulary_are_refused_before_anything_is_computed(tmp_path):
+    spec = json.loads(TINY_TOKENIZER.read_text())
+    words = {k: v for k, v in spec["model"]["vocab"].items() if k != "a"}
+    folder = tiny_folder(tmp_path / "m", model=spec["model"] | {"vocab": words | {"a": 10**6}, "merges": []})
+    with pytest.raises(ValueError, match="tokenizer.json: token 'a' has id 1000000, but config.json's vocab_size is"):
+        hf.load_tokenizer(folder)
+    folder = tiny_folder(tmp_path / "long", model=spec["model"] | {"vocab": words | {"a" * 5000: spec["model"]["vocab"]["a"]}, "merges": []})
+    with pytest.raises(ValueError, match="a' has 5000 characters, expected at most 4096"):
+        hf.load_tokenizer(folder)
+    folder = tiny_folder(tmp_path / "eos")
+    for value in (10**6, -1, [True], "x", [[0]]):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+        with pytest.raises(ValueError, match="generation_config.json: eos_token_id has .*, expected ids below vocab_size"):
+            hf.load_tokenizer(folder)
+
+
+def test_a_strangers_link_is_not_copied_but_hugging_faces_cache_is(tmp_path):
+    (tmp_path / "secret").write_text("{}")
+    folder, out = tiny_folder(tmp_path / "m"), tmp_path / "out"
+    out.mkdir()
+    config = folder / "tokenizer_config.json"
+    for target in (tmp_path / "secret", "../secret", "/dev/zero", "nowhere"):
+        config.unlink()
+        config.symlink_to(target)
+        with pytest.raises(ValueError, match="tokenizer_config.json: a link that leaves the folder or leads to nothing"):
+            hf.copy_tokenizer(folder, out)
+    config.unlink()
+    os.mkfifo(config)
+    with pytest.raises(ValueError, match="tokenizer_config.json: expected a regular file"):
+        hf.copy_tokenizer(folder, out)
+    config.unlink()
+    config.symlink_to("generation_config.json")  # inside the folder
+    assert not list(out.iterdir())
+    hf.copy_tokenizer(folder, out)
+    assert (out / "tokenizer_config.json").read_bytes() == (folder / "generation_config.json").read_bytes()
+    # as Hugging Face's library keeps what it has downloaded
+    blobs, snapshot = tmp_path / "models--a--b/blobs", tmp_path / "models--a--b/snapshots/0123"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for file in (TINY / "model").iterdir():
+        shutil.copyfile(file, blobs / f"blob-{file.name}")
+        (snapshot / file.name).symlink_to(f"../../blobs/blob-{file.name}")
+    (tmp_path / "again").mkdir()
+    hf.copy_tokenizer(snapshot, tmp_path / "again")
+    copied = list((tmp_path / "again").iterdir())
+    assert len(copied) == 3 and all(f.read_bytes() == (TINY / "model" / f.name).read_bytes() and not f.is_symlink() for f in copied)
+    # what stands where the copy goes is replaced, not written through
+    (out / "tokenizer.json").unlink()
+    (out / "tokenizer.json").symlink_to(tmp_path / "secret")
+    hf.copy_tokenizer(TINY / "model", out)
+    assert (tmp_path / "secret").read_text() == "{}" and not (out / "tokenizer.json").is_symlink()
+
+
+def test_a_second_model_that_does_not_fit_is_named_before_the_first_is_evaluated(folder, tmp_path, refused):  # noqa: F811
+    shutil.copytree(folder, tmp_path / "m")
+    raw = json.loads((folder / "config.json").read_text())
+    (tmp_path / "m/config.json").write_text(json.dumps(raw | {"intermediate_size": raw["intermediate_size"] * 2}))
+    error = refused("eval", "--model", folder, tmp_path / "m", "--data", bad(tmp_path, GOOD), "--out", tmp_path / "run", "--max-response", "8")
+    assert f"{tmp_path}/m/model.safetensors: " in error and "has shape" in error and not (tmp_path / "run").exists()
 
 
 def test_an_existing_run_is_never_touched(folder, tmp_path):  # noqa: F811
@@ -330,6 +467,26 @@ def test_summary_by_hand():
     s = rlsp.summarize([row([True, False], ["4", "5"]), row([True, True], ["4", "4.0"]), row([False, False], [None, "6"])], 2)
     assert s["accuracy"] == pytest.approx(0.5) and s["pass@2"] == pytest.approx(2 / 3) and s["maj@2"] == pytest.approx(2 / 3)
     assert s["standard_error"] == pytest.approx(0.5 / math.sqrt(3)) and s["tokens"] == 15 and s["answered"] == pytest.approx(5 / 6)
+
+
+def test_the_table_has_an_interval_that_is_honest_about_few_problems(capsys):
+    """Ten problems with one right of ten samples each agree by luck: the interval is not [10, 10]."""
+    row = dict(correct=[True] + [False] * 9, answers=["4"] * 10, tokens=[10] * 10, truncated=[False] * 10, answer="4")
+    s = rlsp.summarize([row] * 10, 10)
+    low, high = interval(s, 10)
+    assert s["standard_error"] == pytest.approx(0, abs=1e-9) and 0.02 < low < 0.06 and 0.2 < high < 0.3
+    rlsp.print_table({"m": {"all": s}}, 10)
+    assert f"10.0  {100 * low:5.1f} to {100 * high:5.1f}" in capsys.readouterr().out
+    # coverage, of problems that differ much and not at all: in 400 draws 95 % are 380
+    generator = torch.Generator().manual_seed(0)
+    for odds, problems in ((lambda n: torch.rand(n, generator=generator), 8), (lambda n: torch.full((n,), 0.5), 30)):
+        covered = 0
+        for _ in range(400):
+            right = (torch.rand(problems, 10, generator=generator) < odds(problems)[:, None]).double().mean(1)
+            low, high = interval(dict(accuracy=float(right.mean()), problems=problems,
+                                             standard_error=float(right.std()) / problems**0.5), 10)
+            covered += low <= 0.5 <= high
+        assert covered >= 375, covered
 
 
 def test_sft_trains_responses_and_the_end_of_turn_only():

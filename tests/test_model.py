@@ -141,6 +141,26 @@ def test_hostile_folders(tmp_path):
 
 # ---- log-probs
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_that_are_no_numbers_of_the_model_are_refused_by_name(tmp_path, kind):
+    """Integers and float8 without their scales are not the weights, whatever copy_ makes of them; nothing has to be read to see it."""
+    net = tiny_llama()
+    hf.save(net, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(tensors | {"model.norm.weight": tensors["model.norm.weight"].to(kind)}, tmp_path / "model.safetensors")
+    for check in (hf.check_weights, hf.load):
+        with pytest.raises(ValueError, match="model.safetensors: model.norm.weight has type .*, expected one of F64, F32, BF16, F16"):
+            check(tmp_path)
+    save_file(tensors | {"model.norm.weight": tensors["model.norm.weight"].double()}, tmp_path / "model.safetensors")
+    assert torch.equal(hf.load(tmp_path, dtype=torch.float32).model.norm.weight, net.model.norm.weight)
+
+
+@pytest.mark.parametrize("key", sorted(M.LARGEST))
+def test_a_config_of_a_million_layers_is_refused_at_once(key):
+    with pytest.raises(ValueError, match=f"{key} is 1073741824, expected at most {M.LARGEST[key]}"):
+        M.Config.from_dict(TINY | {key: 2**30})
+
+
 def test_checklist_2_chunked_logprobs_equal_unchunked(monkeypatch):
     net = tiny_llama()
     tokens = torch.randint(0, 97, (4, 21), generator=torch.Generator().manual_seed(2))

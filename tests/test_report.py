@@ -236,6 +236,20 @@ def test_evaluations_get_intervals_and_behaviours(tmp_path):
     assert interval({"accuracy": 1.0, "standard_error": 0.0, "problems": 10}) == pytest.approx([0.722, 1.0], abs=1e-3)
 
 
+def test_a_model_evaluated_twice_does_not_lend_its_behaviours_to_the_next(tmp_path):
+    """As older versions wrote it: --model A A B, so summary.json has A once, and B's outputs are the third."""
+    run = eval_folder(tmp_path, "e")
+    config, summary = (json.loads((run / f"{name}.json").read_text()) for name in ("config", "summary"))
+    config["flags"]["model"] = ["m/model", "m/model", "b"]
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "summary.json").write_text(json.dumps(summary | {"b": summary["m/model"]}))
+    first = rows(run / "outputs-1.jsonl")
+    write_jsonl(run / "outputs-2.jsonl", first)
+    write_jsonl(run / "outputs-3.jsonl", [r | {"responses": ["That's wrong", "so"]} for r in first])
+    data, _ = report(run, out=tmp_path / "r.html")
+    assert [m["rates"]["self_correction"] for m in data["evals"][0]["models"]] == [0, 0.5]
+
+
 def break_file(name, text):
     def change(run):
         (run / name).write_text(text)
