@@ -237,14 +237,14 @@ def pad(rows, dtype):  # lists of numbers -> [B, T], zeros on the right
 
 @dataclass
 class Sample:
-    """One response with what was thought of it."""
+    """One response with its reward."""
     problem: dict
     prompt: list  # token ids
     response: list  # token ids, EOS included
     sampler_logprob: list  # nats, as the sampler saw them
     text: str
     truncated: bool
-    parts: rewards.RewardParts
+    parts: rewards.RewardParts | None = None
     effort: float | None = None  # in [0, 1], of a judge
 
 
@@ -294,83 +294,105 @@ class Trainer:
 
     # -- rollout
 
+    def rollout(self):
+        """Sample responses and reward them: the same list of Samples on every rank, those of one prompt next to each other."""
+        chosen = problems_of_step(len(self.problems), self.current, self.config.rollout_batch, self.config.seed)
+        chosen = [i for i in chosen for _ in range(self.config.samples)]
+        places = range(parallel.rank(), len(chosen), parallel.world_size())  # this rank's share
+        samples, stats = self.sample([chosen[place] for place in places], [self.first_stream() + place for place in places])
+        self.reward(samples)
+        gathered = parallel.gather((samples, stats))
+        ranks = len(gathered)
+        self.decoding = {k: sum(rank_stats[k] for _, rank_stats in gathered) / ranks for k in stats}
+        return [gathered[place % ranks][0][place // ranks] for place in range(len(chosen))]
+
+    def first_stream(self):
+        """The stream of random numbers of this step's first response: each response of a run has one of its own."""
+        return (self.current - 1) * self.config.rollout_batch * self.config.samples
+
+    def sample(self, chosen, streams):
+        """A response to each of these problems. Returns (Samples without a reward, shares that decoding logs)."""
+        c, stats = self.config, {}
+        in_lockstep = c.sampler == "sharded"
+        may_leave = contextlib.nullcontext() if in_lockstep else signals.may_interrupt()  # in lock-step nobody may leave alone
+        responses = logprobs = []
+        with logs.bar(total=len(chosen), desc=f"step {self.current} rollout") as bar, may_leave:
+            responses, logprobs = decode.generate(
+                self.sampler, [self.prompts[i] for i in chosen], c.max_response, c.temperature, self.eos, seed=c.seed,
+                streams=streams, slots=c.slots, return_logprobs=True, progress=bar, cache=self.cache, stats=stats,
+                lockstep=in_lockstep, decoder=cpu.CPUDecoder.of(self.sampler))
+        signals.stop_if_asked()
+        samples = []
+        for i, response, logprob in zip(chosen, responses, logprobs):
+            text = self.tokenizer.decode(response, skip_special_tokens=True)
+            samples.append(Sample(self.problems[i], self.prompts[i], response, logprob, text, response[-1] not in self.eos))
+        return samples, stats
+
+    def reward(self, samples):
+        """Give this rank's samples their reward: Eq. 1, or what --verifier and --reward put in its place."""
+        if self.config.exploration == "judge":
+            self.ask_judge(samples)
+        verdicts = self.ask(self.verifier, samples)
+        totals = self.ask(self.reward_function, samples)
+        for sample, verdict, total in zip(samples, verdicts, totals):
+            sample.parts = self.reward_of(sample, verdict, total)
+
+    def reward_of(self, sample, verdict, total):
+        """The parts of Eq. 1 for a response. verdict: what --verifier said; total: what --reward said."""
+        c = self.config
+        parts = rewards.score(
+            sample.text, sample.problem.get("answer", ""), exploration=c.exploration, alpha=self.alpha(),
+            length_scale=c.length_scale, length_floor=c.length_floor, steps_scale=c.steps_scale, truncated=sample.truncated,
+            count_tokens=lambda s: len(self.tokenizer.encode(s, add_special_tokens=False).ids),
+            effort=sample.effort or 0.0, verdict=verdict)
+        total = parts.total if total is None else total
+        if not math.isfinite(total):
+            shown = repr(sample.problem["problem"][:60])
+            raise guards.TrainingError(f"step {self.current}: the reward of a response to {shown} is {total}", False)
+        return replace(parts, total=max(-c.reward_clip, min(c.reward_clip, total)))
+
     def alpha(self):
+        """The weight of correctness at this step: moved linearly from alpha to alpha_end."""
         c = self.config
         end = c.alpha if c.alpha_end is None else c.alpha_end
         return c.alpha + (end - c.alpha) * (self.current - 1) / max(1, c.steps - 1)
 
-    def reward(self, problem, text, truncated, effort=None, verdict=None, total=None):
-        """Eq. 1 for a response. verdict: what --verifier said; total: what --reward said, in place of Eq. 1."""
-        c = self.config
-        count = lambda s: len(self.tokenizer.encode(s, add_special_tokens=False).ids)
-        parts = rewards.score(text, problem.get("answer", ""), exploration=c.exploration, alpha=self.alpha(),
-                              length_scale=c.length_scale, length_floor=c.length_floor, steps_scale=c.steps_scale,
-                              truncated=truncated, count_tokens=count, effort=effort, verdict=verdict)
-        if total is not None:
-            parts = replace(parts, total=total)
-        if not math.isfinite(parts.total):
-            shown = repr(problem["problem"][:60])
-            raise guards.TrainingError(f"step {self.current}: the reward of a response to {shown} is {parts.total}", False)
-        return replace(parts, total=max(-c.reward_clip, min(c.reward_clip, parts.total)))
-
-    def ask(self, function, attempts):
-        """What a function of the user's own says of this rank's (response, problem) pairs; Nones without a function."""
+    def ask(self, function, samples):
+        """What a function of the user's own says of each sample's (text, problem); Nones without a function."""
         if function is None:
-            return [None] * len(attempts)
+            return [None] * len(samples)
         results = []
         with signals.may_interrupt():
-            results = functions.call_all(function, attempts)
+            results = functions.call_all(function, [(s.text, s.problem) for s in samples])
         signals.stop_if_asked()
         return results
 
-    def efforts(self, attempts, total):
-        """The judged effort of this rank's (problem, text) pairs, None where the judge failed. Where it failed on more than
-        the allowed share of all ranks' total, every rank stops."""
-        c, rank = self.config, parallel.rank()
+    def ask_judge(self, samples):
+        """Give this rank's samples the effort that the judge saw in them, None where it failed. Where it failed on more
+        than the allowed share of all ranks' responses, every rank stops."""
+        c, total = self.config, self.config.rollout_batch * self.config.samples
         allowed = math.floor(c.judge_failures * total + 1e-6)
-        efforts = error = final = None
-        with tqdm(total=len(attempts), desc=f"step {self.current} judge", leave=False, disable=rank != 0) as bar, signals.may_interrupt():
+        attempts = [(s.problem["problem"], rewards.reasoning_of(s.text)) for s in samples]
+        efforts, error, final = [], "", False
+        with logs.bar(total=len(attempts), desc=f"step {self.current} judge") as bar, signals.may_interrupt():
             efforts, error, final = judge.judge_efforts(
-                attempts, c.judge_url, c.judge_model, self.judged, self.run / f"judge-{rank}.jsonl", c.judge_workers, allowed, bar,
-                self.rubric, c.judge_tokens)
+                attempts, c.judge_url, c.judge_model, self.judged, self.run / f"judge-{parallel.rank()}.jsonl",
+                c.judge_workers, allowed, bar, self.rubric, c.judge_tokens)
         signals.stop_if_asked()
         counts, errors, finals = zip(*parallel.gather((efforts.count(None), error, final)))
         if sum(counts) > allowed or any(finals):  # on every rank alike
             _, error = max(zip(finals, errors))  # a final one before the others
-            raise guards.TrainingError(f"step {self.current}: {sum(counts)} of {total} responses stay unjudged, {allowed} may: {error}")
-        return efforts
-
-    def rollout(self):
-        """Sample responses and reward them: the same list of Samples on every rank, those of one prompt next to each other."""
-        c, ranks = self.config, parallel.world_size()
-        chosen = problems_of_step(len(self.problems), self.current, c.rollout_batch, c.seed)
-        chosen = [i for i in chosen for _ in range(c.samples)]
-        mine, stats = range(parallel.rank(), len(chosen), ranks), {}
-        alone = contextlib.nullcontext() if c.sampler == "sharded" else signals.may_interrupt()  # in lock-step nobody may leave alone
-        with tqdm(total=len(mine), desc=f"step {self.current} rollout", leave=False, disable=parallel.rank() != 0) as bar, alone:
-            responses, logprobs = decode.generate(
-                self.sampler, [self.prompts[chosen[i]] for i in mine], c.max_response, c.temperature, self.eos,
-                seed=c.seed, streams=[(self.current - 1) * len(chosen) + i for i in mine], slots=c.slots, return_logprobs=True, progress=bar,
-                cache=self.cache, stats=stats, lockstep=c.sampler == "sharded", decoder=cpu.CPUDecoder.of(self.sampler))
-        signals.stop_if_asked()
-        texts = [self.tokenizer.decode(response, skip_special_tokens=True) for response in responses]
-        efforts = [None] * len(mine)
-        if c.exploration == "judge":
-            efforts = self.efforts([(self.problems[chosen[i]]["problem"], rewards.reasoning_of(text)) for i, text in zip(mine, texts)], len(chosen))
-        attempts = [(text, self.problems[chosen[i]]) for i, text in zip(mine, texts)]
-        verdicts = self.ask(self.verifier, attempts)
-        totals = self.ask(self.reward_function, attempts)
-        samples = []
-        for i, response, logprob, text, effort, verdict, total in zip(mine, responses, logprobs, texts, efforts, verdicts, totals):
-            problem = self.problems[chosen[i]]
-            truncated = response[-1] not in self.eos
-            parts = self.reward(problem, text, truncated, effort or 0.0, verdict, total)
-            samples.append(Sample(problem, self.prompts[chosen[i]], response, logprob, text, truncated, parts, effort))
-        gathered, every = zip(*parallel.gather((samples, stats)))
-        self.decoding = {k: sum(s[k] for s in every) / ranks for k in stats}
-        return [gathered[i % ranks][i // ranks] for i in range(len(chosen))]
+            raise guards.TrainingError(f"step {self.current}: {sum(counts)} of {total} responses stay unjudged, "
+                                       f"{allowed} may: {error}")
+        for sample, effort in zip(samples, efforts):
+            sample.effort = effort
 
     # -- experience
+
+    def micro_steps(self, batch, rows=None):
+        """micro_batches of these rows of a batch, by default of all."""
+        rows = range(len(batch["length"])) if rows is None else rows
+        return micro_batches(rows, batch["length"].tolist(), self.config.micro_tokens, parallel.world_size())
 
     def share(self, batch, indices):
         """This rank's rows of a batch on its device, cut to their longest; one fully masked row where it has none."""
@@ -403,9 +425,7 @@ class Trainer:
     def scores(self, batch):
         """{old_logprob, entropy, ref_logprob, value: [N, T]}, zero outside the mask. Every rank fills its own rows."""
         scores = {k: torch.zeros(batch["tokens"].shape) for k in ("old_logprob", "entropy", "ref_logprob", "value")}
-        micro_steps = micro_batches(range(len(batch["length"])), batch["length"].tolist(), self.config.micro_tokens,
-                                    parallel.world_size())
-        for shares in logs.bar(micro_steps, f"step {self.current} scoring"):
+        for shares in logs.bar(self.micro_steps(batch), f"step {self.current} scoring"):
             signals.stop_if_asked()
             mine = shares[parallel.rank()]
             part = self.share(batch, mine)
@@ -445,7 +465,7 @@ class Trainer:
         trained = self.trained()
         count = float(batch["mask"][rows].sum())  # actions of the whole optimizer step: every loss divides by it
         sums = {}
-        for shares in micro_batches(rows, batch["length"].tolist(), self.config.micro_tokens, parallel.world_size()):
+        for shares in self.micro_steps(batch, rows):
             if first:  # no weight has changed yet; later the step is finished
                 signals.stop_if_asked()
             part = self.share(batch, shares[parallel.rank()])
@@ -546,7 +566,6 @@ class Trainer:
         """A line of timing.jsonl: seconds of each phase, what was reached in it, and how decoding used its rows."""
         c, ranks = self.config, parallel.world_size()
         lengths, actions = batch["length"].tolist(), int(batch["mask"].sum())
-        micro_steps = micro_batches(range(len(lengths)), lengths, c.micro_tokens, ranks)
         flops_per_s = self.flops(lengths, actions, metrics) / timer.seconds["update"]
         return dict(
             seconds=sum(timer.seconds.values()), cpu_seconds=timer.cpu_seconds(),
@@ -554,7 +573,7 @@ class Trainer:
             rollout_tokens_per_s=actions / timer.seconds["rollout"],
             update_tokens_per_s=sum(lengths) * c.epochs / timer.seconds["update"],
             flops_per_s=flops_per_s, mfu=flops_per_s / ranks / logs.matrix_peak(self.device, self.dtype),
-            padding=idle_share(micro_steps, lengths), **self.decoding)
+            padding=idle_share(self.micro_steps(batch), lengths), **self.decoding)
 
     def flops(self, lengths, actions, metrics):
         """Model FLOPs of a step's update, over all ranks (model.flops): what was trained, each net over every epoch."""
@@ -563,45 +582,28 @@ class Trainer:
                                         if f"{name}_lr" in metrics)
 
     def describe(self, samples, batch):
-        """Metrics of a rollout; everything a token is a mean over actions, everything else a mean over responses."""
-        mask = batch["mask"]
-        mean = lambda values: sum(values) / len(samples)
-        lengths = [len(s.response) for s in samples]
-        per_token = dict(k1=batch["k1"], k3=batch["k3"], entropy=batch["entropy"], value=batch["value"], advantage=batch["raw_advantage"],
-                         sampler_logprob_diff=(batch["sampler_logprob"] - batch["old_logprob"]).abs())
-        counts = [rewards.behaviours(s.text) for s in samples]
-        metrics = dict(
-            reward=mean([s.parts.total for s in samples]), outcome=mean([s.parts.outcome for s in samples]),
-            exploration=mean([s.parts.exploration for s in samples]), floored=mean([s.parts.floored for s in samples]),
-            alpha=samples[0].parts.alpha, accuracy=mean([s.parts.correct for s in samples]),
-            answered=mean([s.parts.answer is not None for s in samples]), reasoning_length=mean([s.parts.length for s in samples]),
-            reasoning_steps=mean([s.parts.steps for s in samples]), response_length=mean(lengths), response_length_max=max(lengths),
-            truncated=mean([s.truncated for s in samples]), repetition=mean([rewards.repetition(s.text) for s in samples]),
-            **{k: mean([c[k] > 0 for c in counts]) for k in counts[0]},  # share of responses that show the behaviour
-            **{k: float(masked_mean(v, mask)) for k, v in per_token.items()},
-            kl_response=float((batch["k1"] * mask).sum() / len(samples)), kl_coef=self.kl_coef)
+        """Metrics of a rollout, of its rewards and of the models that scored it."""
+        c = self.config
+        metrics = logs.describe(samples, batch) | {"kl_coef": self.kl_coef}
         if "critic" in self.nets:
-            metrics["explained_variance"] = explained_variance(batch["value"], batch["return"], mask)
+            metrics["explained_variance"] = explained_variance(batch["value"], batch["return"], batch["mask"])
         else:
             del metrics["value"]
         if self.reward_function:
-            metrics = {k: v for k, v in metrics.items() if k not in logs.EQUATION_1}
-            if not self.verifier:  # the mathematics verifier has decided nothing here
-                metrics["math_accuracy"] = metrics.pop("accuracy")
-        if self.config.exploration == "judge":
-            metrics["judge_failed"] = mean([s.effort is None for s in samples])
+            metrics = logs.without_equation_1(metrics, self.verifier)
+        if c.exploration == "judge":
+            metrics["judge_failed"] = sum(s.effort is None for s in samples) / len(samples)
         return metrics
 
     @torch.no_grad()
     def token_rows(self, samples, batch):
-        """The first log_tokens responses token by token, for tokens.jsonl. new_logprob is of the policy as it is now, after
-        the step's updates: one more scoring, which all ranks do together and which changes no number of the training."""
-        samples = samples[: self.config.log_tokens]
+        """Lines of tokens.jsonl: responses token by token. new_logprob is of the policy as it is now, after the step's
+        updates: one more scoring, which all ranks do together and which changes no number of the training."""
         if not samples:
             return []
         batch = {k: v[: len(samples)] for k, v in batch.items()}
         new = torch.zeros(batch["tokens"].shape)
-        for shares in micro_batches(range(len(samples)), batch["length"].tolist(), self.config.micro_tokens, parallel.world_size()):
+        for shares in self.micro_steps(batch):
             mine = shares[parallel.rank()]
             part = self.share(batch, mine)
             logprob, _ = self.policy.logprobs(part["tokens"], part["mask"], self.config.temperature)
@@ -610,34 +612,36 @@ class Trainer:
         batch["new_logprob"] = parallel.all_reduce(new)
         names = ["old_logprob", "new_logprob", "ref_logprob", "entropy", "reward", "advantage", "raw_advantage"]
         names += ["value", "return"] if "critic" in self.nets else []
-        return [{"step": self.step, "problem": s.problem["problem"], "gold": s.problem.get("answer"), "score": s.parts.total,
-                 "tokens": hf.token_texts(self.tokenizer, s.response)}
-                | {k: [float(f"{x:.6g}") for x in batch[k][i, batch["mask"][i]].tolist()] for k in names}
+        return [logs.token_row(self.step, s, hf.token_texts(self.tokenizer, s.response), batch, i, names)
                 for i, s in enumerate(samples)]
 
     def train(self):
-        """Run to the last step, writing metrics.jsonl, timing.jsonl, rollouts.jsonl, tokens.jsonl, checkpoints/ and at the end model/."""
-        c, last, signals.leave = self.config, self.config.steps, False
-        with tqdm(total=last, initial=self.step, desc="ppo", disable=parallel.rank() != 0) as bar:
-            while self.step < last:
+        """Run to the last step, writing metrics.jsonl, timing.jsonl, rollouts.jsonl, tokens.jsonl, checkpoints/ and at the
+        end model/."""
+        signals.leave = False
+        with tqdm(total=self.config.steps, initial=self.step, desc="ppo", disable=parallel.rank() != 0) as bar:
+            while self.step < self.config.steps:
                 try:
                     metrics, samples, batch = self.train_step()
                 except Stopped:  # no weight had been changed: this is still the state at the step's start
                     if self.step > self.saved:
                         self.save()
                     raise
-                rows = {"metrics": [metrics], "timing": [{"step": self.step, **metrics.pop("timing")}], "tokens": self.token_rows(samples, batch),
-                        "rollouts": [{"step": self.step, "problem": s.problem["problem"], "gold": s.problem.get("answer"), "response": s.text,
-                                      "tokens": len(s.response), "truncated": s.truncated,
-                                      "reward": logs.reward_row(s.parts, self.reward_function, self.verifier)}
-                                     for s in samples[: c.log_rollouts]]}
-                logs.log(self.run, rows)
+                self.log(metrics, samples, batch)
                 bar.update()
-                bar.set_postfix({k: f"{metrics[k]:.3f}" for k in ("reward", "accuracy", "k1", "explained_variance") if k in metrics}
-                                | {"length": f"{metrics['response_length']:.0f}"})
-                checkpoint.after_step(self.step, last, c.save_every, self.save)
+                shown = {k: f"{metrics[k]:.3f}" for k in ("reward", "accuracy", "k1", "explained_variance") if k in metrics}
+                bar.set_postfix(shown | {"length": f"{metrics['response_length']:.0f}"})
+                checkpoint.after_step(self.step, self.config.steps, self.config.save_every, self.save)
         hf.save(self.policy, self.run / "model", self.dtype)
         parallel.together(lambda: hf.copy_tokenizer(self.folder, self.run / "model"))
+
+    def log(self, metrics, samples, batch):
+        """Append this step's lines to the run's logs."""
+        timing = {"step": self.step, **metrics.pop("timing")}
+        rollouts = [logs.rollout_row(self.step, s, self.reward_function, self.verifier)
+                    for s in samples[: self.config.log_rollouts]]
+        tokens = self.token_rows(samples[: self.config.log_tokens], batch)
+        logs.log(self.run, {"metrics": [metrics], "timing": [timing], "tokens": tokens, "rollouts": rollouts})
 
     def save(self):
         """Everything a resumed run needs, in checkpoints/step-N."""

@@ -8,6 +8,7 @@ import torch
 from tqdm import tqdm
 
 from lib import files, parallel
+import rewards
 
 
 LOGS = ("metrics", "rollouts", "tokens", "timing")  # RUN/*.jsonl, each line with its step
@@ -21,15 +22,65 @@ def log(run, rows):
 EQUATION_1 = ("outcome", "exploration", "floored", "alpha")  # what --reward takes the place of
 
 
-def reward_row(parts, own_reward, own_verifier):
-    """A response's reward as rollouts.jsonl has it. With --reward the parts of Eq. 1 were not paid and are left out, and a verdict of
-    the mathematics verifier, which decided nothing, is called that."""
-    row = asdict(parts)
-    if own_reward:
-        row = {k: v for k, v in row.items() if k not in EQUATION_1}
-        if not own_verifier:
-            row["math_correct"] = row.pop("correct")
+def without_equation_1(row, own_verifier):
+    """Metrics or parts of a reward under --reward: the parts of Eq. 1 were not paid and are left out, and a verdict of the
+    mathematics verifier, which decided nothing, is called that."""
+    row = {k: v for k, v in row.items() if k not in EQUATION_1}
+    for name in ("accuracy", "correct"):
+        if name in row and not own_verifier:
+            row[f"math_{name}"] = row.pop(name)
     return row
+
+
+def rollout_row(step, sample, own_reward, own_verifier):
+    """A line of rollouts.jsonl."""
+    parts = asdict(sample.parts)
+    return {"step": step, "problem": sample.problem["problem"], "gold": sample.problem.get("answer"),
+            "response": sample.text, "tokens": len(sample.response), "truncated": sample.truncated,
+            "reward": without_equation_1(parts, own_verifier) if own_reward else parts}
+
+
+def token_row(step, sample, texts, batch, row, names):
+    """A line of tokens.jsonl: the texts of a response's tokens and, for each, the numbers `names` of a row of the batch."""
+    mask = batch["mask"][row]
+    return {"step": step, "problem": sample.problem["problem"], "gold": sample.problem.get("answer"),
+            "score": sample.parts.total, "tokens": texts,
+            **{name: [float(f"{x:.6g}") for x in batch[name][row, mask].tolist()] for name in names}}
+
+
+def describe(samples, batch):
+    """Metrics of a rollout. What is a number per token is a mean over actions, everything else a mean over responses."""
+    def mean(values):
+        return sum(values) / len(samples)
+
+    def mean_over_actions(x):
+        return float((x * batch["mask"]).sum() / batch["mask"].sum())
+
+    parts = [s.parts for s in samples]
+    lengths = [len(s.response) for s in samples]
+    counts = [rewards.behaviours(s.text) for s in samples]
+    return dict(
+        reward=mean([p.total for p in parts]),
+        outcome=mean([p.outcome for p in parts]),
+        exploration=mean([p.exploration for p in parts]),
+        floored=mean([p.floored for p in parts]),
+        alpha=parts[0].alpha,
+        accuracy=mean([p.correct for p in parts]),
+        answered=mean([p.answer is not None for p in parts]),
+        reasoning_length=mean([p.length for p in parts]),
+        reasoning_steps=mean([p.steps for p in parts]),
+        response_length=mean(lengths),
+        response_length_max=max(lengths),
+        truncated=mean([s.truncated for s in samples]),
+        repetition=mean([rewards.repetition(s.text) for s in samples]),
+        **{name: mean([c[name] > 0 for c in counts]) for name in counts[0]},  # share of responses that show the behaviour
+        k1=mean_over_actions(batch["k1"]),
+        k3=mean_over_actions(batch["k3"]),
+        entropy=mean_over_actions(batch["entropy"]),
+        value=mean_over_actions(batch["value"]),
+        advantage=mean_over_actions(batch["raw_advantage"]),
+        sampler_logprob_diff=mean_over_actions((batch["sampler_logprob"] - batch["old_logprob"]).abs()),
+        kl_response=float((batch["k1"] * batch["mask"]).sum() / len(samples)))
 
 
 @functools.lru_cache

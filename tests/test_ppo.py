@@ -250,7 +250,7 @@ def test_checklist_7_truncated_responses_are_counted_and_scored_as_they_stand(fo
         assert s.truncated == (s.response[-1] not in t.eos) and len(s.response) <= 2
     assert metrics["truncated"] == sum(s.truncated for s in samples) / 6 > 0.5
     assert all(s.parts.outcome == rewards.NO_ANSWER for s in samples if s.truncated)
-    assert t.reward({"problem": "", "answer": "4"}, "so \\boxed{4} and then", True).correct
+    assert t.reward_of(ppo.Sample({"problem": "", "answer": "4"}, [], [], [], "so \\boxed{4} and then", True), None, None).correct
 
 
 def test_checklist_11_the_first_ratio_is_1_or_training_stops(folder, tmp_path):
