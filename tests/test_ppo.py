@@ -374,7 +374,7 @@ def test_a_users_verifier_takes_the_place_of_c(folder, tmp_path, exploration):
         assert s.parts.correct == accepts(s.text) and s.parts.outcome == float(accepts(s.text))  # without a box 0, not less
         assert s.parts.exploration == plain.exploration and s.parts.alpha == plain.alpha
         assert s.parts.total == pytest.approx(plain.alpha * s.parts.outcome + (1 - plain.alpha) * plain.exploration)
-    assert logs.reward_row(samples[0].parts, None, t.verifier)["correct"] == samples[0].parts.correct
+        assert logs.rollout_row(1, samples[0], None, t.verifier)["reward"]["correct"] == samples[0].parts.correct
     assert t.token_rows(samples, batch)[0]["gold"] is None
 
 
