@@ -250,6 +250,19 @@ def pack(tokens, mask):
     return tokens[:, :-1][keep][None], lengths.cpu(), mask[:, 1:][keep].nonzero()[:, 0]
 
 
+def product(a, b):
+    """a @ b in float32, of matrices or stacks of them. A bfloat16 result would round logits, and an attention's scores, to three
+    digits after they were summed in float32."""
+    if a.dtype == torch.float32:
+        return a @ b
+    if not a.is_cuda:
+        return a.float() @ b.float()
+    if a.dim() == 2:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    stacked = torch.bmm(a.flatten(0, -3), b.flatten(0, -3), out_dtype=torch.float32)
+    return stacked.view(*a.shape[:-1], b.shape[-1])
+
+
 class TokenLogprob(torch.autograd.Function):
     """(log softmax(h W^T / temperature) at the targets, its entropy or zeros): h [N, D], W [V, D], targets [N] -> [N], [N].
 
@@ -260,13 +273,13 @@ class TokenLogprob(torch.autograd.Function):
     def chunks(h, weight):
         for start in range(0, len(h), LOGIT_CHUNK):
             part = slice(start, start + LOGIT_CHUNK)
-            yield part, F.linear(h[part], weight)
+            yield part, product(h[part], weight.T)
 
     @staticmethod
     def forward(ctx, h, weight, targets, temperature, with_entropy):
         logprob, total, entropy = torch.zeros(3, len(h), device=h.device).unbind()
         for part, logits in TokenLogprob.chunks(h, weight):
-            logits = logits.float().div_(temperature)
+            logits.div_(temperature)
             total[part] = logits.logsumexp(-1)
             logprob[part] = logits.gather(-1, targets[part, None])[:, 0] - total[part]
             if with_entropy:
@@ -280,13 +293,18 @@ class TokenLogprob(torch.autograd.Function):
     def backward(ctx, grad, _):  # d logprob / d logits = onehot(target) - softmax
         h, weight, targets, total = ctx.saved_tensors
         grad = grad.contiguous()
-        grad_h, grad_weight = torch.empty_like(h), torch.zeros_like(weight)
+        grad_h, grad_weight = torch.empty_like(h), torch.zeros_like(weight, dtype=torch.float32)
         for part, d in TokenLogprob.chunks(h, weight):
             g = grad[part, None] / ctx.temperature
-            d = d.float().div_(ctx.temperature).sub_(total[part, None]).exp_().mul_(-g).scatter_add_(-1, targets[part, None], g).to(h.dtype)
+            d.div_(ctx.temperature).sub_(total[part, None]).exp_().mul_(-g)
+            d = d.scatter_add_(-1, targets[part, None], g).to(h.dtype)
             torch.mm(d, weight, out=grad_h[part])
-            grad_weight.addmm_(d.T, h[part])
-        return grad_h, grad_weight, None, None, None
+            if h.dtype == torch.float32:
+                grad_weight.addmm_(d.T, h[part])
+            else:  # dozens of chunks add up: in bfloat16 the sum would lose the small ones
+                for rows, d_rows in zip(grad_weight.split(8192), d.split(8192, dim=1)):
+                    rows.add_(product(d_rows.T, h[part]))
+        return grad_h, grad_weight.to(weight.dtype), None, None, None
 
 
 class Llama(nn.Module):
@@ -299,12 +317,13 @@ class Llama(nn.Module):
     def head_weight(self):  # [V, D]
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
-    def head(self, h):  # [..., D] -> logits [..., V]
-        return F.linear(h, self.head_weight().to(h.dtype))
+    def head(self, h):  # [..., D] -> float32 logits [..., V]
+        logits = product(h.flatten(0, -2), self.head_weight().to(h.dtype).T)
+        return logits.view(*h.shape[:-1], -1)
 
     def forward(self, tokens):
         """LongTensor [B, T] -> float32 logits [B, T, V]; logits[:, t] are for token t + 1."""
-        return self.head(self.model(tokens)).float()
+        return self.head(self.model(tokens))
 
     def prefill(self, tokens, cache, row, start):
         """Put tokens [n, T] into rows row, row + 1, ... of the cache, which hold `start` positions already."""

@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from model import uniforms
+from model import product, uniforms
 
 BLOCK = 128  # positions of a block of the KV cache
 PREFILL_TOKENS = 4096  # prompt tokens in one forward pass
@@ -79,13 +79,13 @@ class KVCache:
             q = q.reshape(n, K, H // K * T, d)  # the query heads of one key head are rows of one product: no key is read twice
             scores = torch.full((n, K, H // K * T, S), -math.inf, device=device)
             for (end, a, b), block in zip(blocks, keys):
-                scores[: end - row, ..., a:b] = q[: end - row] @ block[row:end].transpose(-1, -2)
+                scores[: end - row, ..., a:b] = product(q[: end - row], block[row:end].transpose(-1, -2))
             scores = torch.add(hidden[:, None], scores.view(n, H, T, S), alpha=d**-0.5)
             p = torch.softmax(scores, -1).to(q.dtype).view(n, K, -1, S)
-            y = torch.zeros_like(q)
+            y = torch.zeros_like(q, dtype=torch.float32)
             for (end, a, b), block in zip(blocks, values):
-                y[: end - row] += p[: end - row, ..., a:b] @ block[row:end]
-            return y.view(n, H, T, d)
+                y[: end - row] += product(p[: end - row, ..., a:b], block[row:end])
+            return y.to(q.dtype).view(n, H, T, d)
         return attend
 
 

@@ -149,13 +149,15 @@ def backward(config, c, shards, tokens, net):
     b, D = item_size(c), config.hidden_size
     r, k = elements(root(net)), elements(block(net))
     policy = "value_head.weight" not in net
-    head = b * config.vocab_size * D if policy else 0  # the head's gradient is there from the first chunk on
+    elements_of_head = config.vocab_size * D if policy else 0
+    head = b * elements_of_head
+    summed = 4 * elements_of_head  # the head's gradient is there, in float32, from the first chunk on
     kept = b * (elements(net) - r - k) if shards == 1 and b < 4 and not c.recompute else 0
     inputs = config.num_hidden_layers * (b * tokens * D if c.recompute else saved(config, c, tokens))
     last_norm = tokens * (8 * D + 4 + 2 * b * D)  # with its output, of which the scored states are taken
     backward_of_a_block = block_backward(config, c, tokens) - (0 if c.recompute else saved(config, c, tokens))
     moments = [
-        (b * (r + k) + head + kept, inputs + last_norm + (logits(config, tokens) + b * tokens * D if policy else 8 * tokens * D)),
+        (b * (r + k) + summed + kept, inputs + last_norm + (logits(config, tokens) + b * tokens * D if policy else 8 * tokens * D)),
         (b * (r + 2 * k) + head + 4 * k + kept, inputs + backward_of_a_block),
         ((b + 4) * r + 4 * elements(root(net), shards), b * tokens * D)]
     return max(moments, key=sum)

@@ -474,3 +474,25 @@ def test_the_benchmark_prints_its_table(capsys):
     bench.main(["rollout", "--toy"])
     text = capsys.readouterr().out
     assert all(word in text for word in ("GFLOP/s", "rlsp", "tokens/s", "decode_waste", "limit"))
+
+
+def test_bfloat16_models_have_logits_and_scores_of_float32_digits(monkeypatch):
+    """Against the same products in double: log-probs to five digits, and a head's gradient that many chunks add up to."""
+    net, g = tiny_llama(vocab_size=512, scale=2.0).bfloat16(), torch.Generator().manual_seed(0)
+    h = torch.randn(96, 32, generator=g).bfloat16().requires_grad_()
+    weight, targets = net.head_weight().detach().requires_grad_(), torch.randint(512, (96,), generator=g)
+    with torch.no_grad():
+        exact = h.double() @ weight.double().T
+        assert net.head(h).dtype == torch.float32 and (net.head(h) - exact).abs().max() < 1e-5 * exact.abs().max()
+    monkeypatch.setattr(M, "LOGIT_CHUNK", 2)
+    M.TokenLogprob.apply(h, weight, targets, 1.0, False)[0].sum().backward()
+    wide = weight.detach().double().requires_grad_()
+    torch.log_softmax(h.detach().double() @ wide.T, -1).gather(-1, targets[:, None]).sum().backward()
+    assert (weight.grad.double() - wide.grad).norm() < 0.003 * wide.grad.norm()
+
+    cache, positions = decode.KVCache(net.config, 2, 40, torch.bfloat16, "cpu"), torch.arange(40)[None]
+    q, k, v = (3 * torch.randn(2, heads, 40, 8, generator=g) for heads in (4, 2, 2))
+    q, k, v = (x.bfloat16() for x in (q, k, v))
+    ours = cache.attend(0, positions, (2,))(0, q, k, v).double()
+    theirs = torch.nn.functional.scaled_dot_product_attention(*(x.double() for x in (q, k, v)), is_causal=True, enable_gqa=True)
+    assert (ours - theirs).norm() < 0.004 * theirs.norm()

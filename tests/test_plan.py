@@ -30,7 +30,7 @@ TRACKED = dict(max_prompt=2048, max_response=4096, micro_tokens=16384)
 
 def measure(*words, ranks=1):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
-    done = subprocess.run([sys.executable, *launch, str(ROOT / "tests/memory.py"), *map(str, words)], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, *launch, str(ROOT / "tests/tools/memory.py"), *map(str, words)], capture_output=True, text=True,
                           timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)

@@ -504,8 +504,8 @@ def test_memory_stays_flat_over_50_steps(folder, tmp_path):
 import sys
 from pathlib import Path
 sys.path[:0] = sys.argv[3:]
-import model as M
-M.keep_freed_memory()
+from lib import parallel
+parallel.keep_freed_memory()
 import test_ppo
 t = test_ppo.trainer(Path(sys.argv[1]), Path(sys.argv[2]), steps=60, log_tokens=2)
 for step in range(50):
