@@ -388,7 +388,7 @@ def test_with_a_reward_of_ones_own_accuracy_is_named_for_what_it_is(folder, tmp_
     t.verifier = lambda response, problem: True
     metrics, samples, _ = t.train_step()
     assert metrics["accuracy"] == 1.0 and "math_accuracy" not in metrics and "outcome" not in metrics
-    assert logs.reward_row(samples[0].parts, True, True)["correct"] is True
+    assert logs.rollout_row(1, samples[0], True, True)["reward"]["correct"] is True
 
 
 @pytest.mark.parametrize("source, words", [
