@@ -147,10 +147,32 @@ def masked_mean(x, mask):
     return (x * mask).sum() / mask.sum()
 
 
-def whiten(x, mask):
-    """Masked mean 0 and (population) variance 1; zero outside the mask."""
+def whiten(x, mask, most=None):
+    """Masked mean 0 and (population) variance 1, but multiplied by `most` at most; zero outside the mask."""
     x = (x - masked_mean(x, mask)) * mask
-    return x * torch.rsqrt(masked_mean(x * x, mask) + 1e-8)
+    scale = torch.rsqrt(masked_mean(x * x, mask) + 1e-8)
+    return x * (scale if most is None else scale.clamp(max=most))
+
+
+def scores_differ(scores, samples):
+    """Does any score [B] differ from those it is compared with, the `samples` scores beside it, by more than rounding?"""
+    groups = scores.view(-1, samples)
+    spread = groups.max(1).values - groups.min(1).values
+    return bool((spread > 1e-6 * groups.abs().max().clamp(min=1.0)).any())
+
+
+def policy_advantages(advantages, scores, samples, k1, mask, kl_coef, gamma, lam):
+    """What the policy learns from: advantages, whitened. [B, T] but for scores [B], which are compared in groups of `samples`.
+
+    If no score differs from those it is compared with, the scores prefer no response to another. Advantages then vary by the
+    critic's errors and by rounding alone, and whitening would make full updates of them. What is left is the KL penalty, which
+    is exact: its own advantages take their place, and are never scaled up.
+    """
+    if samples == 1 or scores_differ(scores, samples):  # a rollout of one response is compared with the critic alone
+        return whiten(advantages, mask)
+    penalty = token_rewards(torch.zeros_like(scores), k1, mask, kl_coef)
+    advantages, _ = gae(penalty, torch.zeros_like(penalty), mask, gamma, lam)
+    return whiten(advantages, mask, most=1.0)
 
 
 def policy_loss(logprob, old_logprob, advantage, mask, clip=0.2, count=None):
@@ -265,6 +287,7 @@ class Trainer:
     def __init__(self, config, folder, problems, tokenizer, run, device, mesh, reward_function=None, verifier=None):
         self.config, self.folder, self.problems, self.tokenizer, self.run = config, folder, problems, tokenizer, Path(run)
         self.device, self.reward_function, self.verifier = device, reward_function, verifier
+        self.gold_warning = ""  # of logs.gold_warning
         self.dtype = getattr(torch, config.dtype)
         self.prompts = [hf.chat_prompt(tokenizer, p["problem"]) for p in problems]
         self.eos = hf.eos_ids(folder, tokenizer)
@@ -419,8 +442,13 @@ class Trainer:
         advantage, ret = gae(reward, batch["value"], batch["mask"], c.gamma, c.lam)
         if c.advantage == "group":
             advantage = group_advantages(reward, score, batch["mask"], c.samples, c.gamma)
+        whitened = policy_advantages(advantage, score, self.compared(samples), k1, batch["mask"], self.kl_coef, c.gamma, c.lam)
         return batch | {"k1": k1, "k3": k3, "reward": reward, "return": ret, "raw_advantage": advantage,
-                        "advantage": whiten(advantage, batch["mask"])}
+                        "advantage": whitened}
+
+    def compared(self, samples):
+        """How many responses an advantage compares: those to one prompt, or with a critic all of a rollout."""
+        return self.config.samples if self.config.advantage == "group" else len(samples)
 
     def scores(self, batch):
         """{old_logprob, entropy, ref_logprob, value: [N, T]}, zero outside the mask. Every rank fills its own rows."""
@@ -554,7 +582,21 @@ class Trainer:
             parallel.copy_weights(self.policy, self.sampler)
         self.adapt_kl_coef(metrics["kl_response"], len(samples))
         self.step += 1
+        metrics |= self.warnings(samples)
         return {"step": self.step, **metrics, "timing": self.timing(timer, batch, metrics)}, samples, batch
+
+    def warnings(self, samples):
+        """{"warnings": what makes a step teach nothing, in words}, at the first step and every tenth; {} of a healthy one."""
+        if self.step > 1 and self.step % 10:
+            return {}
+        differ = scores_differ(torch.tensor([s.parts.total for s in samples]), self.compared(samples))
+        boxes = not (self.verifier or self.reward_function)
+        found = guards.unhealthy(samples, differ, self.config, boxes)
+        if found:
+            logs.say(f"step {self.step}: warning: {'; '.join(found)}")
+        if self.step == 1 and self.gold_warning:  # said at the start
+            found.append(self.gold_warning)
+        return {"warnings": found} if found else {}
 
     def adapt_kl_coef(self, kl_response, responses):
         """The adaptive controller of 1909.08593, with its horizon of 10,000 responses."""

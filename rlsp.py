@@ -214,6 +214,10 @@ def run_ppo(args):
         check_memory(args.model, dataclasses.replace(config, max_prompt=longest), mesh, "ppo")
         found = checkpoint.find(args.run, args.checkpoint) if args.resume else None
         trainer = ppo.Trainer(config, args.model, problems, tokenizer, args.run, device, mesh, function, verifier)
+        if not (verifier or function):
+            trainer.gold_warning = logs.gold_warning(args.data, problems)
+            if trainer.gold_warning:
+                logs.say(f"warning: {trainer.gold_warning}")
         cli.new_run(args)
         if args.resume:
             trainer.resume(found)
@@ -337,6 +341,7 @@ def run_eval(args):
         cli.must_be_new(args)
         rows = files.load_problems(args.data, needed(args), args.limit)
         verifier = functions.load("--verifier", args.verifier, functions.verdict)
+        unread = "" if verifier else logs.gold_warning(args.data, rows)
         if args.temperature == 0 and args.samples > 1:
             raise ValueError(f"--samples is {args.samples}, expected 1 at --temperature 0: greedy samples are all the same")
         if len({Path(folder).resolve() for folder in args.model}) < len(args.model):
@@ -351,6 +356,8 @@ def run_eval(args):
         args.max_response = args.max_response or room
         device, mesh = parallel.start(args.shard_ranks)
         run = cli.new_run(args)
+        if unread:
+            logs.say(f"warning: {unread}")
         outputs = [run / f"outputs-{i + 1}.jsonl" for i in range(len(args.model))]
         earlier = parallel.together(lambda: [earlier_results(file, rows, args) for file in outputs])[0]
     summaries = {}

@@ -1,4 +1,4 @@
-"""What stops a training that cannot go on: gradients and numbers that are not finite."""
+"""What stops a training that cannot go on, gradients and numbers that are not finite; and what one that learns nothing looks like."""
 import math
 from pathlib import Path
 
@@ -49,3 +49,19 @@ def check_finite(name, x, step, run, batch, nets):
         file, first = Path(run) / f"nonfinite-step-{step}.safetensors", first_nonfinite(nets)
         parallel.together(lambda: save_file({k: v.contiguous() for k, v in batch.items()}, file))
         raise TrainingError(f"step {step}: {name} is not finite" + (f", nor is {first}" if first else "") + f"; the batch is in {file}")
+
+
+def unhealthy(samples, differ, config, boxes):
+    """Why a step's samples teach nothing, or not what they should, in words: a step whose losses and norms look like any other's.
+    differ: does any reward differ from those that it is compared with? boxes: does the reward ask for an answer in a box?"""
+    found, n = [], len(samples)
+    cut = sum(s.truncated for s in samples)
+    if boxes and all(s.parts.answer is None for s in samples):
+        found.append("no response has a \\boxed answer; does anything in the prompt ask for one?")
+    if n > 1 and not differ:
+        rewards = {s.parts.total for s in samples}
+        each = f"are {rewards.pop() + 0.0:.6g}" if len(rewards) == 1 else "are equal" + " within each prompt" * (config.advantage == "group")
+        found.append(f"all rewards {each}: the policy learns from the KL penalty alone")
+    if 2 * cut > n:
+        found.append(f"{cut} of {n} responses are cut off at --max-response {config.max_response}")
+    return found

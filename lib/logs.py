@@ -1,6 +1,7 @@
 """What a run writes down as it goes: its jsonl logs, and how much of the machine it used."""
 import contextlib
 import functools
+import sys
 import time
 from dataclasses import asdict
 
@@ -8,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from lib import files, parallel
+from lib.answers import bare, parse
 import rewards
 
 
@@ -17,6 +19,27 @@ LOGS = ("metrics", "rollouts", "tokens", "timing")  # RUN/*.jsonl, each line wit
 def log(run, rows):
     """Append {log's name: rows}."""
     parallel.together(lambda: [files.append_jsonl(run / f"{name}.jsonl", lines) for name, lines in rows.items()])
+
+
+def say(line):
+    """A line for whoever looks on, of rank 0 alone."""
+    if parallel.rank() == 0:
+        tqdm.write(f"rlsp.py: {line}", file=sys.stderr)
+
+
+def gold_warning(path, problems):
+    """How many answers of a problem file the verifier cannot read, in words; "" of none. An answer of which it can make nothing
+    is right only when it is copied sign by sign, and one that is not even equal to itself is never right."""
+    def bad(gold):
+        one = bare(gold.strip())
+        read = parse(gold.strip(), True)[0] != "unreadable" or rewards.words(one) or rewards.options(one)
+        return not read or not rewards.verify(f"\\boxed{{{gold}}}", gold)
+
+    rows = [p for p in problems if bad(p["answer"])]
+    if not rows:
+        return ""
+    return (f"the verifier cannot read {len(rows)} of {len(problems)} answers of {files.visible(path, 1000)}, first in line "
+            f"{rows[0].get('line')}: {files.visible(repr(rows[0]['answer']), 60)}")
 
 
 EQUATION_1 = ("outcome", "exploration", "floored", "alpha")  # what --reward takes the place of

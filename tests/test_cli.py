@@ -432,6 +432,9 @@ def test_eval_and_sample_with_a_verifier_of_ones_own(folder, tmp_path, call):  #
     result = lambda name: json.loads((tmp_path / name / "summary.json").read_text())[str(folder)]["all"]
     assert ev("math")[0] == ev("same", "--verifier", f"{tmp_path}/mine.py:same")[0] == 0
     assert {**result("same"), "answered": 0} == {**result("math"), "answered": 0}
+    (tmp_path / "test.jsonl").write_text(GOOD + GOOD.replace('"2"', '"((2"'))
+    status, _, error = ev("unread", "--samples", "1")
+    assert status == 0 and f"rlsp.py: warning: the verifier cannot read 1 of 2 answers of {tmp_path}/test.jsonl, first in line 2: '((2'" in error
     # without answers and boxes: the vote is over whole texts
     (tmp_path / "test.jsonl").write_text('{"problem": "What?"}\n' * 3)
     assert ev("even", "--verifier", f"{tmp_path}/mine.py:even")[0] == 0

@@ -63,6 +63,26 @@ def test_checklist_9_whitened_advantages_have_masked_mean_0_and_variance_1():
     assert torch.equal(ppo.whiten(x, mask), y)
 
 
+def test_checklist_9_whitening_makes_no_update_of_the_critics_errors():
+    mask, draw = ragged(3)
+    advantages, k1 = draw(), draw() * 0.01
+    what = lambda a, scores, samples=5: ppo.policy_advantages(a, torch.tensor(scores), samples, k1, mask, 0.05, 1.0, 0.95)
+    # an ordinary rollout, also one with a single response, is whitened, bit for bit
+    assert torch.equal(what(advantages, [1.0, 0.0, 0.0, -0.5, 1.0]), ppo.whiten(advantages, mask))
+    assert torch.equal(what(advantages, [1.0] * 4 + [1.0001]), ppo.whiten(advantages, mask))
+    assert torch.equal(what(advantages, [1.0] * 5, 1), ppo.whiten(advantages, mask))
+    # equal scores, but for rounding: whatever the critic says, what is left is the KL penalty, and it is not made larger
+    for scores in ([1.0] * 5, [0.3] * 4 + [0.1 + 0.2], [1000.0] * 4 + [1000.0001]):
+        left = what(advantages, scores)
+        assert torch.equal(left, what(advantages * 100, scores))
+        penalty, _ = ppo.gae(-0.05 * k1 * mask, torch.zeros_like(k1), mask, 1.0, 0.95)
+        assert torch.allclose(left, (penalty - ppo.masked_mean(penalty, mask)) * mask, atol=1e-7) and 0 < left.abs().max() < 0.1
+    k1 = k1 * 1e6  # a large one is made smaller as ever
+    assert ppo.masked_mean(what(advantages, [1.0] * 5) ** 2, mask) == pytest.approx(1.0, rel=1e-4)
+    # without a critic scores are compared within a prompt
+    assert ppo.scores_differ(torch.tensor([1.0, 1.0, 0.0, 0.0]), 4) and not ppo.scores_differ(torch.tensor([1.0, 1.0, 0.0, 0.0]), 2)
+
+
 def test_checklist_10_k1_and_k3_both_estimate_the_kl():
     """Exact expectations over a categorical policy: E[k1] = E[k3] = KL(p || q)."""
     g = torch.Generator().manual_seed(0)
@@ -229,8 +249,8 @@ def test_checklist_1_everything_is_scored_at_the_sampling_temperature(folder, tm
 def test_checklist_3_and_4_the_eos_is_an_action_and_masks_come_from_lengths(folder, tmp_path):
     t = trainer(folder, tmp_path)
     eos = t.eos[0]
-    parts = rewards.score("x", "1")
-    mk = lambda response: ppo.Sample(problems()[0], [5, 6, 7], response, [-1.0] * len(response), "x", False, parts)
+    parts = [rewards.score(text, "1") for text in ("x", r"\boxed{1}")]  # equal rewards would leave no advantage
+    mk = lambda response: ppo.Sample(problems()[0], [5, 6, 7], response, [-1.0] * len(response), "x", False, parts[len(response) == 2])
     # token 0 is also the pad; the EOS also stands inside the prompt of the template
     batch = t.experience([mk([0, 0, 9, eos]), mk([0, eos]), mk([4, 0, 0, 0, 0, 0, eos])])
     assert batch["mask"].sum(1).tolist() == [4, 2, 7]
@@ -342,6 +362,45 @@ def test_a_plain_function_replaces_the_reward_and_rewards_are_clipped(folder, tm
     t = trainer(folder, tmp_path, lambda response, problem: 100.0 if problem["subject"] == "linear" else -0.25)
     for s in t.rollout():
         assert s.parts.total == (10.0 if s.problem["subject"] == "linear" else -0.25)
+
+
+@pytest.mark.parametrize("changes", [dict(reward_clip=0.0), dict(advantage="group", samples=2, rollout_batch=3)])
+def test_where_all_rewards_are_equal_the_policy_stays_at_the_reference(folder, tmp_path, changes, capsys):
+    """It made full updates out of the critic's errors, or of rounding, with a rising KL, and nobody heard of it."""
+    constant = (lambda response, problem: float(len(problem["problem"]))) if "samples" in changes else None
+    t = trainer(folder, tmp_path, constant, **(dict(reward_clip=1e9, max_response=3) | changes))
+    before = weights(t.policy)
+    metrics = [t.train_step()[0] for _ in range(2)]
+    assert torch.equal(weights(t.policy), before) and metrics[1]["k1"] == 0.0
+    equal = "all rewards are equal within each prompt" if constant else "all rewards are 0"
+    first, second = metrics[0]["warnings"][-2:]
+    assert first == f"{equal}: the policy learns from the KL penalty alone" and second == "6 of 6 responses are cut off at --max-response 3"
+    assert capsys.readouterr().err.count("warning") == 1 and "warnings" not in metrics[1]
+    t.step, t.gold_warning = 9, "never said here"
+    assert "never said here" not in t.train_step()[0]["warnings"]  # step 10
+    t.step = 0
+    assert t.train_step()[0]["warnings"][-1] == "never said here"
+
+
+def test_a_healthy_step_has_no_warning_and_each_trouble_one():
+    class Config:
+        max_response, advantage = 12, "gae"
+    def found(texts, cut=0, differ=True, boxes=True):
+        samples = [ppo.Sample({}, [], [], [], text, i < cut, rewards.score(text, "4")) for i, text in enumerate(texts)]
+        return guards.unhealthy(samples, differ, Config, boxes)
+    assert found([r"\boxed{4}", "no"]) == found([r"\boxed{4}", "no"], cut=1) == found(["no", "no"], boxes=False) == []
+    assert found(["no", "no"]) == [r"no response has a \boxed answer; does anything in the prompt ask for one?"]
+    assert found([r"\boxed{4}"] * 3, cut=2) == ["2 of 3 responses are cut off at --max-response 12"]
+    assert found([r"\boxed{4}"] * 2, differ=False) == ["all rewards are 1: the policy learns from the KL penalty alone"]
+
+
+def test_answers_that_the_verifier_cannot_read_are_counted_and_the_first_is_named():
+    rows = lambda *golds: [{"answer": gold, "line": i} for i, gold in enumerate(golds, 1)]
+    good = ["4", r"\frac{1}{2}", "(A)", "x^2 + 1", "the empty set", "8:30 pm", "1,000", "All powers of 2", r"\{1, 2\}"]
+    assert logs.gold_warning("f.jsonl", rows(*good)) == ""
+    for gold in ("He has 3*2=<<3*2=6>>6 pages\n#### 6", "}{", "{}", "4}", r"\frac{1}{2", "((3"):
+        assert logs.gold_warning("f.jsonl", rows(*good, gold, gold)) == (
+            f"the verifier cannot read 2 of {len(good) + 2} answers of f.jsonl, first in line {len(good) + 1}: {gold!r}")
 
 
 def test_a_users_functions_run_at_once_and_keep_their_order(folder, tmp_path):
