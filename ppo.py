@@ -35,67 +35,98 @@ import rewards
 
 @dataclass
 class PPOConfig:
-    # Rollout. The paper: 512 prompts, one sample each, temperature 0.7, top-p 1.
-    steps: int = flag(200, "PPO steps; each is one rollout and its updates", 1)
-    rollout_batch: int = flag(512, "prompts a step, over all ranks", 1)
-    samples: int = flag(1, "responses a prompt", 1)
-    max_prompt: int = flag(2048, "longest prompt allowed, tokens", 1)
-    max_response: int = flag(4096, "longest response, tokens; longer ones are truncated", 1)
-    temperature: float = flag(0.7, "sampling temperature; log-probs are scored at the same one", 1e-3)
-    slots: int = flag(64, "sequences decoded at once on each rank", 1)
-    kv_gb: float = flag(24.0, "most GB of keys and values on each rank, which then limit the slots; 0: what the slots need", 0)
-    sampler: str = flag("whole", "the rollout's copy of the policy: whole on each rank, or sharded as the reference is, which "
-                        "gathers all weights for every token", choices=("whole", "sharded"))
-    # Reward, Eq. 1
-    exploration: str = flag("length", "exploration reward R_ex", choices=("none", "length", "steps", "judge"))
-    alpha: float = flag(0.8, "weight of correctness in Eq. 1 (ignored by exploration none)", 0, 1)
-    alpha_end: float = flag(None, "alpha at the last step, reached linearly; default: alpha stays", 0, 1, kind=float)
-    length_scale: float = flag(1000.0, "C of the length reward -C/|o|, tokens", 1e-9)
-    length_floor: float = flag(4.0, "the length reward never falls below minus this", 1e-9)
-    steps_scale: float = flag(10.0, "S of the steps reward min(1, steps/S)", 1e-9)
-    judge_url: str = flag("", "OpenAI-compatible endpoint, such as http://localhost:8000/v1; its key is read from RLSP_JUDGE_KEY")
-    judge_model: str = flag("", "model that grades effort for exploration judge")
-    judge_rubric: str = flag("", "text file with the judge's instructions in place of lib/judge.py's RUBRIC; it shows the JSON to "
-                             'reply with, such as {"depth": n}, and the effort is the mean of these grades from 0 to 10')
-    judge_tokens: int = flag(2000, "longest reply of the judge, tokens; models that think first need more", 1)
-    judge_workers: int = flag(16, "requests to the judge at once, on each rank", 1)
-    judge_failures: float = flag(0.02, "largest share of a step's responses that may stay unjudged (R_ex = 0)", 0, 1)
-    verifier: str = flag("", "FILE.py:FUNCTION(response, problem) -> bool that says what is right, in place of the mathematics "
-                         "verifier; called from several threads at once")
-    reward: str = flag("", "FILE.py:FUNCTION(response, problem) -> float that replaces Eq. 1; called from several threads at once")
-    reward_clip: float = flag(10.0, "rewards are clipped to plus or minus this", 0)
-    kl_coef: float = flag(0.05, "beta, the weight of the per-token KL penalty", 0)
-    kl_target: float = flag(0.0, "if positive, beta adapts towards this KL a response, in nats", 0)
-    # Advantage
-    advantage: str = flag("gae", "gae (with a critic), or group (group mean as the baseline, no critic)", choices=("gae", "group"))
-    gamma: float = flag(1.0, "discount", 0, 1)
-    lam: float = flag(0.95, "lambda of GAE", 0, 1)
-    # Update
-    train_batch: int = flag(128, "responses a minibatch, over all ranks", 1)
-    epochs: int = flag(1, "passes over a rollout", 1)
-    micro_tokens: int = flag(16384, "tokens in one forward and backward pass on each rank", 1)
-    lr: float = flag(2e-7, "learning rate of the policy", 0)
-    critic_lr: float = flag(2e-6, "learning rate of the critic", 0)
-    warmup: float = flag(0.03, "share of all updates over which the learning rates rise", 0, 1)
-    lr_end: float = flag(0.1, "learning rates fall along a cosine to this share", 0, 1)
-    clip: float = flag(0.2, "clip range of the probability ratio", 0)
-    value_clip: float = flag(0.2, "clip range of the value around the old value", 0)
-    adam_eps: float = flag(1e-8, "epsilon of Adam; the root mean square of a gradient of norm 1 over 8e9 parameters "
-                           "is 1e-5, and is damped by a larger one", 1e-16)
-    grad_clip: float = flag(1.0, "largest gradient norm", 0)
-    freeze_steps: int = flag(4, "first steps that train the critic alone (ignored by advantage group)", 0)
-    dtype: str = flag("bfloat16", "compute type; master weights are float32", choices=("bfloat16", "float32"))
-    recompute: bool = flag(True, "activation checkpointing: less memory, a third more compute")
-    offload: bool = flag(False, "policy and critic with gradients and optimizer stay in host memory, for few GPUs")
-    shard_ranks: int = flag(0, "processes over which weights are sharded, the rest are replicas; 0: those of a node", 0)
-    compile: bool = flag(False, "torch.compile of the blocks of policy and critic; needs a C++ compiler, on a GPU Triton; bfloat16 on CPU has "
-                         "kernels of its own (cpu.py) and ignores it")
-    # Run
-    seed: int = flag(0, "seed of everything random", 0)
-    save_every: int = flag(20, "steps between checkpoints; 0: only at the end", 0)
-    keep: int = flag(2, "checkpoints kept", 1)
-    log_rollouts: int = flag(16, "responses a step written to rollouts.jsonl", 0)
-    log_tokens: int = flag(2, "responses a step written to tokens.jsonl with every number of every token", 0)
+    """Every setting of PPO, and a flag of `rlsp.py ppo` each."""
+    # The paper: 512 prompts, one sample each, temperature 0.7, top-p 1.
+    steps: int = flag("rollout", 200, "PPO steps; each is one rollout and its updates", 1)
+    rollout_batch: int = flag("rollout", 512, "prompts per step, over all ranks", 1)
+    samples: int = flag("rollout", 1, "responses per prompt", 1)
+    max_prompt: int = flag("rollout", 2048, "longest prompt allowed, tokens", 1)
+    max_response: int = flag("rollout", 4096, "longest response, tokens; longer ones are truncated", 1)
+    temperature: float = flag(
+        "rollout", 0.7, "sampling temperature; log-probs are scored at the same one", 1e-3)
+    slots: int = flag("rollout", 64, "sequences decoded at once on each rank", 1, resume="any")
+    sampler: str = flag(
+        "rollout", "whole", "the rollout's copy of the policy: whole on each rank, or sharded as the "
+        "reference is, which gathers all weights for every token",
+        choices=("whole", "sharded"), resume="any")
+    # Eq. 1
+    exploration: str = flag("reward", "length", "exploration reward R_ex",
+                            choices=("none", "length", "steps", "judge"))
+    alpha: float = flag("reward", 0.8, "weight of correctness in Eq. 1 (ignored by exploration none)", 0, 1)
+    alpha_end: float | None = flag(
+        "reward", None, "alpha at the last step, reached linearly; without it alpha stays", 0, 1)
+    length_scale: float = flag("reward", 1000.0, "C of the length reward -C/|o|, tokens", 1e-9)
+    length_floor: float = flag("reward", 4.0, "the length reward never falls below minus this", 1e-9)
+    steps_scale: float = flag("reward", 10.0, "S of the steps reward min(1, steps/S)", 1e-9)
+    judge_url: str = flag(
+        "reward", "", "OpenAI-compatible endpoint, such as http://localhost:8000/v1; its key is read from "
+        "RLSP_JUDGE_KEY", resume="any", again=True)
+    judge_model: str = flag("reward", "", "model that grades effort for exploration judge")
+    judge_rubric: str = flag(
+        "reward", "", "text file with the judge's instructions in place of lib/judge.py's RUBRIC; it shows "
+        'the JSON to reply with, such as {"depth": n}, and the effort is the mean of these grades from 0 to 10',
+        resume="content", again=True)
+    judge_tokens: int = flag(
+        "reward", 2000, "longest reply of the judge, tokens; models that think first need more", 1,
+        resume="any")
+    judge_workers: int = flag("reward", 16, "requests to the judge at once, on each rank", 1, resume="any")
+    judge_failures: float = flag(
+        "reward", 0.02, "largest share of a step's responses that may stay unjudged (R_ex = 0)", 0, 1,
+        resume="any")
+    verifier: str = flag(
+        "reward", "", "FILE.py:FUNCTION(response, problem) -> bool that says what is right, in place of the "
+        "mathematics verifier; called from several threads at once", resume="content", again=True)
+    reward: str = flag(
+        "reward", "", "FILE.py:FUNCTION(response, problem) -> float that replaces Eq. 1; called from several "
+        "threads at once", resume="content", again=True)
+    reward_clip: float = flag("reward", 10.0, "rewards are clipped to plus or minus this", 0)
+    kl_coef: float = flag("reward", 0.05, "beta, the weight of the per-token KL penalty", 0)
+    kl_target: float = flag(
+        "reward", 0.0, "if positive, beta adapts towards this KL per response, in nats", 0)
+    advantage: str = flag(
+        "advantage", "gae", "gae (with a critic), or group (group mean as the baseline, no critic)",
+        choices=("gae", "group"))
+    gamma: float = flag("advantage", 1.0, "discount", 0, 1)
+    lam: float = flag("advantage", 0.95, "lambda of GAE", 0, 1)
+    train_batch: int = flag("update", 128, "responses per minibatch, over all ranks", 1)
+    epochs: int = flag("update", 1, "passes over a rollout", 1)
+    lr: float = flag("update", 2e-7, "learning rate of the policy", 0)
+    critic_lr: float = flag("update", 2e-6, "learning rate of the critic", 0)
+    warmup: float = flag("update", 0.03, "share of all updates over which the learning rate rises", 0, 1)
+    lr_end: float = flag("update", 0.1, "the learning rate falls along a cosine to this share", 0, 1)
+    clip: float = flag("update", 0.2, "clip range of the probability ratio", 0)
+    value_clip: float = flag("update", 0.2, "clip range of the value around the old value", 0)
+    adam_eps: float = flag(
+        "update", 1e-8, "epsilon of Adam; the root mean square of a gradient of norm 1 over 8e9 parameters "
+        "is 1e-5, and is damped by a larger one", 1e-16)
+    grad_clip: float = flag("update", 1.0, "largest gradient norm", 0)
+    freeze_steps: int = flag(
+        "update", 4, "first steps that train the critic alone (ignored by advantage group)", 0)
+    dtype: str = flag("memory", "bfloat16", "compute type; master weights are float32",
+                      choices=("bfloat16", "float32"))
+    micro_tokens: int = flag(
+        "memory", 16384, "tokens in one forward and backward pass on each rank", 1, resume="any")
+    kv_gb: float = flag(
+        "memory", 24.0, "most GB of keys and values on each rank, which then limit the slots; 0: what the "
+        "slots need", 0, resume="any")
+    recompute: bool = flag("memory", True, "activation checkpointing: less memory, a third more compute",
+                           resume="any")
+    offload: bool = flag(
+        "memory", False, "policy and critic with gradients and optimizer stay in host memory, for few GPUs",
+        resume="any")
+    shard_ranks: int = flag(
+        "memory", 0, "processes over which weights are sharded, the rest are replicas; 0: those of a node",
+        0, resume="any")
+    compile: bool = flag(
+        "memory", False, "torch.compile of the blocks of policy and critic; needs a C++ compiler, on a GPU "
+        "Triton; bfloat16 on CPU has kernels of its own (cpu.py) and ignores it")
+    seed: int = flag("run", 0, "seed of everything random", 0)
+    save_every: int = flag("run", 20, "steps between checkpoints; 0: only at the end", 0, resume="any")
+    keep: int = flag("run", 2, "checkpoints kept", 1, resume="any")
+    log_rollouts: int = flag("run", 16, "responses per step written to rollouts.jsonl", 0, resume="any")
+    log_tokens: int = flag(
+        "run", 2, "responses per step written to tokens.jsonl with every number of every token", 0,
+        resume="any")
 
 
 # ---------------------------------------------------------------------------------------------------- 2. The mathematics

@@ -15,7 +15,6 @@ number that is not finite, a full disk, ...), one line; 75 stopped by SIGTERM or
 with --resume. torchrun makes 1 of any failure, therefore RUN/stopped exists as long as a run is stopped in this way.
 RUN/done is the last file that a run writes: with it, everything is there.
 """
-import argparse
 import dataclasses
 import json
 import math
@@ -25,6 +24,7 @@ import signal
 import sys
 import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 
 # The pieces in which CUDA's memory is kept then grow and are given back; less is lost between them.
@@ -40,56 +40,115 @@ from tqdm import tqdm
 
 from lib import checkpoint, cli, cpu, decode, files, functions, guards, hf, judge, logs, parallel, plan
 from lib import report, threads
+from lib.cli import flag
 from lib.signals import Stopped, signals
 import model as M
+from ppo import PPOConfig
 import ppo
 import rewards
 
 ROOT = Path(__file__).resolve().parent
-MAY_CHANGE = ("resume", "checkpoint", "save_every", "keep", "log_rollouts", "log_tokens", "slots", "micro_tokens", "recompute",
-              "judge_url", "judge_workers", "judge_failures", "judge_tokens", "kv_gb", "sampler", "offload", "shard_ranks")  # at --resume
-# At --resume: no file, maybe a stranger's, shall say what code runs, who gets RLSP_JUDGE_KEY and what text is sent to them.
-GIVE_AGAIN = ("reward", "verifier", "judge_url", "judge_rubric")
-PLAN_FLAGS = ("steps", "rollout_batch", "samples", "max_prompt", "max_response", "slots", "kv_gb", "sampler", "advantage", "train_batch",
-              "epochs", "micro_tokens", "dtype", "recompute", "offload", "shard_ranks")
 LINES = "\n\t"  # what a response may do on a terminal
-REWARD_FLAGS = ("exploration", "alpha", "length_scale", "length_floor", "steps_scale")  # of Eq. 1; `sample` has them, too
 
 
-# ---------------------------------------------------------------------------------------------------- input
+# ---------------------------------------------------------------------------------------------------- flags
+
+@dataclass(kw_only=True)
+class Run:
+    """What the commands that write a run's folder share."""
+    model: str = flag("model and data", cli.REQUIRED, "Hugging Face model folder", resume="content")
+    data: str = flag("model and data", cli.REQUIRED, "jsonl with problem and answer", resume="content")
+    dtype: str = flag("memory", "auto", "compute type, of float32 master weights; auto: bfloat16 on GPUs and on "
+                      "processors that multiply it, else float32", choices=("auto", "bfloat16", "float32"))
+    resume: str | None = flag("run", None, "folder of a run to go on with; its flags need not be given again",
+                              resume="once")
+
+
+@dataclass(kw_only=True)
+class Training(Run):
+    checkpoint: str | None = flag("run", None, "the checkpoint for --resume, such as step-000020; without it the "
+                                  "newest one", resume="once")
+
+
+@dataclass(kw_only=True)
+class SFT(Training, cli.pick(PPOConfig, "seed", "keep", "warmup", "lr_end", "adam_eps", "grad_clip", "micro_tokens", "recompute",
+                             "compile", "offload", "shard_ranks", save_every=200)):
+    """Supervised fine-tuning on demonstrations of the reasoning process."""
+    command = "sft"
+    data: str = flag("model and data", cli.REQUIRED, "jsonl with problem and solution", resume="content")
+    from_scratch: bool = flag("model and data", False, "start from random weights instead of the folder's")
+    max_tokens: int = flag("model and data", 8192, "longest prompt and demonstration allowed, tokens", 1)
+    epochs: int = flag("update", 2, "passes over the data", 1)
+    batch: int = flag("update", 64, "demonstrations per optimizer step, over all ranks", 1)
+    lr: float = flag("update", 1e-5, "learning rate", 0)
+    run: str = flag("run", "runs/sft", "folder to write; must not exist", resume="any", option="--out")
+
+
+@dataclass(kw_only=True)
+class PPO(Training, PPOConfig):
+    """PPO with outcome verifier and exploration reward; defaults are the paper's for an 8B model."""
+    command = "ppo"
+    run: str = flag("run", "runs/ppo", "folder to write; must not exist", resume="any", option="--out")
+
+
+@dataclass(kw_only=True)
+class Eval(Run, cli.pick(PPOConfig, "seed", "max_prompt", "samples", "verifier", "slots", "kv_gb", "sampler", "shard_ranks")):
+    """Accuracy of one or more models on a problem file."""
+    command = "eval"
+    model: list[str] = flag("model and data", cli.REQUIRED, "Hugging Face model folders; the table has a row for each",
+                            resume="content")
+    limit: int | None = flag("model and data", None, "only the first problems of the file", 1)
+    temperature: float = flag("rollout", 0.7, "0 is greedy", 0)
+    max_response: int | None = flag("rollout", None, "longest response, tokens; without it 8192, or what the model "
+                                    "leaves room for", 1)
+    any_answer: bool = flag("reward", False, "without a box, take 'the answer is', #### or the last number")
+    run: str = flag("run", "runs/eval", "folder to write; must not exist", resume="any", option="--out")
+
+
+@dataclass(kw_only=True)
+class Sample(cli.pick(PPOConfig, "samples", "exploration", "alpha", "length_scale", "length_floor", "steps_scale",
+                      "verifier", "seed", max_response=1024),
+             cli.pick(Eval, "limit", "temperature"), cli.pick(Run, "model", "dtype")):
+    """Print responses to a problem."""
+    command = "sample"
+    problem: str | None = flag("model and data", None, "text of a problem")
+    answer: str | None = flag("model and data", None, "its answer, if the verifier shall judge")
+    data: str | None = flag("model and data", None, "jsonl with problem and answer, instead of --problem")
+
+
+@dataclass(kw_only=True)
+class Plan(PPOConfig):
+    """Memory of each phase, FLOPs and hours of PPO, from config.json alone; exit status 2 if it does not fit. It takes
+    all settings of ppo; those that cost neither memory nor time change nothing."""
+    command = "plan"
+    model: str = flag("model and data", cli.REQUIRED, "folder with config.json; no weights are needed")
+    mean_prompt: float = flag("model and data", 150.0, "mean tokens of a prompt, for the hours", 1)
+    mean_response: float = flag("model and data", 1000.0, "mean tokens of a response, for the hours", 1)
+    gpus: int = flag("machine", 8, "GPUs, one process each", 1)
+    gpus_per_node: int = flag("machine", 8, "over these weights are sharded unless --shard-ranks says otherwise", 1)
+    gpu_memory: float = flag("machine", 80.0, "GB (1e9 bytes) per GPU", 1e-3)
+    flops: float = flag("machine", 1.5e14, "FLOP/s per GPU that matrix products reach, not its peak", 1)
+    bandwidth: float = flag("machine", 1e12, "bytes/s at which decoding reads a GPU's memory", 1)
+    network: float = flag("machine", 5e10, "bytes/s at which a GPU gathers others' weights (sharded sampler)", 1)
+
+
+@dataclass(kw_only=True)
+class Report:
+    """One HTML page: curves, rollouts and tokens of runs, tables of evaluations."""
+    command = "report"
+    runs: list[str] = flag("model and data", cli.REQUIRED, "folders that sft, ppo or eval wrote", option="RUN")
+    out: str | None = flag("run", None, "file to write; without it report.html in the first RUN")
+
+
+COMMANDS = {flags.command: flags for flags in (SFT, PPO, Eval, Sample, Plan, Report)}
+
+
+def parser():
+    return cli.parser(__doc__, COMMANDS)
 
 
 def read_flags(words):
-    """The command line's flags; with --resume RUN those of RUN/config.json, as if typed here, and the others must be the same or
-    MAY_CHANGE."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("command", nargs="?")
-    first.add_argument("--resume", nargs="?", const="")
-    asked, _ = first.parse_known_args(words)
-    if asked.resume is None or asked.command not in ("sft", "ppo", "eval"):
-        return parser().parse_args(words)
-    if not asked.resume:
-        raise ValueError(f"--resume: expected the run's folder: rlsp.py {asked.command} --resume RUN")
-    file = Path(asked.resume) / "config.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file, no run to resume (one that was killed before it wrote this starts anew)")
-    found = files.read_json(file).get("flags")
-    if not isinstance(found, dict) or found.get("command") != asked.command:
-        raise ValueError(f"{file}: not a run of rlsp.py {asked.command}")
-    typed = [asked.command]
-    for name, value in (found | {"out": asked.resume}).items():
-        flag = "--" + name.replace("_", "-")
-        if name in GIVE_AGAIN and value and not any(w.split("=")[0] == flag for w in words):
-            raise ValueError(f"--resume: the run has {flag} {value}; give it again, a file shall not decide it")
-        if isinstance(value, bool):
-            typed += [flag] if value else ["--no-recompute"] if name == "recompute" else []
-        elif value is not None and name not in ("command", "run", "resume", "checkpoint"):
-            typed += [flag, *map(str, value)] if isinstance(value, list) else [f"{flag}={value}"]
-    started, args = (parser().parse_args(w) for w in (typed, typed + words[1:]))
-    for name, value in vars(args).items():
-        if name not in MAY_CHANGE and vars(started)[name] != value:
-            raise ValueError(f"--resume: {name} is {value!r}, but {args.run} was started with {vars(started)[name]!r}")
-    return args
+    return cli.read_flags(parser(), COMMANDS, words)
 
 
 def needed(args):
@@ -194,26 +253,25 @@ def sft(args):
 def run_ppo(args):
     with cli.checked_input():
         cli.must_be_new(args)
-        config = ppo.PPOConfig(**{f.name: getattr(args, f.name) for f in dataclasses.fields(ppo.PPOConfig)})
-        if config.advantage == "group" and config.samples < 2:
+        if args.advantage == "group" and args.samples < 2:
             raise ValueError("--advantage group: --samples is 1, expected at least 2 (the group's mean is the baseline)")
-        if config.advantage == "gae" and config.freeze_steps >= config.steps:
-            raise ValueError(f"--freeze-steps is {config.freeze_steps}, expected fewer than --steps {config.steps}")
-        if config.exploration == "judge":
-            judge.check_judge(config.judge_url, config.judge_model)
-            judge.read_rubric(config.judge_rubric)
+        if args.advantage == "gae" and args.freeze_steps >= args.steps:
+            raise ValueError(f"--freeze-steps is {args.freeze_steps}, expected fewer than --steps {args.steps}")
+        if args.exploration == "judge":
+            judge.check_judge(args.judge_url, args.judge_model)
+            judge.read_rubric(args.judge_rubric)
         tokenizer = hf.load_tokenizer(args.model)
         hf.tokenizer_files(args.model)
         hf.check_weights(args.model)
         problems = files.load_problems(args.data, needed(args))
-        longest = cli.check_prompts(args.data, problems, tokenizer, config.max_prompt)
-        cli.check_length(args.model, longest + config.max_response)
-        verifier = functions.load("--verifier", config.verifier, functions.verdict)
-        function = functions.load("--reward", config.reward, functions.number)
-        device, mesh = parallel.start(config.shard_ranks, config.offload)
-        check_memory(args.model, dataclasses.replace(config, max_prompt=longest), mesh, "ppo")
+        longest = cli.check_prompts(args.data, problems, tokenizer, args.max_prompt)
+        cli.check_length(args.model, longest + args.max_response)
+        verifier = functions.load("--verifier", args.verifier, functions.verdict)
+        function = functions.load("--reward", args.reward, functions.number)
+        device, mesh = parallel.start(args.shard_ranks, args.offload)
+        check_memory(args.model, dataclasses.replace(args, max_prompt=longest), mesh, "ppo")
         found = checkpoint.find(args.run, args.checkpoint) if args.resume else None
-        trainer = ppo.Trainer(config, args.model, problems, tokenizer, args.run, device, mesh, function, verifier)
+        trainer = ppo.Trainer(args, args.model, problems, tokenizer, args.run, device, mesh, function, verifier)
         if not (verifier or function):
             trainer.gold_warning = logs.gold_warning(args.data, problems)
             if trainer.gold_warning:
@@ -232,12 +290,12 @@ def run_plan(args):
     """Print what PPO would need on GPUs that nobody has to have; exit status 2 where it does not fit."""
     with cli.checked_input():
         config = hf.read_config(args.model)
-        c = ppo.PPOConfig(**{name: getattr(args, name) for name in PLAN_FLAGS})
-        shards = c.shard_ranks or min(args.gpus, args.gpus_per_node)
+        shards = args.shard_ranks or min(args.gpus, args.gpus_per_node)
         if args.gpus % shards:
             raise ValueError(f"--shard-ranks is {shards}, expected a divisor of --gpus {args.gpus}")
         lengths = args.mean_prompt, args.mean_response
-        fits = plan.report(config, c, args.gpus, shards, args.gpu_memory * plan.GB, *lengths, args.flops, args.bandwidth, args.network)
+        fits = plan.report(config, args, args.gpus, shards, args.gpu_memory * plan.GB, *lengths,
+                           args.flops, args.bandwidth, args.network)
     sys.exit(0 if fits else 2)
 
 
@@ -353,7 +411,7 @@ def run_eval(args):
             longest = cli.check_prompts(args.data, rows, tokenizer, args.max_prompt)
             cli.check_length(folder, longest + (args.max_response or 1))
             room = min(room, hf.read_config(folder).max_position_embeddings - longest)
-        args.max_response = args.max_response or room
+        args = dataclasses.replace(args, max_response=args.max_response or room)
         device, mesh = parallel.start(args.shard_ranks)
         run = cli.new_run(args)
         if unread:
@@ -438,8 +496,10 @@ def run_sample(args):
         verdict = verifier(text, row) if verifier else None
         if verifier or row["answer"] is not None:
             count = lambda s: len(tokenizer.encode(s, add_special_tokens=False).ids)
-            parts = rewards.score(text, row.get("answer") or "", truncated=truncated, count_tokens=count, verdict=verdict,
-                                  **{name: getattr(args, name) for name in REWARD_FLAGS})
+            parts = rewards.score(
+                text, row.get("answer") or "", truncated=truncated, count_tokens=count, verdict=verdict,
+                exploration=args.exploration, alpha=args.alpha, length_scale=args.length_scale,
+                length_floor=args.length_floor, steps_scale=args.steps_scale)
             found, gold = (files.visible(repr(x)) for x in (parts.answer, row.get("answer")))
             print(f"... {'right' if parts.correct else 'wrong'}: answer {found} against {gold} ({parts.reason})\n"
                   f"... reward {round(parts.total, 6):.4g} = {parts.alpha:.4g} * {parts.outcome:.4g} + "
@@ -452,125 +512,22 @@ def run_sample(args):
 def run_report(args):
     with cli.checked_input():
         out = Path(args.out or Path(args.runs[0]) / "report.html")
-        report.write(args.runs, out, MAY_CHANGE)
+        free = {f.name for flags in COMMANDS.values() for f in dataclasses.fields(flags)
+                if f.metadata["resume"] in ("any", "once")}  # what may change within a run does not make another one
+        report.write(args.runs, out, free)
     print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
 
 
-# ---------------------------------------------------------------------------------------------------- flags
-
-
-def parser():
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = top.add_subparsers(dest="command", required=True)
-
-    def command(name, function, help):
-        p = commands.add_parser(name, help=help, description=help, formatter_class=formatter)
-        p.set_defaults(function=function)
-        return p
-
-    def compute_type(p):
-        p.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto",
-                       help="compute type, of float32 master weights; auto: bfloat16 on GPUs and on processors that "
-                       "multiply it, else float32")
-
-    def common(p, run):
-        p.add_argument("--seed", type=int, default=0, help="seed of everything random")
-        compute_type(p)
-        if run:
-            folder(p, run)
-
-    def folder(p, run):
-        p.add_argument("--out", dest="run", default=run, help="folder to write; must not exist")
-        p.add_argument("--resume", metavar="RUN", default=None, help="go on with this run and its flags, which need not be given again")
-        if run != "runs/eval":
-            p.add_argument("--checkpoint", metavar="step-N", default=None, help="the checkpoint for --resume; without it the newest one")
-
-    def decoding(p, temperature, response):
-        p.add_argument("--temperature", type=cli.number(float, 0), default=temperature, help="0 is greedy")
-        p.add_argument("--samples", type=cli.number(int, 1), default=1, help="responses a problem")
-        p.add_argument("--max-response", type=cli.number(int, 1), default=response,
-                       help="longest response, tokens" + ("" if response else "; without it 8192, or what the model leaves room for"))
-        p.add_argument("--limit", type=cli.number(int, 1), default=None, help="only the first problems of the file")
-
-    def settings(p, *names):
-        """Flags from fields of ppo.PPOConfig."""
-        for f in (f for f in dataclasses.fields(ppo.PPOConfig) if f.name in names):
-            m, name = f.metadata, "--" + f.name.replace("_", "-")
-            if m["kind"] is bool:
-                p.add_argument(name, action=argparse.BooleanOptionalAction, default=f.default, help=m["help"])
-            else:
-                kind = cli.number(m["kind"], m["low"], m["high"]) if m["kind"] in (int, float) else str
-                p.add_argument(name, type=kind, choices=m["choices"], default=f.default, help=m["help"])
-
-    p = command("sft", sft, "supervised fine-tuning on demonstrations of the reasoning process")
-    p.add_argument("--model", required=True, help="Hugging Face model folder")
-    p.add_argument("--data", required=True, help="jsonl with problem and solution")
-    p.add_argument("--from-scratch", action="store_true", help="start from random weights instead of the folder's")
-    p.add_argument("--epochs", type=cli.number(int, 1), default=2, help="passes over the data")
-    p.add_argument("--batch", type=cli.number(int, 1), default=64, help="demonstrations an optimizer step, over all ranks")
-    p.add_argument("--lr", type=cli.number(float, 0), default=1e-5, help="learning rate")
-    p.add_argument("--warmup", type=cli.number(float, 0, 1), default=0.03, help="share of the steps over which the rate rises")
-    p.add_argument("--lr-end", type=cli.number(float, 0, 1), default=0.1, help="the rate falls along a cosine to this share")
-    p.add_argument("--grad-clip", type=cli.number(float, 0), default=1.0, help="largest gradient norm")
-    p.add_argument("--max-tokens", type=cli.number(int, 1), default=8192, help="longest prompt and demonstration allowed, tokens")
-    p.add_argument("--micro-tokens", type=cli.number(int, 1), default=16384, help="tokens in one forward and backward pass on each rank")
-    settings(p, "adam_eps", "recompute", "compile", "offload", "shard_ranks")
-    p.add_argument("--save-every", type=cli.number(int, 0), default=200, help="steps between checkpoints; 0: only at the end")
-    p.add_argument("--keep", type=cli.number(int, 1), default=2, help="checkpoints kept")
-    common(p, "runs/sft")
-
-    p = command("ppo", run_ppo, "PPO with outcome verifier and exploration reward; defaults are the paper's for an 8B model")
-    p.add_argument("--model", required=True, help="Hugging Face model folder: policy, critic and reference start from it")
-    p.add_argument("--data", required=True, help="jsonl with problem and answer")
-    folder(p, "runs/ppo")
-    settings(p, *(f.name for f in dataclasses.fields(ppo.PPOConfig) if f.name != "dtype"))
-    compute_type(p)
-
-    p = command("plan", run_plan, "memory of each phase, FLOPs and hours of PPO, from config.json alone; exit status 2 if it does not fit")
-    p.add_argument("--model", required=True, help="folder with config.json; no weights are needed")
-    p.add_argument("--gpus", type=cli.number(int, 1), default=8, help="GPUs, one process each")
-    p.add_argument("--gpus-per-node", type=cli.number(int, 1), default=8, help="over these weights are sharded unless --shard-ranks says otherwise")
-    p.add_argument("--gpu-memory", type=cli.number(float, 1e-3), default=80.0, help="GB (1e9 bytes) of a GPU")
-    p.add_argument("--flops", type=cli.number(float, 1), default=1.5e14, help="FLOP/s a GPU that matrix products reach, not its peak")
-    p.add_argument("--bandwidth", type=cli.number(float, 1), default=1e12, help="bytes/s at which decoding reads a GPU's memory")
-    p.add_argument("--network", type=cli.number(float, 1), default=5e10, help="bytes/s at which a GPU gathers others' weights (sharded sampler)")
-    p.add_argument("--mean-prompt", type=cli.number(float, 1), default=150.0, help="mean tokens of a prompt, for the hours")
-    p.add_argument("--mean-response", type=cli.number(float, 1), default=1000.0, help="mean tokens of a response, for the hours")
-    settings(p, *PLAN_FLAGS)
-
-    p = command("eval", run_eval, "accuracy of one or more models on a problem file")
-    p.add_argument("--model", required=True, nargs="+", help="Hugging Face model folders; the table has a row for each")
-    p.add_argument("--data", required=True, help="jsonl with problem and answer")
-    p.add_argument("--any-answer", action="store_true", help="without a box, take 'the answer is', #### or the last number")
-    p.add_argument("--max-prompt", type=cli.number(int, 1), default=2048, help="longest prompt allowed, tokens")
-    settings(p, "verifier", "slots", "kv_gb", "sampler", "shard_ranks")
-    decoding(p, 0.7, None)
-    common(p, "runs/eval")
-
-    p = command("sample", run_sample, "print responses to a problem")
-    p.add_argument("--model", required=True, help="Hugging Face model folder")
-    p.add_argument("--problem", help="text of a problem")
-    p.add_argument("--answer", help="its answer, if the verifier shall judge")
-    p.add_argument("--data", help="jsonl with problem and answer, instead of --problem")
-    settings(p, *REWARD_FLAGS, "verifier")
-    decoding(p, 0.7, 1024)
-    common(p, None)
-
-    p = command("report", run_report, "one HTML page: curves, rollouts and tokens of runs, tables of evaluations")
-    p.add_argument("runs", nargs="+", metavar="RUN", help="folders that sft, ppo or eval wrote")
-    p.add_argument("--out", default=None, help="file to write; without it report.html in the first RUN")
-    return top
-
+# ---------------------------------------------------------------------------------------------------- main
 
 def planned(args):
     """How long the run is to be, as RUN/done has it: a run that shall be longer than it was is not done."""
-    return json.dumps({name: vars(args).get(name) for name in ("epochs", "steps")}) + "\n"
+    return json.dumps({name: getattr(args, name, None) for name in ("epochs", "steps")}) + "\n"
 
 
 def is_done(args):
     """Whether nothing is left to do for --resume; with --checkpoint there always is."""
-    if not args.resume or vars(args).get("checkpoint"):
+    if not args.resume or getattr(args, "checkpoint", None):
         return False
     mark = Path(args.run) / "done"
     return mark.is_file() and mark.read_text(encoding="utf-8") == planned(args)
@@ -582,10 +539,7 @@ def main():
         args = read_flags(sys.argv[1:])
     parallel.keep_freed_memory()
     threads.share_cores()
-    if vars(args).get("dtype") == "auto":  # config.json says which, so that a resumed run keeps it, whatever the machine
-        args.dtype = parallel.compute_type()
-    function = args.__dict__.pop("function")
-    writes_a_run = args.command in ("sft", "ppo", "eval")
+    writes_a_run = isinstance(args, Run)
     if writes_a_run and is_done(args):
         if os.environ.get("RANK", "0") == "0":
             print(f"{args.run} is done")
@@ -593,7 +547,9 @@ def main():
     if writes_a_run:
         signals.install()
     try:
-        function(args)
+        stages = {"sft": sft, "ppo": run_ppo, "eval": run_eval, "sample": run_sample, "plan": run_plan,
+                  "report": run_report}
+        stages[args.command](args)
         if writes_a_run:
             parallel.together(lambda: files.write_text(Path(args.run) / "done", planned(args)))
         if dist.is_initialized():

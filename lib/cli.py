@@ -1,13 +1,14 @@
-"""The command line's parts: flags as dataclass fields, checks of what was given, a run's folder, how a process ends."""
+"""The command line's parts: flags as fields of dataclasses, checks of what was given, a run's folder, how a process ends."""
 import argparse
 import contextlib
+import dataclasses
+import itertools
 import json
-import math
 import os
 import platform
 import subprocess
 import sys
-from dataclasses import field
+import typing
 from pathlib import Path
 
 import torch
@@ -15,24 +16,186 @@ import torch
 from lib import files, hf, parallel
 
 ROOT = Path(__file__).resolve().parents[1]
+REQUIRED = dataclasses.MISSING  # as a flag's default: it must be given
+GROUPS = ("model and data", "machine", "rollout", "reward", "advantage", "update", "memory", "run")
+KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", list: "a list of texts"}
 
 
-def flag(default, help, low=None, high=None, choices=None, kind=None):
-    """A dataclass field that rlsp.py turns into a command-line flag; low and high are inclusive."""
-    return field(default=default, metadata=dict(help=help, low=low, high=high, choices=choices, kind=kind or type(default)))
+# ---------------------------------------------------------------------------------------------------- flags
+
+def flag(group, default, help, low=None, high=None, choices=None, resume="same", again=False, option=None):
+    """A dataclass field that is a flag of the command line. Everything about it is said here and nowhere else.
+
+    group: its section in --help; low, high: inclusive bounds; option: how it is spelled, if not --like-its-name; without dashes it has a
+    place instead of a name.
+    resume: what a resumed run may do with it: nothing but the "same" value, "any" value, one that makes the run
+    "longer", another path to the same "content"; a "once" flag is of this start alone and not kept in config.json.
+    again: it says what code runs or who gets a key, so it is never taken from a file, maybe a stranger's.
+    """
+    assert group in GROUPS and resume in ("same", "any", "longer", "content", "once"), (group, resume)
+    return dataclasses.field(default=default, metadata=dict(
+        group=group, help=help, low=low, high=high, choices=choices, resume=resume, again=again, option=option))
 
 
-def number(kind, low=None, high=None):
-    """An argparse type: a finite number of the kind within [low, high]."""
-    def parse(text):
-        value = kind(text)
-        if (low is not None and value < low) or (high is not None and value > high) or not math.isfinite(value):
-            raise argparse.ArgumentTypeError(f"{text} is out of range, expected {'' if low is None else f'at least {low}'}"
-                                             f"{' and ' if None not in (low, high) else ''}{'' if high is None else f'at most {high}'}")
-        return value
-    parse.__name__ = kind.__name__
-    return parse
+def pick(cls, *names, **defaults):
+    """A dataclass of some flags of another one, of which those in `defaults` get other defaults: a base for
+    commands that share them."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    chosen = [(name, fields[name].type,
+               dataclasses.field(default=defaults.get(name, fields[name].default), metadata=fields[name].metadata))
+              for name in (*names, *defaults)]
+    return dataclasses.make_dataclass("Picked", chosen, kw_only=True)
 
+
+def kind(f):
+    """The type of a flag's values, None aside: int, float, bool, str or list."""
+    return typing.get_origin(f.type) if typing.get_origin(f.type) is list else (*typing.get_args(f.type), f.type)[0]
+
+
+def option(f):
+    return f.metadata["option"] or "--" + f.name.replace("_", "-")
+
+
+def checked(f, value):
+    """The value, if the flag can have it: from a command line, or from a file, which may hold anything."""
+    m, expected, types = f.metadata, kind(f), {float: (int, float)}
+    if value is None and f.default is None:
+        return None
+    if type(value) not in types.get(expected, (expected,)) or expected is list and not (
+            value and all(type(x) is str for x in value)):
+        raise ValueError(f"{value!r:.60} is of the wrong kind, expected {KINDS[expected]}")
+    if m["choices"] and value not in m["choices"]:
+        raise ValueError(f"{value!r:.60} is none of {', '.join(m['choices'])}")
+    if expected in (int, float):
+        low, high = m["low"], m["high"]
+        shown = f"{value:g}" if type(value) is float else f"{value!r:.60}"
+        largest = high if high is not None else 2**63 - 1 if type(value) is int else sys.float_info.max
+        if not (-largest if low is None else low) <= value <= largest:  # NaN neither
+            bounds = [f"at least {low}"] * (low is not None) + [f"at most {largest}"] * (high is not None or value > 0)
+            raise ValueError(f"{shown} is out of range, expected {' and '.join(bounds) or 'a finite number'}")
+    return float(value) if expected is float else value
+
+
+class Parser(argparse.ArgumentParser):
+    """Knows only whole names of flags, leaves out those not given, and says its errors as our other ones."""
+
+    def __init__(self, **how):
+        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **how)
+
+    def error(self, message):
+        raise ValueError(message)
+
+
+def parser(description, commands):
+    """The parser of {name: dataclass of flags}."""
+    top = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    subparsers = top.add_subparsers(dest="command", required=True)
+    for name, flags in commands.items():
+        needed = [f for f in dataclasses.fields(flags) if f.default is REQUIRED]
+        words = [f"{option(f)} {metavar(f)}".removeprefix("RUN ") for f in needed]
+        usage = " ".join(["rlsp.py", name, *words, "[flags]"])
+        help = " ".join(flags.__doc__.split())
+        add_flags(subparsers.add_parser(name, help=help, description=help, usage=usage), flags)
+    return top
+
+
+def metavar(f):
+    words = {int: "N", float: "X", bool: ""}
+    return words.get(kind(f), option(f).lstrip("-").upper().replace("-", "_") + " ..." * (kind(f) is list))
+
+
+def add_flags(command, flags):
+    group = lambda f: f.metadata["group"]
+    fields = sorted(dataclasses.fields(flags), key=lambda f: GROUPS.index(group(f)))
+    for title, members in itertools.groupby(fields, key=group):
+        section = command.add_argument_group(title)
+        for f in members:
+            m, name, default = f.metadata, option(f), ""
+            if f.default is REQUIRED:
+                default = " (required)"
+            elif f.default not in (None, "") and f.default is not False:
+                default = f" (default: {f.default:g})" if kind(f) is float else f" (default: {f.default})"
+            how = dict(dest=f.name, help=(m["help"] + default).replace("%", "%%"))
+            if kind(f) is bool:
+                how["action"] = argparse.BooleanOptionalAction
+            elif kind(f) is list:
+                how |= dict(nargs="+", metavar=metavar(f).removesuffix(" ..."))
+            elif m["choices"]:
+                how["choices"] = m["choices"]
+            else:
+                how |= dict(type=converter(f), metavar=metavar(f))
+            section.add_argument(*[name] * name.startswith("--"), **how)
+
+
+def converter(f):
+    """An argparse type: the flag's text -> its value."""
+    def convert(text):
+        value = kind(f)(text)
+        try:
+            return checked(f, value)
+        except ValueError as e:
+            raise argparse.ArgumentTypeError(str(e)) from None
+    convert.__name__ = kind(f).__name__  # argparse: "invalid int value"
+    return convert
+
+
+def read_flags(parser, commands, words):
+    """The command line as an instance of its command's dataclass; with --resume RUN, RUN/config.json has the flags that
+    are not given."""
+    given = vars(parser.parse_args(words))
+    flags = commands[given.pop("command")]
+    if given.get("dtype") == "auto":  # config.json has the type it became, so that a resumed run keeps it on any machine
+        given["dtype"] = parallel.compute_type()
+    if "resume" in given:
+        given = resumed(flags, given)
+    missing = [option(f) for f in dataclasses.fields(flags) if f.default is REQUIRED and f.name not in given]
+    if missing:
+        raise ValueError(f"the following arguments are required: {', '.join(missing)}")
+    args = flags(**given)
+    if getattr(args, "dtype", "") == "auto":
+        args.dtype = parallel.compute_type()
+    return args
+
+
+def resumed(flags, given):
+    """The flags of the run's config.json with those given now, which may say nothing else but what `resume` allows."""
+    run = given["resume"]
+    if not run:
+        raise ValueError(f"--resume: expected the run's folder: rlsp.py {flags.command} --resume RUN")
+    file = Path(run) / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file, no run to resume (one that was killed before it wrote this starts anew)")
+    if Path(given.setdefault("run", run)) != Path(run):
+        raise ValueError(f"--out {given['run']}: the run goes on in its own folder, --resume {run}")
+    saved = saved_flags(flags, file)
+    for f in dataclasses.fields(flags):
+        how, then, now = f.metadata["resume"], saved.get(f.name, f.default), given.get(f.name)
+        if f.metadata["again"] and then and f.name not in given:
+            raise ValueError(f"--resume: the run has {option(f)} {then}; give it again, a file shall not decide it")
+        if f.name in given and now != then and how not in ("any", "once"):
+            raise ValueError(f"--resume: {f.name} is {now!r}, but {run} was started with {then!r}")
+    return saved | given
+
+
+def saved_flags(flags, file):
+    """The flags in a run's config.json: data, of which each value is checked as if it were given."""
+    found = files.read_json(file).get("flags")
+    if not isinstance(found, dict) or found.get("command") != flags.command:
+        raise ValueError(f"{file}: not a run of rlsp.py {flags.command}")
+    fields = {f.name: f for f in dataclasses.fields(flags)}
+    saved = {}
+    for name, value in found.items():
+        if name != "command" and name not in fields:
+            raise ValueError(f"{file}: flags: {name!r:.60} is no flag of rlsp.py {flags.command}")
+        if name != "command" and fields[name].metadata["resume"] != "once":
+            try:
+                saved[name] = checked(fields[name], value)
+            except ValueError as e:
+                raise ValueError(f"{file}: flags: {name}: {e}") from None
+    return saved
+
+
+# ---------------------------------------------------------------------------------------------------- input
 
 @contextlib.contextmanager
 def checked_input():
@@ -58,6 +221,12 @@ def check_length(folder, tokens):
         raise ValueError(f"{folder}/config.json: max_position_embeddings is {allowed}, but prompt and response may take {tokens} tokens")
 
 
+def kept_flags(args):
+    """What config.json has of a run's flags."""
+    return {"command": args.command} | {f.name: getattr(args, f.name) for f in dataclasses.fields(args)
+                                        if f.metadata["resume"] != "once"}
+
+
 def new_run(args):
     """Make the run's folder with config.json: every flag, versions, git commit. Rank 0 alone does it, the others wait."""
     def write():
@@ -66,7 +235,7 @@ def new_run(args):
         git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
         versions = {"python": platform.python_version(), "torch": torch.__version__, "git": git.stdout.strip() or None,
                     "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {parallel.world_size()} process(es), {parallel.memory()[2]}"}
-        files.write_text(folder / "config.json", json.dumps({"flags": vars(args), "versions": versions}, indent=2, default=str) + "\n")
+        files.write_text(folder / "config.json", json.dumps({"flags": kept_flags(args), "versions": versions}, indent=2) + "\n")
 
     if not args.resume:
         parallel.together(write)

@@ -37,9 +37,9 @@ if parallel.rank() == 0:
     save_file(tensors, out / "tensors.safetensors")
     (out / "first.json").write_text(json.dumps({k: v for k, v in metrics.items() if k != "timing"}))
 
-def command(*words):
-    args = rlsp.parser().parse_args([*map(str, words), *(f"--{k.replace('_', '-')}={v}" for k, v in changes.items() if k in ("shard_ranks", "sampler"))])
-    args.__dict__.pop("function")(args)
+def command(function, *words):
+    again = [f"--{k.replace('_', '-')}={v}" for k, v in changes.items() if k in ("shard_ranks", "sampler")]
+    function(rlsp.read_flags([*map(str, words), *again]))
 
 
 if "stages" in sys.argv:
@@ -47,8 +47,8 @@ if "stages" in sys.argv:
         (out / "data.jsonl").write_text("".join((data.parent / "sft.jsonl").read_text().splitlines(True)[:10]))
     parallel.gather(0)  # the others wait
     sharded = changes.pop("sampler", None)  # SFT has no sampler
-    command("sft", "--model", folder, "--data", out / "data.jsonl", "--out", out / "sft", "--batch", "5", "--epochs", "1", "--dtype", "float32",
+    command(rlsp.sft, "sft", "--model", folder, "--data", out / "data.jsonl", "--out", out / "sft", "--batch", "5", "--epochs", "1", "--dtype", "float32",
             "--lr", "1e-3", "--micro-tokens", "200", *(["--offload"] if config.offload else []))
     changes |= {"sampler": sharded} if sharded else {}
-    command("eval", "--model", folder, "--data", out / "data.jsonl", "--limit", "3", "--out", out / "eval", "--max-response", "12", "--dtype", "float32")
+    command(rlsp.run_eval, "eval", "--model", folder, "--data", out / "data.jsonl", "--limit", "3", "--out", out / "eval", "--max-response", "12", "--dtype", "float32")
 parallel.stop()

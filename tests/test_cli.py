@@ -1,4 +1,5 @@
 """rlsp.py as its users meet it: the stages end to end, and nonsense in."""
+import dataclasses
 import json
 import math
 import os
@@ -318,7 +319,9 @@ def test_the_type_of_auto_is_found_once_and_kept_at_a_resume_elsewhere(monkeypat
 def test_resume_needs_the_run_alone_and_refuses_other_flags(runs, refused):
     out, _ = runs
     assert "clip is 0.3, but" in refused("ppo", "--resume", out / "p", "--clip", "0.3")
-    assert "expected the run's folder" in refused("ppo", "--resume", "--out", out / "p")
+    assert "--resume: expected one argument" in refused("ppo", "--resume", "--out", out / "p")
+    assert "expected the run's folder" in refused("ppo", "--resume", "", "--out", out / "p")
+    assert "the run goes on in its own folder" in refused("ppo", "--resume", out / "p", "--out", out / "q")
     assert "not a run of rlsp.py sft" in refused("sft", "--resume", out / "p")
     for command, run in (("ppo", "p"), ("sft", "s"), ("eval", "e")):  # there is nothing left to do
         before = {f: f.read_bytes() for f in (out / run).glob("*.json*")}
@@ -372,6 +375,60 @@ def test_every_flag_has_help_and_a_default():
         assert "--seed" in command.format_help() or name in ("report", "plan")
     ppo_flags = {a.dest for a in parser._subparsers._group_actions[0].choices["ppo"]._actions}
     assert {f for f in ppo.PPOConfig.__dataclass_fields__} <= ppo_flags
+
+
+def test_help_comes_in_groups_and_shows_no_empty_default():
+    text = rlsp.parser()._subparsers._group_actions[0].choices["ppo"].format_help()
+    groups = [line[:-1] for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert groups == ["options", "model and data", "rollout", "reward", "advantage", "update", "memory", "run"]
+    assert "(default: 2e-07)" in text and "None" not in text and "ppo --model MODEL --data DATA [flags]" in text
+
+
+def test_no_command_takes_a_flag_by_half_its_name(refused):
+    """--resum and the like went past every check of --resume."""
+    whole = {"sft": ["--model", "m", "--data", "d"], "eval": ["--model", "m", "--data", "d"], "ppo": ["--model", "m", "--data", "d"],
+             "sample": ["--model", "m"], "plan": ["--model", "m"], "report": ["runs"]}
+    for name, command in rlsp.parser()._subparsers._group_actions[0].choices.items():
+        for flag in {f[:-1] for a in command._actions for f in a.option_strings if len(f) > 3}:
+            error = refused(name, *whole[name], f"{flag}=1")
+            assert error.startswith("rlsp.py: error: unrecognized arguments") and len(error.splitlines()) == 1, flag
+
+
+# ---- a run's config.json, maybe a stranger's
+
+def config_json(tmp_path, **flags):
+    (tmp_path / "config.json").write_text(json.dumps({"flags": {"command": "ppo", "model": "m", "data": "d"} | flags}))
+    return tmp_path
+
+
+@pytest.mark.parametrize("flags, message", [
+    ({"seed": ["0", "--reward=/some/evil.py:f"]}, "flags: seed: ['0', '--reward=/some/evil.py:f'] is of the wrong kind, expected an integer"),
+    ({"steps": 3.0}, "flags: steps: 3.0 is of the wrong kind, expected an integer"),
+    ({"keep": True}, "flags: keep: True is of the wrong kind, expected an integer"),
+    ({"steps": None}, "flags: steps: None is of the wrong kind"), ({"recompute": "yes"}, "flags: recompute: 'yes' is of the wrong kind, expected true or false"),
+    ({"alpha": 1.5}, "flags: alpha: 1.5 is out of range, expected at least 0 and at most 1"), ({"lr": 1e999}, "flags: lr: inf is out of range"),
+    ({"seed": 10**100}, "flags: seed: 1000"), ({"exploration": "wild"}, "flags: exploration: 'wild' is none of none, length"),
+    ({"model": ["m"]}, "flags: model: ['m'] is of the wrong kind, expected text"), ({"help": True}, "flags: 'help' is no flag of rlsp.py ppo"),
+    ({"reward": "evil.py:f"}, "the run has --reward evil.py:f; give it again"),
+    ({"judge_url": "http://attacker/v1"}, "the run has --judge-url http://attacker/v1; give it again"),
+    ({"command": "sft"}, "not a run of rlsp.py ppo"), ({"command": ["ppo"]}, "not a run of rlsp.py ppo")])
+def test_saved_flags_are_data_each_checked(tmp_path, refused, flags, message):
+    error = refused("ppo", "--resume", config_json(tmp_path, **flags))
+    assert message in error and len(error.splitlines()) == 1 and len(error) < 400
+
+
+def test_nothing_in_a_file_decides_what_code_runs_or_who_gets_a_key(tmp_path):
+    """Also not by words in other flags' values; what the command line says holds."""
+    again = [f.name for c in rlsp.COMMANDS.values() for f in dataclasses.fields(c) if f.metadata["again"]]
+    assert {"reward", "judge_url"} <= set(again)
+    run = config_json(tmp_path, model="--reward=evil.py:f", data="d --judge-url=http://attacker", judge_model="-h", reward="evil.py:f",
+                      judge_url="http://attacker")
+    with pytest.raises(ValueError, match="give it again"):
+        rlsp.read_flags(["ppo", "--resume", str(run), "--judge-url", "http://mine"])
+    run = config_json(tmp_path, model="--reward=evil.py:f", data="d --judge-url=http://attacker", judge_model="-h", lr=1)
+    args = rlsp.read_flags(["ppo", "--resume", str(run), "--judge-url", "http://mine", "--keep", "7"])
+    assert (args.model, args.reward, args.judge_url, args.judge_model, args.keep) == ("--reward=evil.py:f", "", "http://mine", "-h", 7)
+    assert args.run == args.resume == str(run) and type(args.lr) is float
 
 
 def test_torchrun_takes_none_of_our_flags_for_its_own():

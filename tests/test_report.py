@@ -172,8 +172,7 @@ def eval_folder(out, name):
 
 
 def report(*folders, out):
-    args = rlsp.parser().parse_args(["report", *map(str, folders), "--out", str(out)])
-    args.function(args)
+    rlsp.run_report(rlsp.Report(runs=[str(folder) for folder in folders], out=str(out)))
     text = out.read_text(encoding="utf-8")
     return json.loads(text.split('<script type="application/json" id="data">')[1].split("</script>")[0]), text
 

@@ -381,6 +381,7 @@ def test_vanished_files_are_named(folder, run, tmp_path, refused):  # noqa: F811
     done = rlsp_py("ppo", "--model", tmp_path / "model", "--data", tmp_path / "data.jsonl", "--out", tmp_path / "r", "--steps", "1", *SMALL)
     assert done.returncode == 0, done.stderr
     (tmp_path / "data.jsonl").unlink()
+    (tmp_path / "r/done").unlink()  # as if it had been killed at the very end
     assert "data.jsonl: no such file" in refused("ppo", "--resume", tmp_path / "r")
     assert checkpoint.find(tmp_path / "r")[1]["step"] == 1
     t = trainer(tmp_path / "model", tmp_path / "x", steps=1)

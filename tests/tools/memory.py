@@ -104,7 +104,7 @@ class Live(TorchDispatchMode):
 def update(folder, problem_file, run, **settings):
     """One PPO step in which every response has max_response tokens."""
     from tokenizers import Tokenizer
-    settings = {f.name: (f.metadata["kind"] if f.metadata["kind"] is not bool else json.loads)(settings[f.name])
+    settings = {f.name: (f.type if f.type is not bool else json.loads)(settings[f.name])
                 for f in dataclasses.fields(ppo.PPOConfig) if f.name in settings}
     config = ppo.PPOConfig(**settings)
     device, mesh = parallel.start(config.shard_ranks)
