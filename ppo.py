@@ -370,7 +370,8 @@ class Trainer:
         in_lockstep = c.sampler == "sharded"
         may_leave = contextlib.nullcontext() if in_lockstep else signals.may_interrupt()  # in lock-step nobody may leave alone
         responses = logprobs = []
-        with logs.bar(total=len(chosen), desc=f"step {self.current} rollout") as bar, may_leave:
+        named = guards.sampling_from(f"step {self.current}", self.sampler)
+        with logs.bar(total=len(chosen), desc=f"step {self.current} rollout") as bar, may_leave, named:
             responses, logprobs = decode.generate(
                 self.sampler, [self.prompts[i] for i in chosen], c.max_response, c.temperature, self.eos, seed=c.seed,
                 streams=streams, slots=c.slots, return_logprobs=True, progress=bar, cache=self.cache, stats=stats,

@@ -357,7 +357,7 @@ def evaluate(folder, rows, args, device, mesh, verifier=None):
     longest = max(map(len, prompts)) + args.max_response
     cache = decode.KVCache.sized(net.config, min(args.slots, max(1, len(mine))), longest, getattr(torch, args.dtype), device, args.kv_gb)
     title = f"eval {files.visible(folder, 40)}"
-    with tqdm(total=len(mine), desc=title, disable=parallel.rank() != 0) as bar:
+    with tqdm(total=len(mine), desc=title, disable=parallel.rank() != 0) as bar, guards.sampling_from(folder, net):
         responses = decode.generate(net, [prompts[i // n] for i in mine], args.max_response, args.temperature, eos, seed=args.seed,
                                streams=mine, slots=args.slots, progress=bar, cache=cache, lockstep=args.sampler == "sharded",
                                     decoder=cpu.CPUDecoder.of(net))
@@ -483,8 +483,9 @@ def run_sample(args):
         net, eos = hf.load(args.model, M.Llama, getattr(torch, args.dtype), device).eval(), hf.eos_ids(args.model, tokenizer)
         cli.check_length(args.model, max(len(hf.chat_prompt(tokenizer, r["problem"])) for r in rows) + args.max_response)
     prompts = [hf.chat_prompt(tokenizer, r["problem"]) for r in rows for _ in range(args.samples)]
-    responses = decode.generate(net, prompts, args.max_response, args.temperature, eos, seed=args.seed,
-                                decoder=cpu.CPUDecoder.of(net))
+    with guards.sampling_from(args.model, net):
+        responses = decode.generate(net, prompts, args.max_response, args.temperature, eos, seed=args.seed,
+                                    decoder=cpu.CPUDecoder.of(net))
     for i, response in enumerate(responses):
         row = rows[i // args.samples]
         text = tokenizer.decode(response, skip_special_tokens=True)

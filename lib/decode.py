@@ -19,6 +19,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from lib import guards
 from model import product, uniforms
 
 BLOCK = 128  # positions of a block of the KV cache
@@ -210,6 +211,9 @@ class Scheduler:
         for tokens, scores in results:
             for i, token, score in zip(self.active, tokens, scores):
                 if not (self.out[i] and self.out[i][-1] in self.eos):
+                    if not math.isfinite(score):
+                        raise guards.TrainingError(
+                            f"the log-probability of token {len(self.out[i]) + 1} of response {i + 1} is {score}", everywhere=False)
                     self.out[i].append(int(token))
                     self.logprobs[i].append(score)
 

@@ -1,4 +1,5 @@
 """What stops a training that cannot go on, gradients and numbers that are not finite; and what one that learns nothing looks like."""
+import contextlib
 import math
 from pathlib import Path
 
@@ -49,6 +50,16 @@ def check_finite(name, x, step, run, batch, nets):
         file, first = Path(run) / f"nonfinite-step-{step}.safetensors", first_nonfinite(nets)
         parallel.together(lambda: save_file({k: v.contiguous() for k, v in batch.items()}, file))
         raise TrainingError(f"step {step}: {name} is not finite" + (f", nor is {first}" if first else "") + f"; the batch is in {file}")
+
+
+@contextlib.contextmanager
+def sampling_from(what, net):
+    """Errors of sampling say what was sampled from, and the first of its weights (those that this rank holds) that is not finite."""
+    try:
+        yield
+    except TrainingError as e:
+        bad = next((name for name, p in net.named_parameters() if not torch.isfinite(parallel.local(p)).all()), None)
+        raise TrainingError(f"{what}: {e}" + (f"; its {bad} is not finite" if bad else ""), e.everywhere) from None
 
 
 def unhealthy(samples, differ, config, boxes):

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lib import cli, decode, files, hf, parallel
 from lib.report import interval
@@ -505,6 +506,22 @@ def test_eval_and_sample_with_a_verifier_of_ones_own(folder, tmp_path, call):  #
     assert status == 0 and out.count("(--verifier)") == 3 and "against None" in out
     status, out, error = call("eval", "--resume", tmp_path / "even")
     assert status == 2 and "give it again, a file shall not decide it" in error
+
+
+def test_a_model_whose_log_probs_are_not_finite_is_neither_evaluated_nor_sampled(folder, tmp_path, call):  # noqa: F811
+    """It was, without a word: the accuracy of noise."""
+    spoiled = shutil.copytree(folder, tmp_path / "spoiled")
+    tensors = load_file(spoiled / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = math.nan
+    save_file(tensors, spoiled / "model.safetensors", metadata={"format": "pt"})
+    words = ["--model", spoiled, "--max-response", "8", "--dtype", "float32"]
+    line = (f"rlsp.py: {spoiled}: the log-probability of token 1 of response 1 is nan; "
+            "its model.layers.1.mlp.up_proj.weight is not finite")
+    for temperature in "01":
+        status, out, error = call("sample", *words, "--problem", "What?", "--temperature", temperature)
+        assert status == 1 and out == "" and error.splitlines()[-1] == line
+    status, _, error = call("eval", *words, "--data", bad(tmp_path, GOOD), "--out", tmp_path / "e")
+    assert status == 1 and error.splitlines()[-1] == line and not (tmp_path / "e/summary.json").exists()
 
 
 def test_pass_at_k_is_unbiased():

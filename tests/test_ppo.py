@@ -502,6 +502,13 @@ def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_batch(folder, t
     assert saved["tokens"].shape[0] == 6 and not torch.isfinite(saved["old_logprob"]).all()
 
 
+def test_a_sampler_that_is_not_finite_is_named_with_its_step(folder, tmp_path):
+    t = trainer(folder, tmp_path)
+    t.sampler.model.norm.weight[3] = math.inf
+    with pytest.raises(guards.TrainingError, match=r"step 1: the log-prob\S+ of token 1 of response 1 is nan; its model.norm.weight is not finite"):
+        t.rollout()
+
+
 def test_alpha_moves_linearly_and_the_kl_coefficient_adapts_on_request(folder, tmp_path):
     t = trainer(folder, tmp_path, alpha=0.8, alpha_end=1.0, steps=5, kl_target=1e-6, rollout_batch=20)
     seen = []
