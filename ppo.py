@@ -37,7 +37,7 @@ import rewards
 class PPOConfig:
     """Every setting of PPO, and a flag of `rlsp.py ppo` each."""
     # The paper: 512 prompts, one sample each, temperature 0.7, top-p 1.
-    steps: int = flag("rollout", 200, "PPO steps; each is one rollout and its updates", 1)
+    steps: int = flag("rollout", 200, "PPO steps; each is one rollout and its updates", 1, resume="longer")
     rollout_batch: int = flag("rollout", 512, "prompts per step, over all ranks", 1)
     samples: int = flag("rollout", 1, "responses per prompt", 1)
     max_prompt: int = flag("rollout", 2048, "longest prompt allowed, tokens", 1)

@@ -62,6 +62,8 @@ class Run:
                       "processors that multiply it, else float32", choices=("auto", "bfloat16", "float32"))
     resume: str | None = flag("run", None, "folder of a run to go on with; its flags need not be given again",
                               resume="once")
+    changed_input: bool = flag("run", False, "with --resume: go on though data, model, verifier, reward or rubric are not "
+                               "what they were", resume="once")
 
 
 @dataclass(kw_only=True)
@@ -78,7 +80,7 @@ class SFT(Training, cli.pick(PPOConfig, "seed", "keep", "warmup", "lr_end", "ada
     data: str = flag("model and data", cli.REQUIRED, "jsonl with problem and solution", resume="content")
     from_scratch: bool = flag("model and data", False, "start from random weights instead of the folder's")
     max_tokens: int = flag("model and data", 8192, "longest prompt and demonstration allowed, tokens", 1)
-    epochs: int = flag("update", 2, "passes over the data", 1)
+    epochs: int = flag("update", 2, "passes over the data", 1, resume="longer")
     batch: int = flag("update", 64, "demonstrations per optimizer step, over all ranks", 1)
     lr: float = flag("update", 1e-5, "learning rate", 0)
     run: str = flag("run", "runs/sft", "folder to write; must not exist", resume="any", option="--out")
@@ -192,13 +194,14 @@ def sft(args):
                 raise ValueError(f"{args.data}:{row['line']}: {len(ids)} tokens, expected at most {args.max_tokens} (--max-tokens)")
         longest = max(len(ids) for ids, _ in examples)
         cli.check_length(args.model, longest)
+        cli.check_inputs(args)
         device, mesh = parallel.start(args.shard_ranks, args.offload)
         check_memory(args.model, ppo.PPOConfig(max_prompt=longest, max_response=0, train_batch=args.batch, micro_tokens=args.micro_tokens,
                                                dtype=args.dtype, recompute=args.recompute, offload=args.offload), mesh, "sft")
         found = checkpoint.find(args.run, args.checkpoint) if args.resume else None
         policy = hf.load(args.model, M.Llama, torch.float32, device, mesh, getattr(torch, args.dtype),
                               init_seed=args.seed if args.from_scratch else None, offload=args.offload)
-        run = cli.new_run(args)
+        run = cli.new_run(args, found)
         policy.model.recompute = args.recompute
         if args.compile:
             parallel.compile_blocks(policy)
@@ -268,6 +271,7 @@ def run_ppo(args):
         cli.check_length(args.model, longest + args.max_response)
         verifier = functions.load("--verifier", args.verifier, functions.verdict)
         function = functions.load("--reward", args.reward, functions.number)
+        cli.check_inputs(args)
         device, mesh = parallel.start(args.shard_ranks, args.offload)
         check_memory(args.model, dataclasses.replace(args, max_prompt=longest), mesh, "ppo")
         found = checkpoint.find(args.run, args.checkpoint) if args.resume else None
@@ -276,7 +280,7 @@ def run_ppo(args):
             trainer.gold_warning = logs.gold_warning(args.data, problems)
             if trainer.gold_warning:
                 logs.say(f"warning: {trainer.gold_warning}")
-        cli.new_run(args)
+        cli.new_run(args, found)
         if args.resume:
             trainer.resume(found)
     trainer.train()
@@ -412,6 +416,7 @@ def run_eval(args):
             cli.check_length(folder, longest + (args.max_response or 1))
             room = min(room, hf.read_config(folder).max_position_embeddings - longest)
         args = dataclasses.replace(args, max_response=args.max_response or room)
+        cli.check_inputs(args)
         device, mesh = parallel.start(args.shard_ranks)
         run = cli.new_run(args)
         if unread:
@@ -523,7 +528,8 @@ def run_report(args):
 
 def planned(args):
     """How long the run is to be, as RUN/done has it: a run that shall be longer than it was is not done."""
-    return json.dumps({name: getattr(args, name, None) for name in ("epochs", "steps")}) + "\n"
+    return json.dumps({f.name: getattr(args, f.name) for f in dataclasses.fields(args)
+                       if f.metadata["resume"] == "longer"}) + "\n"
 
 
 def is_done(args):

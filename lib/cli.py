@@ -172,15 +172,34 @@ def resumed(flags, given):
         how, then, now = f.metadata["resume"], saved.get(f.name, f.default), given.get(f.name)
         if f.metadata["again"] and then and f.name not in given:
             raise ValueError(f"--resume: the run has {option(f)} {then}; give it again, a file shall not decide it")
-        if f.name in given and now != then and how not in ("any", "once"):
-            raise ValueError(f"--resume: {f.name} is {now!r}, but {run} was started with {then!r}")
+        if f.name not in given or may_become(how, then, now):
+            continue
+        more = f" (--{f.name} may only grow)" if how == "longer" else ""
+        raise ValueError(f"--resume: {f.name} is {now!r}, but {run} was started with {then!r}{more}")
     return saved | given
+
+
+def may_become(how, then, now):
+    """Whether a flag's value may be `now` in a run that was started with `then`. check_inputs looks at contents."""
+    if how == "longer":
+        return now >= then
+    return now == then or how in ("any", "once") or how == "content" and bool(now) == bool(then)
+
+
+def saved_run(folder):
+    """A run's config.json; runs of older versions have no inputs and changes."""
+    file = Path(folder) / "config.json"
+    config = {"inputs": {}, "changes": []} | files.read_json(file)
+    for name, kind in {"flags": dict, "inputs": dict, "changes": list}.items():
+        if type(config.get(name)) is not kind:
+            raise ValueError(f"{file}: {name} is {config.get(name)!r:.60}, expected {kind.__name__}")
+    return config
 
 
 def saved_flags(flags, file):
     """The flags in a run's config.json: data, of which each value is checked as if it were given."""
-    found = files.read_json(file).get("flags")
-    if not isinstance(found, dict) or found.get("command") != flags.command:
+    found = saved_run(file.parent)["flags"]
+    if found.get("command") != flags.command:
         raise ValueError(f"{file}: not a run of rlsp.py {flags.command}")
     fields = {f.name: f for f in dataclasses.fields(flags)}
     saved = {}
@@ -227,19 +246,75 @@ def kept_flags(args):
                                         if f.metadata["resume"] != "once"}
 
 
-def new_run(args):
-    """Make the run's folder with config.json: every flag, versions, git commit. Rank 0 alone does it, the others wait."""
+def new_run(args, found=None):
+    """Make the run's folder with config.json: every flag, sizes and CRC-32 of its inputs, versions, git commit. A resumed
+    run brings its flags and inputs up to date, and `changes` has what they were until the step of the checkpoint found.
+    Rank 0 alone does it, the others wait."""
+    folder = Path(args.run)
+
     def write():
-        folder = Path(args.run)
         folder.mkdir(parents=True, exist_ok=True)  # must_be_new has looked
         git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
         versions = {"python": platform.python_version(), "torch": torch.__version__, "git": git.stdout.strip() or None,
                     "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {parallel.world_size()} process(es), {parallel.memory()[2]}"}
-        files.write_text(folder / "config.json", json.dumps({"flags": kept_flags(args), "versions": versions}, indent=2) + "\n")
+        config = {"flags": kept_flags(args), "inputs": inputs(args), "versions": versions}
+        files.write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
-    if not args.resume:
-        parallel.together(write)
-    return Path(args.run)
+    def update():
+        config = saved_run(folder)
+        now = {"flags": kept_flags(args), "inputs": inputs(args)}
+        now["flags"]["run"] = config["flags"].get("run")  # a folder that was moved is the same run
+        then = {part: {name: config[part].get(name) for name, value in now[part].items() if config[part].get(name) != value}
+                for part in now}
+        if any(then.values()):
+            step = found[1]["step"] if found else 0
+            for name in then["flags"].keys() & {"steps", "epochs"}:
+                print(f"{folder}: {name} is {getattr(args, name)} after {then['flags'][name]} until step {step}; the "
+                      "schedules now go to the new end", flush=True)
+            now["changes"] = [*config["changes"], {"until_step": step} | then]
+            files.write_text(folder / "config.json", json.dumps(config | now, indent=2) + "\n")
+
+    parallel.together(update if args.resume else write)
+    return folder
+
+
+def inputs(args):
+    """{flag: bytes and CRC-32 of what it names}, of the flags whose content counts."""
+    named = {f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.metadata["resume"] == "content"}
+    return {name: measure(value) for name, value in named.items() if value}
+
+
+def measure(named):
+    """[bytes, CRC-32] of a file, with the function's name for FILE.py:FUNCTION; {file: [bytes, CRC-32]} of a model."""
+    if isinstance(named, list):
+        return [measure(one) for one in named]
+    if Path(named).is_dir():
+        return hf.measure(named)
+    if Path(named).exists():
+        return files.measure(named)
+    file, _, function = named.rpartition(":")
+    return [*files.measure(file), function]
+
+
+def check_inputs(args):
+    """A resumed run goes on with the inputs it was started with, wherever they lie now; else only with --changed-input."""
+    if not args.resume or args.changed_input:
+        return
+    saved = saved_run(args.run)["inputs"]
+    for name, found in inputs(args).items():
+        for part, then, now in differences(saved.get(name, found), found):
+            where = "/".join([str(getattr(args, name)), *part])
+            raise ValueError(f"--resume: {where} is not what the run was started with: [bytes, CRC-32] is {now}, it was "
+                             f"{then!r:.60}; --changed-input goes on all the same")
+
+
+def differences(then, now, path=()):
+    """(keys that lead there, then, now) of what differs in two nests of dicts."""
+    if isinstance(now, dict) and isinstance(then, dict):
+        for key in sorted(now.keys() | then.keys()):
+            yield from differences(then.get(key), now.get(key), (*path, key))
+    elif then != now:
+        yield path, then, now
 
 
 def must_be_new(args):

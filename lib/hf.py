@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import zlib
 from pathlib import Path
 
 import torch
@@ -110,6 +111,19 @@ def check_weights(folder):
     with torch.device("meta"):
         targets, ignore = parameters(Llama(read_config(folder)))
     check_tensors({name: p.shape for name, p in targets.items()}, folder, ignore)
+
+
+def measure(folder):
+    """{file: [bytes, CRC-32]} of what a run takes from a model's folder. Of weights the CRC is that of the header (names,
+    types and shapes) and of the first MiB behind it: another training of the same model is seen, terabytes are not read."""
+    folder = Path(folder)
+    found = {name: files.measure(folder / name) for name in ("config.json", "tokenizer.json")}
+    weights = set(weight_files(folder).values()) if list(folder.glob("*.safetensors*")) else ()  # none: --from-scratch
+    for file in weights:
+        with open(file, "rb") as f:
+            header = min(int.from_bytes(f.read(8), "little"), 10**8)
+            found[file.name] = [file.stat().st_size, zlib.crc32(f.read(header + 2**20))]
+    return found
 
 
 def load(folder, cls=Llama, dtype=torch.bfloat16, device="cpu", mesh=None, compute_dtype=None, init_seed=None, offload=False):

@@ -19,6 +19,7 @@ from lib import signals as lib_signals
 from lib.signals import Stopped
 import kill
 import model as M
+import ppo
 import rlsp
 from conftest import ROOT
 from test_cli import refused, rlsp_py  # noqa: F401  (refused is a fixture)
@@ -398,6 +399,90 @@ def test_code_and_servers_that_a_runs_file_names_must_be_given_again(folder, tmp
     assert done.returncode == 0 and (tmp_path / "ran").read_text() == "x", done.stderr
     assert "mine.py:f; give it again" in refused("ppo", "--resume", tmp_path / "run") and (tmp_path / "ran").read_text() == "x"
     assert rlsp_py("ppo", "--resume", tmp_path / "run", *words).returncode == 0
+
+
+# ---- runs that go on otherwise than they began
+
+@pytest.fixture
+def main(monkeypatch, capsys):
+    """rlsp.py in this process; returns what it printed."""
+    def call(*words):
+        monkeypatch.setattr(lib_signals.signals, "install", lambda: None)
+        monkeypatch.setattr(sys, "argv", ["rlsp.py", *map(str, words)])
+        capsys.readouterr()
+        rlsp.main()
+        return capsys.readouterr().out
+    return call
+
+
+@pytest.fixture
+def begun(folder, tmp_path, main):  # noqa: F811
+    """A PPO run of one step with a reward of its own, on copies of model and data that a test may spoil."""
+    shutil.copytree(folder, tmp_path / "model")
+    shutil.copyfile(DATA, tmp_path / "data.jsonl")
+    (tmp_path / "mine.py").write_text("def f(response, problem): return len(response) / 10\ndef g(response, problem): return 0.0\n")
+    main("ppo", "--model", tmp_path / "model", "--data", tmp_path / "data.jsonl", "--out", tmp_path / "run", "--steps", "1", *SMALL, "--warmup", "0",
+         "--reward", f"{tmp_path}/mine.py:f")
+    return ["ppo", "--resume", tmp_path / "run", "--reward", f"{tmp_path}/mine.py:f"]
+
+
+def config_of(run):
+    return json.loads((run / "config.json").read_text())
+
+
+def test_a_run_goes_on_beyond_its_planned_end(begun, main, tmp_path, refused):  # noqa: F811
+    assert "is done" in main(*begun)
+    said = main(*begun, "--steps", "3")
+    assert f"{tmp_path}/run: steps is 3 after 1 until step 1; the schedules now go to the new end\n" in said
+    rows = lines(tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    for row in rows[1:]:  # two updates a step, the metrics are their mean
+        assert row["policy_lr"] == pytest.approx(1e-3 * sum(ppo.lr_factor(2 * row["step"] - i, 6, 0.0, 0.1) for i in (1, 2)) / 2)
+    config = config_of(tmp_path / "run")
+    assert config["flags"]["steps"] == 3 and config["changes"] == [{"until_step": 1, "flags": {"steps": 1}, "inputs": {}}]
+    assert "is done" in main(*begun) and "is done" in main(*begun, "--steps", "3")  # the new end is the run's
+    assert "steps is 2, but" in refused(*begun, "--steps", "2")
+
+
+def test_sft_goes_on_for_more_epochs(main, tmp_path, refused):  # noqa: F811
+    (tmp_path / "d.jsonl").write_text("".join((ROOT / "data/tiny/sft.jsonl").read_text().splitlines(True)[:6]))
+    words = ["sft", "--model", ROOT / "data/tiny/model", "--from-scratch", "--data", tmp_path / "d.jsonl", "--batch", "3", "--dtype", "float32"]
+    main(*words, "--out", tmp_path / "run", "--epochs", "1")
+    said = main("sft", "--resume", tmp_path / "run", "--epochs", "2")
+    assert "epochs is 2 after 1 until step 2" in said and [row["step"] for row in lines(tmp_path / "run")] == [1, 2, 3, 4]
+    assert "epochs is 1, but" in refused("sft", "--resume", tmp_path / "run", "--epochs", "1")
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda t: (t / "data.jsonl").write_bytes(b"".join((t / "data.jsonl").read_bytes().splitlines(True)[:9])), "data.jsonl is not what"),
+    (lambda t: flip(t / "model/model.safetensors"), "model/model.safetensors is not what the run was started with"),
+    (lambda t: (t / "mine.py").write_text("def f(response, problem): return 1.0\n"), "mine.py:f is not what"),
+    (lambda t: (t / "model/config.json").write_text((t / "model/config.json").read_text() + " "), "model/config.json is not what")])
+def test_a_run_does_not_go_on_with_other_inputs_unless_told_to(begun, main, tmp_path, refused, change, message):  # noqa: F811
+    change(tmp_path)
+    error = refused(*begun, "--steps", "2")
+    assert message in error and "--changed-input goes on" in error and len(error.splitlines()) == 1
+    assert len(lines(tmp_path / "run")) == 1 and config_of(tmp_path / "run")["flags"]["steps"] == 1
+    main(*begun, "--steps", "2", "--changed-input")
+    assert len(lines(tmp_path / "run")) == 2
+    assert "is done" in main(*begun)  # what it goes on with is known now
+    (tmp_path / "run/done").unlink()
+    main(*begun)
+
+
+def test_a_run_and_its_inputs_may_move(begun, main, tmp_path, refused):  # noqa: F811
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("model", "data.jsonl", "run", "mine.py"):
+        (tmp_path / name).rename(moved / name)
+    words = ["ppo", "--resume", moved / "run", "--steps", "2", "--reward", f"{moved}/mine.py:f"]
+    assert f"{tmp_path}/model" in refused(*words)
+    assert "mine.py:g is not what the run was started with" in refused(
+        *words[:-1], f"{moved}/mine.py:g", "--model", moved / "model", "--data", moved / "data.jsonl")
+    main(*words, "--model", moved / "model", "--data", moved / "data.jsonl")
+    assert len(lines(moved / "run")) == 2
+    (moved / "run/done").unlink()
+    main(*words)  # where they are now is remembered
 
 
 # ---- ranks that die
