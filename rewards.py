@@ -1,12 +1,14 @@
-"""The reward of RLSP: an outcome verifier, Eq. 1, counters of search behaviour, a judge of effort. Standard library only.
+"""The reward of RLSP: an outcome verifier, Eq. 1, counters of search behaviour.
 
-"On the Emergence of Thinking in LLMs I: Searching for the Right Intuition" (arXiv 2502.06773), Eq. 1:
+"On the Emergence of Thinking in LLMs I: Searching for the Right Intuition" (arXiv 2502.06773):
 
-    R = alpha * c + (1 - alpha) * R_ex        c: is the boxed answer right?   R_ex: exploration, blind to correctness
+    R = alpha * c + (1 - alpha) * R_ex                                                       (Eq. 1)
 
-What PPO is paid for it learns to do: a right answer refused and a wrong one accepted both cost more than anywhere else.
-Here an answer is found in a response and compared, as text where it is text; answers.py reads and compares mathematics.
-`python rewards.py ANSWER GOLD` shows the verdict, the rule that decided and how both were read.
+c: is the boxed answer right?  R_ex: exploration, blind to correctness.  What PPO is paid for it
+learns to do: a right answer refused and a wrong one accepted both cost more than anywhere else.
+Here an answer is found in a response and compared, as text where it is text; lib/answers.py reads
+and compares mathematics.  `python rewards.py ANSWER GOLD` shows the verdict, the rule that decided
+and how both were read.  Standard library only.
 """
 from __future__ import annotations
 
@@ -15,36 +17,53 @@ import sys
 from dataclasses import dataclass
 from typing import Callable
 
-from lib.answers import GROUPED, MAX_CHARS, bare, equal_by_value, parse, shown
+from lib.answers import equal_by_value, parse
+from lib.tex import GROUPED, MAX_CHARS, bare
+from lib.values import shown
 
-# -- 1. Conventions: what mathematics does not decide, this table does.  The tests have a test for each key. ----------
+# -- 1. Conventions: what mathematics does not decide, this table does.  Each has a test. ----------
 
 CONVENTIONS = {
-    "last box": "the last \\boxed, \\fbox or \\framebox is the answer; boxes joined by commas or 'and' are one list",
+    "last box": "the last \\boxed, \\fbox or \\framebox that is not empty is the answer; boxes "
+                "joined by commas or 'and' are one list",
     "empty": "an empty answer is equal to nothing, not even to an empty gold",
-    "list": "1,2,3 and {1,2,3} and '1 or 2 or 3' are unordered, and multiplicity counts: 3,3 is not 3",
-    "tuple": "(1,2), [1,2), matrices and vectors are ordered; brackets count; a column is the tuple of its entries",
+    "list": "1,2,3 and {1,2,3} and '1 or 2 or 3' are unordered, and multiplicity counts: 3,3 is "
+            "not 3",
+    "tuple": "(1,2), [1,2), matrices and vectors are ordered; brackets count; a column is the "
+             "tuple of its entries",
     "plus-minus": "a \\pm b is the list a+b, a-b",
-    "grouping": "1,000 outside brackets, and 1{,}000, 1\\,000 or 1 000 anywhere, is 1000; (1,000) is a pair; 3,14 is 3.14",
-    "units": "units, words after a number, money signs and degree signs drop; inside sin() degrees are degrees",
+    "grouping": "1,000 outside brackets, and 1{,}000, 1\\,000 or 1 000 anywhere, is 1000; (1,000) "
+                "is a pair; 3,14 is 3.14 where the gold is no list: 0.1 is not 0,1",
+    "units": "units and nouns after a number, money signs and degree signs drop; million, halves, "
+             "squared calculate; 'not', 'or', 'at least' make it unreadable; inside sin() degrees "
+             "are degrees",
     "degrees": "30 degrees is 30, and also pi/6 where only one side has the sign",
     "percent": "10% is 0.1, and also 10 where only one side has the sign",
-    "decimal": "a decimal equals an exact value when it shows at least 9 significant digits, all of them right",
+    "decimal": "a decimal equals a value that does not end where it is that value rounded or cut "
+               "to the digits shown, at least 9 (or the nearest double); a value that ends only "
+               "as it is",
     "approx": "in 'a \\approx b' a is the answer, b is a remark",
-    "name": "'k = 5', 'f(x) = 5', 'm+n = 2+3 = 5' give 5; 'x = 1, y = 2' gives (1,2); 4 = 3 gives nothing",
+    "name": "'k = 5', 'f(x) = 5', 'm+n = 2+3 = 5' give 5; 4 = 3 gives nothing; different names, x "
+            "= 1, y = 2, are one solution, equal to (1,2) in the alphabet's order or the gold's; "
+            "a name that comes again, x = 1, x = 2, begins another, as in 1, 2",
     "argument": "f(x) = x+1 and f(t) = t+1 are the same function",
-    "equation": "an equation equals its non-zero multiples, and the expression that it gives for a name that is not in there",
+    "equation": "an equation equals its non-zero multiples, and the expression that it gives for "
+                "a name that is not in there",
     "inequality": "an inequality equals the interval or union of intervals where it holds",
+    "function": "functions are equal where both are real, n to be a whole number in floors, "
+                "factorials and (-1)^n; where |...| is written, both must be real in the same "
+                "places: ln|x| is not ln x",
     "ratio": "a:b is the quotient a/b",
-    "time": "8:34 pm is 20:34 and 20:34:00; without am or pm on one side the hour may be either",
+    "time": "8:34 pm is 20:34 and 20:34:00; beside it 8:34 may be either half of the day",
     "base": "2516_8 equals only 2516_8; base 10 is a plain number",
     "log": "log without a base is the natural logarithm",
-    "option": "the option letters A to J match in either case, with or without brackets or full stop; AC is A, C",
+    "option": "the option letters A to J match in either case, with or without brackets, full "
+              "stop or the option's text; AC is A, C; DCBA is an order, not ABCD",
     "words": "words match without regard to case, spaces and punctuation",
 }
-NO_ANSWER = -0.5                                          # outcome without a \boxed answer (official code, not the paper)
+NO_ANSWER = -0.5                         # without a \boxed answer (official code, not the paper)
 
-# -- 2. Extraction ----------------------------------------------------------------------------------------------------
+# -- 2. Extraction --------------------------------------------------------------------------------
 
 _BOX_HEAD = re.compile(r"\\[a-z]+\s*([-+]?[\d.,]*\d|\\[A-Za-z]+|[^\s$])?")
 _BRACE = re.compile(r"\\.|[{}]", re.S)
@@ -52,12 +71,14 @@ _GAP = r"(?:[\s$]|\\q?quad|\\[,;: ])*"
 _JOINT = rf"{_GAP}(?:,|&|and|\\text\{{,? *and *\}})(?:{_GAP}(?:and|\\text\{{ *and *\}}))?{_GAP}"
 _STATED = re.compile(r"answer\s*(?:is|:|=)+\s*|####\s*|^(?:A|Answer):[ \t]", re.I | re.M)
 _SPANS = re.compile(
-    r"\$\$?([^$]{1,400})\$|\\\(((?:[^\\]|\\(?![()])){1,400})\\\)|\\\[((?:[^\\]|\\(?![\[\]])){1,400})\\\]"
+    r"\$\$?([^$]{1,400})\$|\\\(((?:[^\\]|\\(?![()])){1,400})\\\)"
+    r"|\\\[((?:[^\\]|\\(?![\[\]])){1,400})\\\]"
     r"|(\\[dt]?frac\{[^{}]{1,40}\}\{[^{}]{1,40}\})"
-    r"|([-+]?(?:\\?\$)?(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)|\d+)?(?:\.?\d+)(?:/\d+)?\s*(?:\\?%)?)", re.A)
+    r"|([-+]?(?:\\?\$)?(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)|\d+)?(?:\.?\d+)(?:/\d+)?"
+    r"\s*(?:\\?%)?)", re.A)
 _NO_CLAIM = re.compile(r"\bnot\s+$|\bor\s+$|\w\($|[\w)]\*+$|[@~^#\\]$|__\w+__"
                        r"|\b(?:lambda|import|print|eval|exec|return|globals)\b")
-_DRESS = re.compile(r"<\|[^<>|]*\|>")                     # special tokens that a decoder left in the text
+_SPECIAL = re.compile(r"<\|[^<>|]*\|>")          # tokens that a decoder left in the text
 
 def extract_answer(text: str, boxed_only: bool = True, strip_think: bool = False) -> str | None:
     """The content of the last box in `text` that is not empty, None without one.
@@ -70,17 +91,17 @@ def extract_answer(text: str, boxed_only: bool = True, strip_think: bool = False
     at = last_box(text)
     if at < 0:
         return None if boxed_only else _stated_answer(text[-4_000:])
-    for _ in range(20):                                   # "mark your solution with \boxed" is no answer
-        if box(text, at)[0].strip() or (before := last_box(text, 0, at)) < 0:
-            break
-        at = before
     answers = [box(text, at)[0]]
+    for _ in range(20):                          # "mark your solution with \boxed" is no answer
+        if answers[0].strip() or (before := last_box(text, 0, at)) < 0:
+            break
+        answers, at = [box(text, before)[0]], before
     while (before := last_box(text, max(0, at - 1_000), at)) >= 0 and len(answers) < 20:
-        content, end = box(text, before)                  # \boxed{1} and \boxed{2} is the list 1, 2
+        content, end = box(text, before)         # \boxed{1} and \boxed{2} is the list 1, 2
         if not end or not re.fullmatch(_JOINT, text[end:at]):
             break
         answers, at = [content, *answers], before
-    answers = [_DRESS.sub("", answer).strip(" \n\t*~") for answer in answers]
+    answers = [_SPECIAL.sub("", answer).strip(" \n\t*~") for answer in answers]
     return ", ".join(dict.fromkeys(answers)) or None
 
 def last_box(text: str, start: int = 0, end: int | None = None) -> int:
@@ -88,13 +109,13 @@ def last_box(text: str, start: int = 0, end: int | None = None) -> int:
     return max(text.rfind(command, start, end) for command in ("\\boxed", "\\fbox", "\\framebox"))
 
 def box(text: str, start: int) -> tuple[str, int | None]:
-    """(content of the box at `start`, index after it or None if it is cut off).  After \\boxed without
-    a brace TeX takes one token; we take the number or command."""
+    """(content of the box at `start`, index after it or None if it is cut off).  After \\boxed
+    without a brace TeX takes one token; we take the number or command."""
     head, depth = _BOX_HEAD.match(text, start), 0
     if head[1] != "{":
         return head[1] or "", head.end()
     for brace in _BRACE.finditer(text, head.end() - 1, head.end() + 4 * MAX_CHARS):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)       # \{ and \} do not count
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)         # \{ and \} do not count
         if depth == 0:
             return text[head.end():brace.start()], brace.end()
     return text[head.end():].partition("\n")[0].rstrip(" $."), None
@@ -109,25 +130,29 @@ def _stated_answer(text: str) -> str | None:
         if letter := re.match(rf"{_LETTER}(?=[,.;:]|\s*$)", rest):
             return letter[0]
         kind = parse(rest, True)[0]
-        if kind not in ("text", "list", "unreadable") or kind == "text" and not re.search(r"\d", text):
+        if kind not in ("text", "list", "unreadable"):
+            return rest
+        if kind == "text" and not re.search(r"\d", text):
             return rest
     for span in _SPANS.finditer(text):
         if re.search(r"\d|[<>=]|\\(?:lt|gt|le|ge|ne|begin)", span[span.lastindex]):
             last = span
     if last is None or _NO_CLAIM.search(text[max(0, last.start() - 80):last.start()]):
-        return None                                       # "not 3", print(3), lambda: 3, @3
+        return None                              # "not 3", print(3), lambda: 3, @3
     if re.match(r"\*", text[last.end():]) and text[:last.start()][-1:] != "*":
-        return None                                       # 3** is no emphasis
+        return None                              # 3** is no emphasis
     return last[last.lastindex].strip() or None
 
-# -- 3. Comparison: answers that are read as text, then answers by value ----------------------------------------------
+# -- 3. Comparison: answers that are read as text, then answers by value --------------------------
 
 _LETTER = r"(?:\([A-J]\)|[A-J](?:\)|(?![a-z])))"
 _OPTIONS = re.compile(rf"(?:[Tt]he )?(?:(?i:option|choice|(?:correct )?answer is)\s)?\s*"
                       rf"({_LETTER}(?:(?:[\s,;&]|and)*{_LETTER})*|\(?[a-hj]\)?)[.:]?", re.A)
 _OPTION = re.compile(
-    r"[\s$]*(?:\\(?:text|math)(?:bf|rm)?\{)?\s*(?:\(([A-J])\)|([A-J])(?:[.:)]|\s[-–—](?=\s*\w\w)))"
+    r"[\s$]*(?:\\(?:text|math)(?:bf|rm)?\{)?\s*"
+    r"(?:\(([A-J])\)|([A-J])(?:[.:)]|\s[-–—](?=\s*\w\w)))"
     r"(?:[}{\s\\~$,]|text)*(?!(?:or|and|not)\b)[A-Za-z0-9]", re.A)
+_INTEGER = re.compile(r"[-+]?\d{1,99}", re.A)
 _COMMA = re.compile(r"[-+]?(?:\d+,(?:\d\d?|\d{4,})|0,\d+)", re.A)
 
 def answers_equal(answer: str, gold: str) -> bool:
@@ -153,6 +178,8 @@ def compare(answer: str, gold: str) -> tuple[bool, str]:
         return False, "empty"
     if max(len(answer), len(gold)) > MAX_CHARS:
         return answer == gold, "too long to read: compared as text"
+    if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):
+        return int(answer) == int(gold), "equal exactly"     # most answers need no grammar
     one, two = bare(answer), bare(gold)
     if answer == gold:
         return bool(re.search(r"[^\s{}\\]", one)), "same text"
@@ -164,24 +191,25 @@ def compare(answer: str, gold: str) -> tuple[bool, str]:
         if option:
             return option[option.lastindex] == other, "option letter before its text"
     trees = parse(answer, True), parse(gold, True)
-    if {"text", "unreadable"} & {tree[0] for tree in trees} and words(one) and words(one) == words(two):
+    prose = {"text", "unreadable"} & {tree[0] for tree in trees}
+    if prose and words(one) and words(one) == words(two):
         return True, "same words"
     verdict, rule = equal_by_value(answer, gold)
     if not verdict and (GROUPED.search(answer) or GROUPED.search(gold)):
-        verdict, rule = equal_by_value(answer, gold, grouped=False)          # 1,000 is two numbers
-    if not verdict and _COMMA.fullmatch(one) and trees[1][0] != "list":      # 0,5 is 0.5 where no list is asked for
+        verdict, rule = equal_by_value(answer, gold, grouped=False)     # 1,000 is two numbers
+    if not verdict and _COMMA.fullmatch(one) and trees[1][0] != "list":
         return equal_by_value(one.replace(",", "."), gold)
     if not verdict and _COMMA.fullmatch(two) and two[-2] != "," and trees[0][0] != "list":
         return equal_by_value(answer, two.replace(",", "."))
     return verdict, rule
 
 def options(text: str) -> str:
-    """The option letters that a text consists of, in capitals, sorted where something stands between them."""
+    """The option letters that a text consists of, in capitals, in order if they are joined."""
     found = text[:32].isascii() and _OPTIONS.fullmatch(text)
     if not found:
         return ""
     letters = re.findall("[A-J]", found[1].replace("and", "").upper())
-    return "".join(letters if len(letters) == len(found[1]) else sorted(letters))            # DCBA is an order
+    return "".join(letters if len(letters) == len(found[1]) else sorted(letters))
 
 def words(text: str) -> str:
     """The words of a prose answer in one form; '' if there is any mathematics in it."""
@@ -255,34 +283,43 @@ def reasoning_of(response: str) -> str:
     at = last_box(response)
     return without_repetition(response[:at] if at >= 0 else response)
 
-# -- 5. Behaviours and repetition -------------------------------------------------------------------------------------
+# -- 5. Behaviours and repetition -----------------------------------------------------------------
 
-# The behaviours of the paper's Appendix A, as phrases at word boundaries in either case; each occurrence counts.
+# The behaviours of the paper's Appendix A, as phrases at word boundaries in either case; each
+# occurrence counts.
 BEHAVIOURS = {
-    "backtracking": r"wait|hold on|(?:let me|let's|let us|i'?ll|we) go back|go(?:ing)? back to|back up"
-                    r"|back to the (?:start|beginning)|try again|try another|start over|start again|dead end"
+    "backtracking": r"wait|hold on|(?:let me|let's|let us|i'?ll|we) go back|go(?:ing)? back to"
+                    r"|back up|back to the (?:start|beginning)|try again|try another|start over"
+                    r"|start again|dead end"
                     r"|does(?:n't| not) work|that fails|backtrack(?:ing)?",
-    "verification": r"let me check|let's check|let us check|let me verify|let's verify|verify|verif(?:ied|ying|ication)"
+    "verification": r"let me check|let's check|let us check|let me verify|let's verify|verify"
+                    r"|verif(?:ied|ying|ication)"
                     r"|check(?:ing)?|double[- ]check(?:ing)?|to confirm|let me confirm|sanity check"
                     r"|plug(?:ging)? (?:it |this )?back",
-    "alternatives": r"alternatively|another (?:approach|way|method|idea)|(?:a )?different (?:approach|way|method)"
-                    r"|other (?:approach|way|method)|on the other hand|what if|instead,? (?:let's|let me|we|i) (?:can|could|try)",
-    "self_correction": r"(?:that's|that is|this is|it's|i was) (?:wrong|incorrect|not right|not correct|a mistake)"
-                       r"|i made (?:a|an) (?:mistake|error)|my mistake|correction|i miscalculated|i misread|i was mistaken"
+    "alternatives": r"alternatively|another (?:approach|way|method|idea)"
+                    r"|(?:a )?different (?:approach|way|method)|other (?:approach|way|method)"
+                    r"|on the other hand|what if|instead,? (?:let's|let me|we|i) (?:can|could|try)",
+    "self_correction": r"(?:that's|that is|this is|it's|i was) "
+                       r"(?:wrong|incorrect|not right|not correct|a mistake)"
+                       r"|i made (?:a|an) (?:mistake|error)|my mistake|correction|i miscalculated"
+                       r"|i misread|i was mistaken"
                        r"|let me (?:fix|correct)|should (?:actually )?(?:be|have been) instead",
 }
-_BEHAVIOURS = {name: re.compile(rf"\b(?:{phrases})\b", re.I) for name, phrases in BEHAVIOURS.items()}
+_BEHAVIOURS = {name: re.compile(rf"\b(?:{words})\b", re.I) for name, words in BEHAVIOURS.items()}
 
 def behaviours(text: str) -> dict[str, int]:
     """How often each behaviour of BEHAVIOURS occurs in `text`."""
-    return {name: len(pattern.findall(text.replace("\u2019", "'"))) for name, pattern in _BEHAVIOURS.items()}
+    text = text.replace("\u2019", "'")
+    return {name: len(pattern.findall(text)) for name, pattern in _BEHAVIOURS.items()}
 
 def repeated_words(text: str, n: int = 8) -> list[tuple[bool, int, int]]:
-    """(said before?, start, end) for each word: it lies in a line that occurred before (same words, whatever the case,
-    spaces and punctuation) or in an n-word sequence that did.  Numbers are words: "Try x = 3" is not "Try x = 4"."""
+    """(said before?, start, end) for each word: it lies in a line that occurred before (same words,
+    whatever the case, spaces and punctuation) or in an n-word sequence that did.  Numbers are words:
+    "Try x = 3" is not "Try x = 4"."""
     words, again, lines, grams, start = [], [], set(), set(), 0
     for line in text.split("\n"):
-        found = [(m[0].casefold(), start + m.start(), start + m.end()) for m in re.finditer(r"\w+|[-+*/^=<>]", line)]
+        found = [(m[0].casefold(), start + m.start(), start + m.end())
+                 for m in re.finditer(r"\w+|[-+*/^=<>]", line)]
         key = tuple(word for word, _, _ in found)
         again += [key in lines] * len(key)
         lines.add(key)
@@ -290,17 +327,23 @@ def repeated_words(text: str, n: int = 8) -> list[tuple[bool, int, int]]:
         start += len(line) + 1
     for i in range(len(words) - n + 1):                   # shorter runs recur in honest mathematics
         gram = tuple(word for word, _, _ in words[i:i + n])
-        if gram in grams: again[i:i + n] = [True] * n
+        if gram in grams:
+            again[i:i + n] = [True] * n
         grams.add(gram)
     return [(repeat, begin, end) for repeat, (_, begin, end) in zip(again, words)]
 
 def without_repetition(text: str) -> str:
-    """`text` without its repeated words and what lies between two of them, and without lines that hold no word."""
+    """`text` without its repeated words and what lies between two of them, and without lines that
+    hold no word."""
     kept, at, before = [], 0, False
     for repeat, begin, end in repeated_words(text):
-        kept.append("\n" * text.count("\n", at, begin) if repeat and before else text[at:begin if repeat else end])
+        if repeat and before:
+            kept.append("\n" * text.count("\n", at, begin))
+        else:
+            kept.append(text[at:begin if repeat else end])
         at, before = end, repeat
-    return "\n".join(line for line in "".join(kept + [text[at:]]).split("\n") if re.search("[A-Za-z0-9]", line))
+    lines = "".join(kept + [text[at:]]).split("\n")
+    return "\n".join(line for line in lines if re.search("[A-Za-z0-9]", line))
 
 def repetition(text: str) -> float:
     """The share, 0 to 1, of the words of `text` that repeat an earlier line or 8-word sequence."""

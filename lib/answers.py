@@ -15,9 +15,9 @@ from functools import lru_cache
 
 from lib.bignum import DIGITS, MORE_DIGITS, Undefined, Value, between, big, fraction, order, real_roots
 from lib.tex import (ABOUT, BASES, FUNCTIONS, GROUPED, IS, MAX_CHARS, MAX_TOKENS, PARTS, POWERS, RELATIONS,
-                     REMARKS, SAYINGS, STOP, TIMES, UNITS, Unreadable, bare, tokens)
-from lib.values import (BIG, NOTHING, TEN, UNIT, Evaluator, children, conditions, free_names, infinite,
-                        inverse, label, last_place, mentions, number, real_set, rename, residue, unsigned)
+                     REMARKS, SAYINGS, STOP, TIMES, UNITS, Unreadable, bare, number, tokens)
+from lib.values import (BIG, NOTHING, TEN, UNIT, Evaluator, children, conditions, entries, free_names, infinite,
+                        inverse, label, last_place, mentions, real_set, rename, residue, unsigned)
 
 MAX_DEPTH = 40                                            # of nesting
 
@@ -33,6 +33,7 @@ _LEVELS = (RELATIONS, ("\\cup", "\\cap", "\\setminus"), (":", "\\mod"), _SIGNS)
 _RANK = {sign: rank for rank, level in enumerate(_LEVELS) for sign in level}
 _OPENERS = {*"( [ { \\{ \\frac \\surd \\lfloor \\lceil".split(), *_ACCENTS, *BIG}
 _OPENERS |= {"\\" + name for name in FUNCTIONS.values()}
+_ENDS = {"", *", + - * / ^ ) } ] = < > <= \\} &".split()}                    # what follows most operands
 _PLAIN = re.compile(r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?", re.A)
 
 HALF = ("num", Fraction(1, 2), 0)
@@ -101,6 +102,8 @@ class Parser:
     def item(self) -> tuple:
         """One answer, perhaps after 'The area is', 'about', '=', and before '..., where k is an integer'."""
         self.take("=", "\\approx")
+        if self.next[:1] != '"':
+            return self.closed(self.level())
         start, said = self.at, []
         while self.word:
             said.append(self.advance()[1:].lower())
@@ -115,7 +118,10 @@ class Parser:
         if node[:2] == ("relation", "=") and label(node[2]):                 # "Area of ABC = 12"
             return node
         self.at = start
-        node = self.level()
+        return self.closed(self.level())
+
+    def closed(self, node: tuple) -> tuple:
+        """An answer with the words that follow it."""
         if self.word in ("even", "odd"):                  # n is even
             parity = number("1" if self.advance() == '"odd' else "0")
             return "relation", "\\equiv", node, ("\\mod", parity, number("2"))
@@ -124,8 +130,8 @@ class Parser:
 
     def remark(self) -> bool:
         """Skip ', for all integers k' and ', where ...' at the end of an answer."""
-        quantified = self.word == "where" or self.word == "for" and self.tokens[self.at + 1][1:] in (
-            "all", "any", "some", "every", "each")
+        quantifier = self.tokens[self.at + 1][1:] in ("all", "any", "some", "every", "each")
+        quantified = self.word == "where" or self.word == "for" and quantifier
         if quantified and not self.depth:
             self.at = len(self.tokens) - 4
         return quantified
@@ -153,13 +159,14 @@ class Parser:
         return left
 
     def rank(self) -> int:
-        if self.next in (":", "\\mid") and self.in_bars:
-            return -1
-        return 0 if self.lone_bar() else _RANK.get(self.next, -1)
+        token = self.tokens[self.at]
+        if token == "|":
+            return 0 if self.lone_bar() else -1
+        return -1 if self.in_bars and token in (":", "\\mid") else _RANK.get(token, -1)
 
     def lone_bar(self) -> bool:
         """Does a bar stand alone, as in P(A|B)?"""
-        return self.next == "|" and not self.in_bars and "|" not in self.tokens[self.at + 1:]
+        return not self.in_bars and "|" not in self.tokens[self.at + 1:]
 
     def minus(self, sign: str) -> bool:
         self.forked |= sign in ("\\pm", "\\mp")
@@ -205,7 +212,9 @@ class Parser:
         return ("neg", value) if before[0] == "neg" else value
 
     def starts_operand(self) -> bool:
-        token = self.next
+        token = self.tokens[self.at]
+        if token in _ENDS:
+            return False
         if token == "|":
             return not self.in_bars and not self.lone_bar()
         letter = token[:1].isalnum() or token[:1] == '"' and len(token) == 2
@@ -241,7 +250,7 @@ class Parser:
 
     def postfix(self, node: tuple) -> tuple:
         """What follows an operand: factorials, percent, degrees, primes, indices and units."""
-        if node[0] == "text" or self.raised:
+        if self.next in _ENDS or node[0] == "text" or self.raised:
             return node
         for _ in range(4):                                # 9!!!!!!! is no answer
             if self.take("!"):
@@ -537,12 +546,6 @@ def parse(text: str, grouped: bool) -> tuple:
     except Unreadable as error:
         return "unreadable", str(error)
 
-def shown(node: tuple) -> str:
-    """A tree on one line: (+ x (* 2 y))."""
-    if node[0] in ("num", "name"):
-        return str(node[1])
-    return "(" + " ".join(shown(arg) if isinstance(arg, tuple) else str(arg) for arg in node) + ")"
-
 # -- 2. Equality -------------------------------------------------------------------------------------------
 
 _INTEGERS = ("blackboard Z", "Z", "blackboard N", "N", "blackboard Z+")
@@ -659,7 +662,7 @@ class Judge(Evaluator):
                     found.append((None, True))
                     self.spend(1)
             (x, left), (y, right) = found
-            if strict and left != right and self.point < 5:
+            if strict and left != right and self.point not in (2, 3):
                 return self.by("one has a value where the other has none", False)
             if x is None or y is None:
                 continue
@@ -762,7 +765,7 @@ class Judge(Evaluator):
     def proportional(self, a: tuple, b: tuple) -> bool:
         """Is left - right of one relation k times that of the other, k != 0 (for inequalities k > 0)?"""
         ratios, (f, g) = [], (("+", n[2], ("neg", n[3])) for n in (a, b))
-        for self.point in range(5 if free_names(f) and free_names(f) == free_names(g) else 0):
+        for self.point in range(4 if free_names(f) and free_names(f) == free_names(g) else 0):
             try:
                 ratios.append(big(self.value(f)) / big(self.value(g)))
             except ArithmeticError:
@@ -816,13 +819,6 @@ def progression(items: list[tuple]) -> list[tuple]:
     numbers = [item[1] for item in items[:at] if item[0] == "num"]
     steps = {y - x for x, y in zip(numbers, numbers[1:])}
     return items[:2] + items[at:] if at > 2 and len(numbers) == at and len(steps) == 1 else items
-
-def entries(node: tuple) -> list[tuple]:
-    """The entries of a tuple or of a matrix with one row or column."""
-    rows = children(node)
-    if node[0] == "matrix" and (len(rows) == 1 or len(rows[0]) == 2):
-        return [item for row in rows for item in row[1:]]
-    return rows if node[0] == "sequence" and (node[1] == "()" or len(rows) > 2) else []
 
 def equal_by_value(answer: str, gold: str, grouped: bool = True) -> tuple[bool, str]:
     """(are two answers equal?, the rule that decided).  Never raises."""

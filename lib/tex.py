@@ -102,6 +102,17 @@ _DRESS = re.compile(
     _DROPPED + r"|\\(?:text[a-z]*|[mh]box|math[a-z]+|operatorname)\*?\s*\{([^{}]*)\}|\\[()\[\]]")
 RELATIONS = "= \\equiv < <= > >= != \\in \\approx \\mid".split()
 
+def number(text: str) -> tuple:
+    """A number leaf: its value, and how many decimal places it shows if it is a decimal (0: it is exact)."""
+    if text.isdigit() and len(text) < 20:
+        return "num", Fraction(int(text)), 0
+    mantissa, _, exponent = text.lower().partition("e")
+    whole, _, places = mantissa.partition(".")
+    if len(mantissa) > 4_000 or len(exponent) > 4:
+        raise Unreadable("number too long")
+    value = Fraction(int(whole + places), 10 ** len(places)) * Fraction(10) ** int(exponent or 0)
+    return "num", value, max(0, len(places) - int(exponent or 0)) if places else 0
+
 def ascii_spelling(text: str) -> str:
     """x² as x^{2}, ½ as \\frac{1}{2}, α as \\alpha, ≤ as <=.  Digits of other scripts stay: unreadable."""
     text = re.sub("[⁰¹²³⁴-⁹⁻ⁿ]+", lambda m: "^{" + m[0].translate(_RAISED) + "}", text.translate(_UNICODE))
@@ -142,8 +153,8 @@ def tokens(text: str, grouped: bool) -> list[str]:
         elif kind == "space" and value.count("\n") > 1 and found and "\\begin" not in text:
             found.append(";")                             # a blank line separates answers
         elif kind == "number":
-            plain = re.sub(r"[^\d.]", "", value) if re.search(r"[\\,{ ~]", value) else value
-            found.append("0" * (value[0] == ".") + plain)
+            plain = value.isdigit() or not re.search(r"[\\,{ ~]", value)
+            found.append("0" * (value[0] == ".") + (value if plain else re.sub(r"[^\d.]", "", value)))
         elif kind in ("text", "upright"):
             stack.append((kind, len(found)))
             prose = kind == "text"

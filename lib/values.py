@@ -12,7 +12,6 @@ from hashlib import blake2b
 
 from lib.bignum import (CALLS, DUST, EXACT, I, ONE, PI, Big, Undefined, Value, between, big, exp, fraction,
                         last_digit, log, order, real_roots, root)
-from lib.tex import Unreadable
 
 MAX_BITS, MAX_WORK = 60_000, 6_000                        # size of exact numbers; steps of one comparison
 BIG = ("\\lim", "\\sum", "\\prod", "\\int")
@@ -21,12 +20,19 @@ UNIT, TEN = (("num", Fraction(n), 0) for n in (1, 10))
 COUNTS = {"binom": math.comb, "gcd": math.gcd, "lcm": math.lcm}
 COUNTING = ("!", "!!", "binom")
 WHOLE = (2, 3, 5, 4, 8, 7, 1, 9, 16, 6, 0, 15, 12, -1, -2, -7, 25, 64, 100, 999, 1_000)     # whole points
-WHOLE_NAMES = "ijklmn"
+WHOLE_NAMES, _TRIED = "ijklmn", (1, -1, 9, -9, 17, 33, -33, 100, -100, 900, -900)
 
 # -- 1. Trees -----------------------------------------------------------------------------------------------
 
 def children(node: tuple) -> list[tuple]:
     return [arg for arg in node[1:] if isinstance(arg, tuple)]
+
+def entries(node: tuple) -> list[tuple]:
+    """The entries of a tuple or of a matrix with one row or column."""
+    rows = children(node)
+    if node[0] == "matrix" and (len(rows) == 1 or len(rows[0]) == 2):
+        return [item for row in rows for item in row[1:]]
+    return rows if node[0] == "sequence" and (node[1] == "()" or len(rows) > 2) else []
 
 def free_names(node: tuple) -> set[str]:
     """The names in a tree that stand for unknowns."""
@@ -81,17 +87,6 @@ def factors(node: tuple) -> set[tuple]:
         return {factor for child in children(node) for factor in factors(child)}
     return factors(node[1]) if node[0] in ("^", "inverse", "neg") else {node} if free_names(node) else set()
 
-def number(text: str) -> tuple:
-    """A number leaf: its value, and how many decimal places it shows if it is a decimal (0: it is exact)."""
-    if text.isdigit() and len(text) < 20:
-        return "num", Fraction(int(text)), 0
-    mantissa, _, exponent = text.lower().partition("e")
-    whole, _, places = mantissa.partition(".")
-    if len(mantissa) > 4_000 or len(exponent) > 4:
-        raise Unreadable("number too long")
-    value = Fraction(int(whole + places), 10 ** len(places)) * Fraction(10) ** int(exponent or 0)
-    return "num", value, max(0, len(places) - int(exponent or 0)) if places else 0
-
 def rename(node: tuple, old: tuple, new: tuple) -> tuple:
     if node == old:
         return new
@@ -131,7 +126,10 @@ def label(node: tuple) -> bool:
 def real_set(node: tuple, part: bool = False) -> tuple[set, list, list] | None:
     """({the unknown}, [end points], [relations that hide theirs]) of a set of real numbers, else None.
     As a part of a union 'x = 1' and {1, 2} are such sets, too."""
-    op, args = node[0], children(node)
+    op = node[0]
+    if op in ("num", "+", "*", "neg", "^"):               # most answers
+        return None
+    args = children(node)
     if node in (REALS, NOTHING):
         return set(), [], []
     if op == "sequence" and len(args) == 2 or op == "list" and part and node[1] == "{}":
@@ -154,18 +152,25 @@ def real_set(node: tuple, part: bool = False) -> tuple[set, list, list] | None:
         return {unknown}, ends, []
     return ({("name", *names)}, [], [node]) if len(names) == 1 else None
 
+def shown(node: tuple) -> str:
+    """A tree on one line: (+ x (* 2 y))."""
+    if node[0] in ("num", "name"):
+        return str(node[1])
+    return "(" + " ".join(shown(arg) if isinstance(arg, tuple) else str(arg) for arg in node) + ")"
+
 # -- 2. Evaluation ------------------------------------------------------------------------------------------
 
 @lru_cache(maxsize=4096)
 def name_value(name: str, point: int) -> Fraction:
-    """For every name a random rational that depends on the name and the point only: for points 0 and 1 in (0,
-    1), where arcsin and the like are real, then above, below and just below zero, then large."""
+    """For every name a random rational that depends on the name and the point only: in (0, 1), below, large
+    of either sign, above, in (0, 1) again (where arcsin and the like are real), and just below zero."""
     if name in ("infty", "emptyset") or name.startswith("blackboard"):
         raise Undefined(name)
     digest = blake2b(f"{name}/{point}".encode("utf-8", "replace"), digest_size=8).digest()
     seed = int.from_bytes(digest, "big")
-    low, high = ((1, 996), (1, 996), (1009, 4001), (-3989, -1101), (-996, -1), (19_940_000, 99_700_000),
-                 (-99_700_000, -19_940_000))[point]
+    ranges = ((1, 996), (-3989, -1101), (19_940_000, 99_700_000), (-99_700_000, -19_940_000), (1009, 4001),
+              (1, 996), (-996, -1))
+    low, high = ranges[point]
     return Fraction(low + seed % (high - low + 1), 997)
 
 class Evaluator:
@@ -200,8 +205,9 @@ class Evaluator:
             return self.determinant([row[1:] for row in args[1][1:]] if args[1][0] == "matrix" else [])
         values = [self.value(arg, radians) for arg in args if isinstance(arg, tuple)]
         for v in values:
-            bits = v.numerator.bit_length() + v.denominator.bit_length() if isinstance(v, Fraction) else 2_000
-            self.spend(MAX_WORK if bits > 2 * MAX_BITS else bits * bits // 4_000_000)
+            bits = v.numerator.bit_length() + v.denominator.bit_length() if type(v) is Fraction else 2_000
+            if bits >= 2_000:
+                self.spend(MAX_WORK if bits > 2 * MAX_BITS else bits * bits // 4_000_000)
         result = self.apply(op, args, values, radians)
         return result if isinstance(result, Fraction) or result.re or result.im else Fraction(0)
 
@@ -297,7 +303,7 @@ class Evaluator:
         return root(z) if half else exp(big(exponent) * log(z))
 
     def call(self, name: str, values: list[Value], exact: bool) -> Value:
-        self.spend(30)
+        self.spend(20)
         if name in ("f", "g", "h"):                       # unknown: the same value for the same arguments
             shown = [str(v) if isinstance(v, Fraction) else f"{v.re:.40e} {v.im:.40e}" for v in values]
             return name_value(f"{name}({shown})", self.point)
@@ -381,30 +387,33 @@ class Evaluator:
         changes its sign."""
         whole = sorted(whole_names(a) | whole_names(b))
         numbers = WHOLE[:-5 if mentions(a, *COUNTING) or mentions(b, *COUNTING) else None]
-        for n in range(7 + len(numbers) * bool(whole)):
-            only = [name for name in whole if n > 6 or name[0] in WHOLE_NAMES]
+        sharp = edges(a) | edges(b)
+        plain = not (whole or sharp or mentions(a, *CALLS) or mentions(b, *CALLS))
+        broken = [name for name in whole if name[0] not in WHOLE_NAMES]      # floor(x) also between integers
+        for n in range(4 if plain else 7 + len(numbers) * bool(whole) + 6 * bool(broken)):
             self.point = n % 7
-            self.given = {name: Fraction(numbers[(n + 3 * k) % len(numbers)]) for k, name in enumerate(only)}
+            self.given = {name: Fraction(numbers[(n + 3 * k) % len(numbers)]) for k, name in enumerate(whole)}
+            for name in broken if not 7 <= n < 7 + len(numbers) else ():
+                self.given[name] += Fraction(n % 5 + 1, 6)
             yield False
         self.point, self.given = 0, {name: Fraction(3) for name in whole}
-        for edge in {*edges(a), *edges(b)}:
-            for name in sorted(free_names(edge) - set(whole))[:3]:
-                for x in self.sides(edge, name):
-                    self.point, self.given[name] = 0, x
-                    yield True
-                self.given.pop(name, None)
+        names = sorted(set().union(*map(free_names, sharp)) - set(whole))
+        for name in names[:max(1, 4 - len(names))]:
+            for x in self.sides([edge for edge in sharp if name in free_names(edge)], name):
+                self.point, self.given[name] = 0, x
+                yield True
+            self.given.pop(name, None)
         self.given = {}
 
-    def sides(self, edge: tuple, name: str) -> list[Value]:
-        """The roots of `edge` and values of `name` on both sides of them; tried out where it is no
-        polynomial."""
-        coefficients, found = self.polynomial(edge, name), {}
-        if coefficients is not None:
-            roots = real_roots(coefficients)
-            return roots + between(roots) if roots else []
-        for self.given[name] in (Fraction(n, 7) for n in (1, -1, 9, -9, 17, 33, -33, 100, -100, 900, -900)):
-            try:
-                found.setdefault(order(self.value(edge), Fraction(0)), self.given[name])
-            except ArithmeticError:
-                self.spend(1)
-        return list(found.values())
+    def sides(self, sharp: list[tuple], name: str) -> list[Value]:
+        """The roots of edges and values of `name` between them; tried out where one is no polynomial."""
+        roots, tried = [], {}
+        for edge in sharp:
+            coefficients = self.polynomial(edge, name)
+            roots += real_roots(coefficients or [])
+            for self.given[name] in (Fraction(n, 7) for n in _TRIED if coefficients is None):
+                try:
+                    tried.setdefault((edge, order(self.value(edge), Fraction(0))), self.given[name])
+                except ArithmeticError:
+                    self.spend(1)
+        return roots + (between(roots) if roots else []) + list(tried.values())
