@@ -69,7 +69,8 @@ class PPOConfig:
     judge_tokens: int = flag(
         "reward", 2000, "longest reply of the judge, tokens; models that think first need more", 1,
         resume="any")
-    judge_workers: int = flag("reward", 16, "requests to the judge at once, on each rank", 1, resume="any")
+    judge_workers: int = flag("reward", 16, "requests to the judge at once, on each rank", 1, 1024,
+                              resume="any")
     judge_failures: float = flag(
         "reward", 0.02, "largest share of a step's responses that may stay unjudged (R_ex = 0)", 0, 1,
         resume="any")
@@ -79,7 +80,7 @@ class PPOConfig:
     reward: str = flag(
         "reward", "", "FILE.py:FUNCTION(response, problem) -> float that replaces Eq. 1; called from several "
         "threads at once", resume="content", again=True)
-    reward_clip: float = flag("reward", 10.0, "rewards are clipped to plus or minus this", 0)
+    reward_clip: float = flag("reward", 10.0, "rewards are clipped to plus or minus this", 1e-9)
     kl_coef: float = flag("reward", 0.05, "beta, the weight of the per-token KL penalty", 0)
     kl_target: float = flag(
         "reward", 0.0, "if positive, beta adapts towards this KL per response, in nats", 0)
@@ -99,7 +100,7 @@ class PPOConfig:
     adam_eps: float = flag(
         "update", 1e-8, "epsilon of Adam; the root mean square of a gradient of norm 1 over 8e9 parameters "
         "is 1e-5, and is damped by a larger one", 1e-16)
-    grad_clip: float = flag("update", 1.0, "largest gradient norm", 0)
+    grad_clip: float = flag("update", 1.0, "largest gradient norm", 1e-9)
     freeze_steps: int = flag(
         "update", 4, "first steps that train the critic alone (ignored by advantage group)", 0)
     dtype: str = flag("memory", "bfloat16", "compute type; master weights are float32",

@@ -27,6 +27,9 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # python -I leaves it out
+
 # The pieces in which CUDA's memory is kept then grow and are given back; less is lost between them.
 # torch reads this when it is imported.
 if "PYTORCH_ALLOC_CONF" not in os.environ:
@@ -47,7 +50,6 @@ from ppo import PPOConfig
 import ppo
 import rewards
 
-ROOT = Path(__file__).resolve().parent
 LINES = "\n\t"  # what a response may do on a terminal
 
 
@@ -188,10 +190,16 @@ def sft(args):
         if not args.from_scratch:
             hf.check_weights(args.model)
         rows = files.load_problems(args.data, ("problem", "solution"))
-        examples = [sft_example(tokenizer, row) for row in rows]
-        for row, (ids, _) in zip(rows, examples):
+        examples = []
+        for row in rows:
+            ids, mask = sft_example(tokenizer, row)
             if len(ids) > args.max_tokens:
-                raise ValueError(f"{args.data}:{row['line']}: {len(ids)} tokens, expected at most {args.max_tokens} (--max-tokens)")
+                raise ValueError(f"{args.data}:{row['line']}: {len(ids)} tokens, "
+                                 f"expected at most {args.max_tokens} (--max-tokens)")
+            if not any(mask):  # a batch of such rows would have no loss
+                raise ValueError(f"{args.data}:{row['line']}: solution has no token to train, "
+                                 "expected a piece of text marked true")
+            examples.append((ids, mask))
         longest = max(len(ids) for ids, _ in examples)
         cli.check_length(args.model, longest)
         cli.check_inputs(args)
@@ -269,6 +277,7 @@ def run_ppo(args):
         problems = files.load_problems(args.data, needed(args))
         longest = cli.check_prompts(args.data, problems, tokenizer, args.max_prompt)
         cli.check_length(args.model, longest + args.max_response)
+        cli.check_responses("--rollout-batch", args.rollout_batch, args.samples)
         verifier = functions.load("--verifier", args.verifier, functions.verdict)
         function = functions.load("--reward", args.reward, functions.number)
         cli.check_inputs(args)
@@ -408,6 +417,7 @@ def run_eval(args):
             raise ValueError(f"--samples is {args.samples}, expected 1 at --temperature 0: greedy samples are all the same")
         if len({Path(folder).resolve() for folder in args.model}) < len(args.model):
             raise ValueError("--model: a folder is given twice, expected different models")
+        cli.check_responses("problems", len(rows), args.samples)
         room = 8192  # the paper's, or what the smallest model has beside the longest prompt
         for folder in args.model:
             tokenizer = hf.load_tokenizer(folder)
@@ -482,6 +492,7 @@ def run_sample(args):
         else:
             files.check_text(args.problem, "--problem")
             rows = [{"problem": args.problem, "answer": args.answer}]
+        cli.check_responses("problems", len(rows), args.samples)
         verifier = functions.load("--verifier", args.verifier, functions.verdict)
         tokenizer = hf.load_tokenizer(args.model)
         device, _ = parallel.start()

@@ -25,9 +25,14 @@ import os
 import random
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository root, when run as a script
+from lib import files  # noqa: E402
+
+MOST = 10**6  # lines of a file: a hundred times what the experiment takes
 PRIMES = {1: 5, 2: 7, 3: 11}  # level -> modulus
 PRIMITIVE_ROOTS = {5: (2, 3), 7: (3, 5), 11: (2, 6, 7, 8)}  # their powers run through 1 .. p-1
 FAMILIES = ("linear", "power", "quadratic")
@@ -276,18 +281,31 @@ def write_model(folder, tokenizer, args):
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BEGIN, "eos_token": TURN_END,
         "pad_token": END, "model_max_length": 1024, "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATE})
-    with open(f"{folder}/tokenizer.json", "w", encoding="utf-8", newline="\n") as f:
-        f.write(tokenizer.to_str(pretty=True) + "\n")
+    files.write_text(Path(folder) / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
 
 
 def write_json(path, value):
-    with open(path, "w", encoding="utf-8", newline="\n") as f:
-        f.write(json.dumps(value, indent=2) + "\n")
+    files.write_text(Path(path), json.dumps(value, indent=2) + "\n")
 
 
 def write_jsonl(path, rows):
-    with open(path, "w", encoding="utf-8", newline="\n") as f:
-        f.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+    files.write_text(Path(path), "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+
+
+def leave(status, message):
+    print(f"generate.py: {files.visible(message, 1000)}", file=sys.stderr)
+    sys.exit(status)
+
+
+def check_out(out):
+    """End with status 2 where `out` is no folder, or holds files of these names that this program did not write."""
+    if os.path.lexists(out) and not os.path.isdir(out):
+        leave(2, f"--out {out}: expected a folder, or a new name")
+    facts = Path(out) / "facts.jsonl"
+    ours = facts.is_file() and facts.open("rb").read(23) == b'{"problem": "Facts mod '
+    for name in ("facts.jsonl", "steps.jsonl", "sft.jsonl", "train.jsonl", "validation.jsonl", "test.jsonl", "model"):
+        if not ours and os.path.lexists(Path(out) / name):
+            leave(2, f"--out {out}: has a {name} that is not of this program; nothing was replaced, give another one")
 
 
 def solution_text(row):
@@ -295,7 +313,7 @@ def solution_text(row):
     return solution if isinstance(solution, str) else "".join(text for text, _ in solution)
 
 
-def print_table(files, tokenizer):
+def print_table(tables, tokenizer):
     """One line a file, then one line a kind of demonstration."""
 
     def lengths(rows):
@@ -303,21 +321,21 @@ def print_table(files, tokenizer):
         return f"{sum(n) / len(n):11.1f} {max(n):10d}" if n else f"{'-':>11} {'-':>10}"
 
     print(f"{'file':<18} {'lines':>6}  {'families':<38} {'levels 1/2/3':<16} {'mean tokens':>11} {'max tokens':>10}")
-    for name, rows in files.items():
+    for name, rows in tables.items():
         families = ", ".join(f"{f} {n}" for f in FAMILIES + ("facts", "steps") if (n := sum(r["subject"] == f for r in rows)))
         levels = "/".join(str(sum(r["level"] == level for r in rows)) for level in PRIMES)
         print(f"{name:<18} {len(rows):6d}  {families:<38} {levels:<16} {lengths(rows)}")
     for kind in KINDS:
-        rows = [r for r in files["sft.jsonl"] if r["demonstration"] == kind]
+        rows = [r for r in tables["sft.jsonl"] if r["demonstration"] == kind]
         print(f"{'  ' + kind:<18} {len(rows):6d}  {'':<38} {'':<16} {lengths(rows)}")
 
 
 def parse_args(argv=None):
     here = os.path.dirname(os.path.abspath(__file__))
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
     add = parser.add_argument
-    add("--out", default=os.path.join(here, "tiny"), help="folder to write; files of the same name are replaced")
+    add("--out", default=os.path.join(here, "tiny"), help="folder to write; files of an earlier call are replaced")
     add("--seed", type=int, default=0, help="same seed and numbers, same bytes")
     add("--facts", type=int, default=600, help="lines of facts")
     add("--steps", type=int, default=1500, help="lines of single tries")
@@ -335,10 +353,13 @@ def parse_args(argv=None):
     add("--kv-heads", type=int, default=2, help="key/value heads")
     args = parser.parse_args(argv)
     shares = (args.direct, args.partial, args.search)
-    if min(shares) < 0 or sum(shares) > 1 + 1e-9:
+    if not (min(shares) >= 0 and sum(shares) <= 1 + 1e-9):  # in this form for nan, too
         parser.error("--direct, --partial and --search must be >= 0 and add up to at most 1")
-    if min(args.facts, args.steps, args.sft, args.train, args.validation, args.test) < 1:
-        parser.error("--facts, --steps, --sft, --train, --validation and --test must be at least 1")
+    counts = (args.facts, args.steps, args.sft, args.train, args.validation, args.test)
+    if min(counts) < 1 or max(counts) > MOST:
+        parser.error(f"--facts, --steps, --sft, --train, --validation and --test must be at least 1 and at most {MOST}")
+    if args.vocab > 2**16:
+        parser.error(f"--vocab must be at most {2**16}: the texts have fewer words")
     if args.vocab < 256 + len(SPECIALS):
         parser.error(f"--vocab must be at least {256 + len(SPECIALS)}: every byte and every special token")
     if min(args.hidden, args.layers, args.heads, args.kv_heads) < 1:
@@ -350,6 +371,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    check_out(args.out)
     rng = random.Random(args.seed)
     cells = {}
     for problem in all_problems():
@@ -364,7 +386,7 @@ def main(argv=None):
     for problems in (test, validation, train, rest):
         rng.shuffle(problems)
     shares = (args.direct, args.partial, args.search, 1 - args.direct - args.partial - args.search)
-    files = {
+    tables = {
         "facts.jsonl": fact_lines(args.facts, rng),
         "steps.jsonl": step_lines(rest, args.steps, rng),
         "sft.jsonl": demonstrations(rest, args.sft, shares, rng),
@@ -372,14 +394,17 @@ def main(argv=None):
         "validation.jsonl": [row(problem) for problem in validation],
         "test.jsonl": [row(problem) for problem in test],
     }
-    every = [r for rows in files.values() for r in rows]
+    every = [r for rows in tables.values() for r in rows]
     texts = [r["problem"] for r in every] + [solution_text(r) for r in every if "solution" in r]
     tokenizer = make_tokenizer(texts + ["user", "assistant", "Problem: ", "\n\n"] * 100, args.vocab)
-    os.makedirs(args.out, exist_ok=True)
-    for name, rows in files.items():
-        write_jsonl(os.path.join(args.out, name), rows)
-    write_model(os.path.join(args.out, "model"), tokenizer, args)
-    print_table(files, tokenizer)
+    try:
+        os.makedirs(args.out, exist_ok=True)
+        for name, rows in tables.items():
+            write_jsonl(os.path.join(args.out, name), rows)
+        write_model(os.path.join(args.out, "model"), tokenizer, args)
+    except OSError as error:
+        leave(1, error)
+    print_table(tables, tokenizer)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository root, when run as a script
+from lib import files  # noqa: E402
 from rewards import extract_answer  # noqa: E402
+
+MOST_BYTES = 2**30  # of a file of the input: the largest of these sets, all of MATH, has 20 MB
 
 
 class BadInput(Exception):
@@ -70,7 +73,7 @@ def convert_math500(record, name):
 def convert_gsm8k(record, name):
     reasoning, mark, answer = text_field(record, "answer").rpartition("####")
     answer = answer.strip().replace(",", "")
-    if not mark or not re.fullmatch(r"-?\d+(\.\d+)?", answer):
+    if not mark or not re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", answer):
         raise ValueError(f'field answer: found {record["answer"][-40:]!r} at its end, expected "#### number"')
     reasoning = re.sub(r"<<[^<>]*>>", "", reasoning).strip()  # <<48/2=24>>: marks for a calculator, not for a reader
     return {"problem": text_field(record, "question"), "answer": answer,
@@ -81,14 +84,14 @@ def convert_gsm8k(record, name):
 def convert_aime(record, name):
     answer = str(record["answer"]).strip()
     # One problem (1983-2023) has "080 or 081 (both were accepted)"; a row has one answer, so the first is taken.
-    found = re.fullmatch(r"(\d{1,3})(?: or \d{1,3} \(both were accepted\))?", answer)
+    found = re.fullmatch(r"([0-9]{1,3})(?: or [0-9]{1,3} \(both were accepted\))?", answer)
     if not found:
         raise ValueError(f"field answer: found {answer!r:.60}, expected an integer from 0 to 999")
     row = {"problem": text_field(record, "problem"), "answer": str(int(found[1]))}
     if record.get("solution"):
         row["solution"] = text_field(record, "solution")
     number = str(record.get("problem number") or str(record.get("url", "")).rpartition("_")[2])
-    if not number.isdigit():
+    if not re.fullmatch("[0-9]{1,3}", number):
         raise ValueError("found no problem number, expected it in field problem number or at the end of field url")
     # Problems 1 to 15 get harder: three to a level, so that tables by level say something.
     level = min(5, max(1, (int(number) + 2) // 3))
@@ -114,7 +117,7 @@ def convert(record, name):
 
 def read_records(source):
     """Yield (where, name, text): FILE:LINE for messages, an id for the row, and the JSON text of one record."""
-    if source.is_dir():
+    if os.path.isdir(source):
         # algebra/2.json before algebra/10.json, whatever order the file system has
         paths = sorted(source.rglob("*.json"), key=lambda p: (p.parent, len(p.stem), p.stem))
         if not paths:
@@ -134,20 +137,25 @@ def read_records(source):
 
 def read_text(path):
     try:
-        data = path.read_bytes()
+        with files.reading(path, "rb") as f:
+            data = f.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise BadInput(f"{path}:0: found more than {MOST_BYTES} bytes, expected fewer")
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise BadInput(f"{path}:{line}: found bytes that are not UTF-8, expected JSON text") from None
     except OSError as error:
         raise BadInput(f"{path}:0: found no readable file ({error.strerror}), expected JSON text") from None
+    except ValueError:
+        raise BadInput(f"{path}:0: found a pipe or a device, expected a regular file") from None
 
 
 def prepare(source, target, limit=None, seed=0):
     """Convert all of `source`, check it, then write `target`. With a limit, a random choice in the input's order."""
-    if target.exists():
+    if os.path.lexists(target):
         raise BadInput(f"{target}:0: found an existing file, expected a new name; nothing is overwritten")
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         raise BadInput(f"{target}:0: found no folder {target.parent}, expected it to exist")
     rows, seen = [], {}
     for where, name, text in read_records(source):
@@ -163,25 +171,22 @@ def prepare(source, target, limit=None, seed=0):
             path, _, line = where.rpartition(":")
             raise BadInput(f"{path}:{int(line) + inner}: found invalid JSON ({error.msg} at column {error.colno}), "
                            "expected one JSON object") from None
+        except RecursionError:
+            raise BadInput(f"{where}: found JSON nested too deeply, expected one object with fields") from None
         except ValueError as error:
             raise BadInput(f"{where}: {error}") from None
     if limit is not None:
         chosen = sorted(random.Random(seed).sample(range(len(rows)), min(limit, len(rows))))
         rows = [rows[i] for i in chosen]
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "x", encoding="utf-8", newline="\n") as f:
-            f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        os.rename(temporary, target)  # a half-written file never has the final name
+        files.write_text(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     except OSError as error:
         raise BadInput(f"{target}:0: found that it cannot be written ({error.strerror}), expected a new file") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return rows
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("input", type=Path, help="a jsonl file, or the folder of MATH's json files")
     parser.add_argument("output", type=Path, help="the jsonl file to write; it must not exist yet")
     parser.add_argument("--limit", type=int, help="keep this many problems, chosen at random (default: all)")
@@ -192,9 +197,9 @@ def main(argv=None):
     try:
         rows = prepare(args.input, args.output, args.limit, args.seed)
     except BadInput as error:
-        print(f"prepare.py: {error}", file=sys.stderr)
+        print(f"prepare.py: {files.visible(error, 1000)}", file=sys.stderr)
         return 2
-    print(f"{args.output}: {len(rows)} problems")
+    print(f"{files.visible(args.output, 1000)}: {len(rows)} problems")
     return 0
 
 

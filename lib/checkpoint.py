@@ -13,6 +13,7 @@ beside the data says nothing of who wrote them, so a cryptographic one would be 
 import contextlib
 import json
 import logging
+import re
 import shutil
 import zlib
 from pathlib import Path
@@ -138,19 +139,26 @@ def after_step(step, last, every, save):
 
 def steps(run):
     """Folders of the run's checkpoints, oldest first."""
-    found = [f for f in (Path(run) / "checkpoints").glob("step-*") if f.name[5:].isdecimal()]
+    found = [f for f in (Path(run) / "checkpoints").glob("step-*") if re.fullmatch("[0-9]+", f.name[5:])]
     return sorted(found, key=lambda f: int(f.name[5:]))
 
 
 def remove(folders):
     for folder in folders:
-        aside = folder.rename(folder.with_name(f".{folder.name}.old.part"))  # half a removed one shall not count
-        shutil.rmtree(aside)
+        delete(folder.rename(folder.with_name(f".{folder.name}.old.part")))  # half a removed one shall not count
 
 
 def clear(checkpoints):
     for left in checkpoints.glob(".step-*.part"):
-        shutil.rmtree(left)
+        delete(left)
+
+
+def delete(path):
+    """Of what somebody put in a checkpoint's place, a link or a file, that alone goes."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
 
 
 def check(folder):

@@ -18,6 +18,7 @@ from lib import files, hf, parallel
 ROOT = Path(__file__).resolve().parents[1]
 REQUIRED = dataclasses.MISSING  # as a flag's default: it must be given
 GROUPS = ("model and data", "machine", "rollout", "reward", "advantage", "update", "memory", "run")
+RESPONSES = 2**20  # of a step or an evaluation: what is known of each of their tokens is in memory
 KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", list: "a list of texts"}
 
 
@@ -226,12 +227,20 @@ def checked_input():
 
 
 def check_prompts(path, rows, tokenizer, allowed):
-    """The length of the longest prompt, tokens; a ValueError names the first line whose prompt is longer than allowed."""
-    lengths = [len(hf.chat_prompt(tokenizer, row["problem"])) for row in rows]
-    for row, n in zip(rows, lengths):
+    """The length of the longest prompt, tokens; a ValueError names the first line whose prompt is longer than allowed,
+    before the next is read: a long text takes its time."""
+    longest = 0
+    for row in rows:
+        n = len(hf.chat_prompt(tokenizer, row["problem"]))
         if n > allowed:
             raise ValueError(f"{path}:{row['line']}: the prompt has {n} tokens, expected at most {allowed} (--max-prompt)")
-    return max(lengths)
+        longest = max(longest, n)
+    return longest
+
+
+def check_responses(what, number, samples):
+    if number * samples > RESPONSES:
+        raise ValueError(f"{what} {number} with --samples {samples}: expected at most {RESPONSES} responses")
 
 
 def check_length(folder, tokens):
@@ -317,9 +326,19 @@ def differences(then, now, path=()):
         yield path, then, now
 
 
+WRITTEN = ("*.json", "*.jsonl", "*.safetensors", "done", "stopped", "model", "model/*", "checkpoints", "checkpoints/*")
+
+
 def must_be_new(args):
-    """A new run's folder must not exist. (An empty one may: a kill before config.json was written leaves it.)"""
+    """A new run's folder must not exist. (An empty one may: a kill before config.json was written leaves it.) One that
+    is resumed, maybe a stranger's, must have no links where this program writes: they would lead it elsewhere."""
     folder = Path(args.run)
+    if vars(args).get("checkpoint") and not args.resume:
+        raise ValueError(f"--checkpoint {args.checkpoint}: expected --resume RUN, whose checkpoint it is")
+    if args.resume:
+        for path in sorted(path for pattern in WRITTEN for path in folder.glob(pattern)):
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise ValueError(f"{path}: expected a file or a folder, and no link")
     if not args.resume and os.environ.get("RANK", "0") == "0" and folder.exists():
         if not folder.is_dir() or {f.name for f in folder.iterdir()} - {".config.json.part"}:
             raise FileExistsError(f"{folder}: exists already; nothing was overwritten, give another --out, or --resume {folder}")

@@ -23,6 +23,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 
+from lib import files
 from lib.decode import BLOCK, Decoder
 
 VOCABULARY = 2048  # tokens of it whose logits exist at once in training
@@ -51,18 +52,20 @@ def compiled(D, G):
     """cpu.c, compiled for this machine and these sizes, as a ctypes library; None, and a line that says why, where that fails."""
     source = Path(__file__).with_name("cpu.c")
     with tempfile.TemporaryDirectory() as folder:  # a private one: nobody else's binary is ever loaded
-        command = [*shlex.split(os.environ.get("CC", "cc")), "-O3", "-march=native", "-funroll-loops", "-fopenmp", "-shared", "-fPIC",
+        flags = ["-O3", "-march=native", "-funroll-loops", "-fopenmp", "-shared", "-fPIC",
                    f"-DD={D}", f"-DG={G}", f"-DBLOCK={BLOCK}",
                    # sums in any order, or loops could not become vectors; -ffast-math would change the whole process's floats,
                    # and with -ffinite-math-only a NaN could get lost
                    "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno",
                    str(source), "-o", f"{folder}/cpu.so", "-lm"]
         try:
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+            command = [*shlex.split(os.environ.get("CC", "cc")), *flags]
+            subprocess.run(command, check=True, capture_output=True, errors="replace", timeout=120)
             library = ctypes.CDLL(f"{folder}/cpu.so")  # its OpenMP threads are torch's: the same library, loaded already
-        except (OSError, subprocess.SubprocessError) as error:
+        except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a quote of $CC stays open
             words = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-            print(f"{source.name}: not compiled ({words[0] if words else error}); bfloat16 on CPU is slower without it", file=sys.stderr)
+            said = files.visible(words[0] if words else error, 300)
+            print(f"{source.name}: not compiled ({said}); bfloat16 on CPU is slower without it", file=sys.stderr)
             return None
     for name, kinds in ARGUMENTS.items():
         getattr(library, name).argtypes = [dict(l=ctypes.c_int64, f=ctypes.c_float, p=Pointer)[kind] for kind in kinds]

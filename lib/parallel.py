@@ -1,6 +1,7 @@
 """Many processes: rank and collectives, joining and leaving torchrun's job, plain FSDP. A single process does without."""
 import ctypes
 import os
+import re
 import sys
 from datetime import timedelta
 
@@ -10,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from lib import threads
+from lib import files, threads
 from model import Critic, Llama
 
 
@@ -59,6 +60,33 @@ def compute_type():
     return "bfloat16" if fast else "float32"
 
 
+def environment():
+    """(rank, ranks, rank on this node, ranks on this node) as torchrun's variables have them; a ValueError where they do
+    not fit together, which else shows as a hang or as a division by zero."""
+    found = {}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        text = os.environ.get(name)
+        if text is not None and not (re.fullmatch("[0-9]{1,5}", text) and int(text) < 65536):
+            raise ValueError(f"{name} is {files.visible(repr(text))} in the environment, expected a number below 65536")
+        found[name] = None if text is None else int(text)
+    rank, ranks, local_rank, local_ranks, port = found.values()
+    needed = {"RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": os.environ.get("MASTER_ADDR"), "MASTER_PORT": port}
+    missing = [name for name, value in needed.items() if value is None]
+    local_ranks = (ranks or 1) if local_ranks is None else local_ranks
+    if rank is None and ranks is None:  # a process alone, whatever torchrun may have left of a node's
+        rank, ranks, most = 0, 1, local_ranks
+    elif missing:
+        raise ValueError(f"{missing[0]} is not in the environment, but {'WORLD_SIZE' if ranks else 'RANK'} is: "
+                         "expected all that torchrun sets, or nothing of it")
+    else:
+        most = ranks
+    local_rank = 0 if local_rank is None else local_rank
+    if not (rank < ranks and 1 <= local_ranks <= most and local_rank < local_ranks):
+        raise ValueError(f"RANK {rank} of WORLD_SIZE {ranks}, LOCAL_RANK {local_rank} of LOCAL_WORLD_SIZE {local_ranks} "
+                         "in the environment: expected each rank below its size, as torchrun sets them")
+    return rank, ranks, local_rank, local_ranks
+
+
 def start(shard_ranks=0, offload=False):
     """Join torchrun's processes, or be a group of one. Returns (device, mesh): NCCL on GPUs, gloo on CPU and for CPU tensors.
     offload: much of the work is the processor's.
@@ -66,14 +94,14 @@ def start(shard_ranks=0, offload=False):
     Weights are sharded over shard_ranks processes (0: those of a node) and replicated over such groups: if there is more than
     one group, the mesh is two-dimensional (HSDP).
     """
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
-    shards = shard_ranks or int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    _, ranks, local_rank, local_ranks = environment()
+    shards = shard_ranks or min(local_ranks, ranks)
     if ranks % shards:
         raise ValueError(f"--shard-ranks is {shards}, expected a divisor of the number of processes, {ranks}")
     if offload:
         threads.take_share()
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
         # torch prefers cuDNN's attention on some GPUs, which builds a plan for every new length and stride, that is for every
@@ -82,7 +110,12 @@ def start(shard_ranks=0, offload=False):
     if not dist.is_initialized():
         alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
         # torchrun ends the others of a dead rank at once; the limit is for one that hangs, and no rollout or judge may take so long
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(hours=2), **alone)
+        kind = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        try:
+            dist.init_process_group(kind, timeout=timedelta(hours=2), **alone)
+        except dist.DistError as e:  # such as a port that is taken
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise ConnectionError(f"{where}: the processes cannot meet there: {str(e).splitlines()[0]}") from None
     shape, names = ((ranks // shards, shards), ("replicate", "shard")) if shards < ranks else ((ranks,), ("shard",))
     return device, init_device_mesh(device.type, shape, mesh_dim_names=names)
 
@@ -102,7 +135,7 @@ def stop():
 
 def memory():
     """(bytes of this process's GPU, or None; its share of the machine's memory; both in words)."""
-    n = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    *_, n = environment()
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     words = f"{host / 1e9:.1f} GB of memory for {n} process{'es' * (n > 1)}"
     if not torch.cuda.is_available():

@@ -12,16 +12,24 @@ from lib import files
 import ppo
 import rewards
 
+READ_BYTES = 2**31  # of a log that is read at all: it is in memory as a whole
+TITLE = b"<title>RLSP report</title>"  # how a page of ours is known
+LAST_STEP = 10**9  # of a log; beyond 2^53 a browser cannot count
+METRICS = 1000  # names of logged quantities: the page draws a curve of each
 LOG_BYTES = 8_000_000  # of rollouts, and again of tokens, that a report embeds: it shall open at once and go through e-mail
 
 
 def log_rows(path, need):
     """Rows of a log, perhaps of a run in progress, each with need, {key: type}; the lists in a row of tokens fit together."""
     rows = []
+    if path.stat().st_size > READ_BYTES:
+        raise ValueError(f"{path}: {path.stat().st_size} bytes, expected at most {READ_BYTES}")
     for number, row in files.read_jsonl(path, growing=True):
         for key, kind in need.items():
             if type(row.get(key)) is not kind:
                 raise ValueError(f"{path}:{number}: {key} is {files.visible(repr(row.get(key)), 60)}, expected {kind.__name__}")
+        if "step" in need and not 0 <= row["step"] <= LAST_STEP:
+            raise ValueError(f"{path}:{number}: step is {row['step']}, expected at most {LAST_STEP}")
         if "tokens" in need and any(isinstance(x, list) and len(x) != len(row["tokens"]) for x in row.values()):
             raise ValueError(f"{path}:{number}: lists of different lengths, expected one number a token")
         rows.append(row)
@@ -69,7 +77,10 @@ def gather_run(folder, share):
                         if type(v) in (int, float) and math.isfinite(v)})
     if not metrics:
         raise ValueError(f"{folder / 'metrics.jsonl'}: holds no step yet")
-    out = config | {"metrics": {k: [row.get(k) for row in metrics] for k in dict.fromkeys(k for row in metrics for k in row)}}
+    names = dict.fromkeys(k for row in metrics for k in row)
+    if len(names) > METRICS:
+        raise ValueError(f"{folder / 'metrics.jsonl'}: {len(names)} quantities, expected at most {METRICS}")
+    out = config | {"metrics": {k: [row.get(k) for row in metrics] for k in names}}
     for name, need in ("rollouts", {"response": str, "reward": dict}), ("tokens", {"tokens": list, "reward": list}):
         file = folder / f"{name}.jsonl"
         rows = log_rows(file, {"problem": str, "step": int} | need) if file.is_file() else []
@@ -130,7 +141,14 @@ def group_runs(runs, passing):
 
 
 def write(folders, out, passing):
-    """Read the folders that sft, ppo and eval wrote and write the page; passing: flags that do not make a run another one."""
+    """Read the folders that sft, ppo and eval wrote and write the page; passing: flags that do not make a run another one.
+    A page that an earlier report wrote is replaced, and nothing else."""
+    page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    if os.path.lexists(out):
+        files.regular(out)
+        with files.reading(out, "rb") as f:
+            if TITLE not in f.read(2**10):
+                raise FileExistsError(f"{out}: exists and is no report; nothing was overwritten, give another --out")
     folders = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
     for folder in folders:
         there = {f for f in ("config.json", "metrics.jsonl", "summary.json") if (folder / f).is_file()}
@@ -144,8 +162,10 @@ def write(folders, out, passing):
         try:
             found = gather_run(folder, share) if kind == "runs" else gather_eval(folder)
             found |= {"flags": dict(found["flags"]), "versions": dict(found["versions"]), "name": os.path.relpath(folder, root)}
+            if len(found["flags"]) + len(found["versions"]) > METRICS:
+                raise ValueError(f"{folder / 'config.json'}: expected at most {METRICS} flags and versions")
             data[kind].append(found)
         except (KeyError, TypeError, AttributeError, ZeroDivisionError) as e:
             raise ValueError(f"{folder}: not what this program writes: {files.visible(repr(e))}") from None
     group_runs(data["runs"], passing)
-    files.write_text(out, Path(__file__).with_name("report.html").read_text(encoding="utf-8").replace("{{DATA}}", embedded(data)))
+    files.write_text(out, page.replace("{{DATA}}", embedded(data)))

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -151,6 +152,10 @@ def test_bad_data_gets_one_line_and_status_2(folder, tmp_path, refused, text, wo
     (["--steps", "x"], "--steps: invalid int value"), (["--advantage", "group"], "--samples is 1, expected at least 2"),
     (["--max-response", "2000"], "max_position_embeddings is 1024"), (["--reward", "nowhere.py:f"], "nowhere.py:f: expected an existing"),
     (["--freeze-steps", "9", "--steps", "5"], "--freeze-steps is 9, expected fewer than --steps 5"), (["--resume", "nowhere"], "nowhere/config.json: no such file"),
+    (["--checkpoint", "step-000002"], "--checkpoint step-000002: expected --resume RUN"),
+    (["--grad-clip", "0"], "--grad-clip: 0 is out of range, expected at least 1e-09"), (["--reward-clip", "0"], "--reward-clip: 0 is out of range"),
+    (["--judge-workers", "1000000000"], "--judge-workers: 1000000000 is out of range"),
+    (["--rollout-batch", "1000000000"], "--rollout-batch 1000000000 with --samples 1: expected at most 1048576 responses"),
     (["--kv-gb", "1e-6"], "--kv-gb is 1e-06, expected at least"), (["--model", str(TINY / "model")], "--from-scratch")])
 def test_bad_flags_get_a_clear_line_and_status_2(folder, tmp_path, refused, words, message):  # noqa: F811
     data = bad(tmp_path, GOOD)
@@ -190,9 +195,9 @@ def test_evaluation_refuses_what_it_would_report_wrongly(folder, tmp_path, refus
     data, run = bad(tmp_path, GOOD), tmp_path / "run"
     assert "--model: a folder is given twice" in refused("eval", "--model", folder, f"{folder}/.", "--data", data, "--out", run)
     # resumed with other problems than those of the outputs that are there
-    flags = vars(rlsp.parser().parse_args(["eval", "--model", str(folder), "--data", str(data), "--out", str(run), "--max-response", "8"]))
+    args = rlsp.read_flags(["eval", "--model", str(folder), "--data", str(data), "--out", str(run), "--max-response", "8"])
     run.mkdir()
-    (run / "config.json").write_text(json.dumps({"flags": {k: v for k, v in flags.items() if k != "function"}}))
+    (run / "config.json").write_text(json.dumps({"flags": cli.kept_flags(args)}))
     good = json.loads(GOOD) | dict(correct=[True], answers=["2"], tokens=[3], truncated=[False], responses=["2"])
     for outputs, message in (([good | {"problem": "What is 2 + 2?"}], f"outputs-1.jsonl:1: not the problem of {data}:1, which has changed"),
                              ([good | {"answer": "4"}], "outputs-1.jsonl:1: not the problem of"),
@@ -201,7 +206,7 @@ def test_evaluation_refuses_what_it_would_report_wrongly(folder, tmp_path, refus
         (run / "outputs-1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in outputs))
         assert message in refused("eval", "--resume", run)
     (run / "outputs-1.jsonl").write_text(json.dumps(good) + "\n")
-    assert rlsp.earlier_results(run / "outputs-1.jsonl", files.load_problems(data), rlsp.argparse.Namespace(**flags)) == [good]
+    assert rlsp.earlier_results(run / "outputs-1.jsonl", files.load_problems(data), args) == [good]
 
 
 TINY_TOKENIZER = TINY / "model/tokenizer.json"
@@ -289,6 +294,83 @@ def test_a_second_model_that_does_not_fit_is_named_before_the_first_is_evaluated
     (tmp_path / "m/config.json").write_text(json.dumps(raw | {"intermediate_size": raw["intermediate_size"] * 2}))
     error = refused("eval", "--model", folder, tmp_path / "m", "--data", bad(tmp_path, GOOD), "--out", tmp_path / "run", "--max-response", "8")
     assert f"{tmp_path}/m/model.safetensors: " in error and "has shape" in error and not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_with_links_leads_nowhere(folder, tmp_path, refused):  # noqa: F811
+    """A stranger's run whose model/ or metrics.jsonl is a link would have us write at its other end; a pipe would have us wait."""
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    data = bad(tmp_path, GOOD)
+    args = rlsp.read_flags(["ppo", "--model", str(folder), "--data", str(data), "--out", str(run), "--max-response", "8"])
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"flags": cli.kept_flags(args)}))
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("x")
+    for name, make in (("model", lambda p: p.symlink_to(elsewhere)), ("metrics.jsonl", lambda p: p.symlink_to(elsewhere / "precious")),
+                       ("done", lambda p: p.symlink_to("/dev/zero")), ("rollouts.jsonl", os.mkfifo),
+                       ("checkpoints", lambda p: p.symlink_to(elsewhere)), ("outputs-1.jsonl", os.mkfifo)):
+        make(run / name)
+        assert f"{run / name}: expected a file or a folder, and no link" in refused("ppo", "--resume", run)
+        (run / name).unlink()
+    (run / "model").mkdir()
+    (run / "model/.part-0").symlink_to(elsewhere / "precious")
+    assert "model/.part-0: expected a file or a folder, and no link" in refused("ppo", "--resume", run)
+    # nor does what writes follow one that comes later
+    (elsewhere / ".x.json.part").symlink_to(elsewhere / "precious")
+    files.write_text(elsewhere / "x.json", "{}")
+    (elsewhere / "log.jsonl").symlink_to(elsewhere / "precious")
+    with pytest.raises(ValueError, match="log.jsonl: expected a file, and no link"):
+        files.append_jsonl(elsewhere / "log.jsonl", [{}])
+    assert (elsewhere / "precious").read_text() == "x" and (elsewhere / "x.json").read_text() == "{}"
+    assert not (elsewhere / ".x.json.part").exists()
+
+
+def test_a_demonstration_without_a_trained_token_is_refused(tmp_path, refused):
+    rows = [{"problem": "a", "solution": [["b", True], ["c", False]]}, {"problem": "a", "solution": [["b", False]]}]
+    error = refused("sft", "--model", TINY / "model", "--from-scratch", "--data", bad(tmp_path, "".join(json.dumps(r) + "\n" for r in rows)),
+                    "--out", tmp_path / "run")
+    assert "bad.jsonl:2: solution has no token to train" in error and not (tmp_path / "run").exists()
+
+
+def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LINE", 100)
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n' + '{"b": "' + "x" * 10**4)
+    with pytest.raises(ValueError, match="a.jsonl:2: expected a line of at most 100 characters"):
+        list(files.read_jsonl(tmp_path / "a.jsonl"))
+    monkeypatch.setattr(files, "JSON_BYTES", 100)
+    with pytest.raises(ValueError, match="a.jsonl: 10016 bytes, expected at most 100"):
+        files.read_json(tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match="/dev/zero: expected a regular file"):
+        files.read_json("/dev/zero")
+
+
+@pytest.mark.parametrize("environment, message", [
+    ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_RANK 0 of LOCAL_WORLD_SIZE 0 in the environment"), ({"WORLD_SIZE": "2"}, "RANK is not in the environment, but WORLD_SIZE is"),
+    ({"RANK": "0"}, "WORLD_SIZE is not in the environment, but RANK is"), ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK 2 of WORLD_SIZE 2"),
+    ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": None}, "MASTER_ADDR is not in the environment, but"),
+    ({"RANK": "x", "WORLD_SIZE": "1"}, "RANK is 'x' in the environment"), ({"RANK": "-1", "WORLD_SIZE": "1"}, "RANK is '-1' in the"),
+    ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "99999"}, "MASTER_PORT is '99999' in the environment"),
+    ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE is '9999")])
+def test_a_torn_environment_gets_a_clear_line(monkeypatch, environment, message):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert parallel.environment() == (0, 1, 0, 1)
+    for name, value in ({"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"} | environment).items():
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError) as e:
+        parallel.environment()
+    assert message in str(e.value) and len(str(e.value)) < 250
+
+
+def test_a_taken_port_and_an_isolated_python(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        environment = os.environ | dict(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(taken.getsockname()[1]))
+        command = [sys.executable, "-I", ROOT / "rlsp.py", "sft", "--model", TINY / "model", "--from-scratch", "--data", TINY / "sft.jsonl",
+                   "--out", tmp_path / "run"]  # -I does not look for modules beside the script
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=200, env=environment)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("rlsp.py: ")]
+    assert done.returncode == 2 and "the processes cannot meet there" in lines[0] and "Traceback" not in done.stderr, done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_existing_run_is_never_touched(folder, tmp_path):  # noqa: F811

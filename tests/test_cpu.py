@@ -286,6 +286,17 @@ def test_without_a_compiler_all_is_plain_and_says_so(monkeypatch, capsys):
         cpu.compiled.cache_clear()
 
 
+@pytest.mark.parametrize("compiler, said", [("cc '", "No closing quotation"), ("{script}", "caf\ufffd \\x1b[2J is not allowed")])
+def test_a_compiler_with_a_stray_quote_or_words_of_another_encoding_is_one_line(tmp_path, monkeypatch, capsys, compiler, said):
+    script = tmp_path / "compiler"
+    script.write_text("#!/bin/sh\nprintf 'caf\\351 \\033[2J is not allowed\\nmore' >&2\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("CC", compiler.format(script=script))
+    assert cpu.compiled.__wrapped__(16, 2) is None
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"cpu.c: not compiled ({said}")
+
+
 def test_loading_the_kernels_leaves_the_processes_floats_alone():
     """A library linked with -ffast-math would make zeros of the smallest numbers, everywhere."""
     kernels(tiny_llama().bfloat16())

@@ -6,6 +6,7 @@ and every arithmetic step of every demonstration is computed anew from the text.
 
 import filecmp
 import json
+import os
 import re
 import subprocess
 import sys
@@ -201,6 +202,24 @@ def test_generate_shares_and_bad_arguments(tmp_path):
         result = run("generate.py", "--out", tmp_path / "bad", *bad)
         assert result.returncode == 2 and result.stderr.splitlines()[-1].startswith("generate.py: error: --")
         assert not (tmp_path / "bad").exists()
+    for bad in (["--direct", "nan"], ["--vocab", 10**9], ["--sft", 10**9], ["--laye", 3]):
+        result = run("generate.py", "--out", tmp_path / "bad", *bad)
+        assert result.returncode == 2 and result.stderr.splitlines()[-1].startswith("generate.py: error: ")
+    # what is there and not of this program stays
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/train.jsonl").write_text("precious")
+    for out, words in (("file", "expected a folder"), ("mine", "has a train.jsonl that is not of this program")):
+        result = run("generate.py", "--out", tmp_path / out)
+        assert result.returncode == 2 and words in result.stderr and result.stderr.count("\n") == 1
+    assert (tmp_path / "file").read_text() == (tmp_path / "mine/train.jsonl").read_text() == "precious"
+    assert [f.name for f in (tmp_path / "mine").iterdir()] == ["train.jsonl"]
+    # a full disk, for which a limit on the size of files stands in
+    command = ["bash", "-c", f"ulimit -f 100; exec {sys.executable} {ROOT}/data/generate.py --out {tmp_path}/full --sft 300 --steps 10"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1 and "facts.jsonl" in result.stderr and result.stderr.count("\n") == 1
+    assert not list((tmp_path / "full").iterdir())
+    assert run("generate.py", "--out", tmp_path / "d", "--sft", 30, "--steps", 10, "--facts", 10).returncode == 0  # replaces its own
     result = run("generate.py", "--out", tmp_path / "bad", "--test", 100000)
     assert result.returncode != 0 and "100000 problems asked for" in result.stderr and not (tmp_path / "bad").exists()
 
@@ -343,6 +362,34 @@ def test_prepare_bad_files(tmp_path):
     result, _ = prepare(tmp_path, [GSM8K])
     assert result.returncode == 2 and f"prepare.py: {out}:0: found an existing file" in result.stderr
     assert out.read_text() == "precious"
+
+
+def test_prepare_ends_with_one_line_on_input_that_never_does(tmp_path):
+    """A device and a pipe (which else would be read, or waited for, for ever), JSON that is nested too deeply, long names."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000 + "]" * 100_000)
+    (tmp_path / "good.jsonl").write_text(json.dumps(GSM8K) + "\n")
+    out, escape = tmp_path / "out.jsonl", tmp_path / "a\033[2Jb"
+    for source, target, found in (("/dev/zero", out, "found a pipe or a device"), (tmp_path / "pipe", out, "found a pipe or a device"),
+                                  (tmp_path / "deep.jsonl", out, "deep.jsonl:1: found JSON nested too deeply"),
+                                  (tmp_path / ("x" * 300), out, "found no readable file (File name too long)"),
+                                  (tmp_path / "good.jsonl", tmp_path / ("x" * 250), "cannot be written (File name too long)"),
+                                  (tmp_path / "good.jsonl", tmp_path / ("x" * 300), "cannot be written (File name too long)"),
+                                  (escape, out, "a\\x1b[2Jb:0: found no readable file")):
+        result = run("prepare.py", source, target)
+        assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+        assert found in result.stderr and "\033" not in result.stderr and not out.exists()
+    (tmp_path / "dangling").symlink_to(tmp_path / "new")
+    result = run("prepare.py", tmp_path / "good.jsonl", tmp_path / "dangling")
+    assert result.returncode == 2 and "found an existing file" in result.stderr and not (tmp_path / "new").exists()
+
+
+def test_prepare_takes_no_digits_but_0_to_9(tmp_path):
+    """\\d of a regular expression is every decimal digit of Unicode; the verifier and the models are not meant by those."""
+    for record, found in ((GSM8K | {"answer": "so\n#### \u0661\u0662"}, 'expected "#### number"'), (AIME83 | {"answer": "\u0661\u0662"}, "from 0 to 999"),
+                          (AIME83 | {"problem number": "\u0664"}, "found no problem number")):
+        result, out = prepare(tmp_path, [record])
+        assert result.returncode == 2 and found in result.stderr and not out.exists()
 
 
 def test_prepare_limit_is_a_seeded_choice(tmp_path):

@@ -1,6 +1,7 @@
 """tokens.jsonl against slow loops, what `report` gathers and refuses, and the page in a real browser."""
 import json
 import math
+import os
 import shutil
 import subprocess
 
@@ -14,6 +15,7 @@ import ppo
 import rewards
 import rlsp
 from browser import Page
+from conftest import ROOT
 from lib.report import embedded, interval, thinned
 from test_cli import refused  # noqa: F401  (a fixture)
 from test_ppo import folder, lines, trainer, weights  # noqa: F401  (folder is a fixture)
@@ -270,6 +272,54 @@ def test_broken_runs_get_one_line_and_status_2(tmp_path, refused, change, words)
     change(run)
     error = refused("report", run, "--out", tmp_path / "r.html")
     assert words in error and len(error.splitlines()) == 1 and not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize("change, words", [
+    (break_file("metrics.jsonl", json.dumps({"step": 2**53, "a": 1})), "metrics.jsonl:1: step is 9007199254740992, expected at most 1000000000"),
+    (break_file("metrics.jsonl", '{"step": -1}'), "metrics.jsonl:1: step is -1"),
+    (break_file("rollouts.jsonl", json.dumps(rollout(2**53, "x"))), "rollouts.jsonl:1: step is 9007199254740992"),
+    (break_file("metrics.jsonl", json.dumps({"step": 1} | {str(i): i for i in range(100_000)})), "metrics.jsonl: 100002 quantities, expected at most 1000"),
+    (break_file("config.json", json.dumps({"flags": {str(i): i for i in range(2000)}, "versions": {}})), "config.json: expected at most 1000 flags"),
+    (lambda run: os.truncate(run / "rollouts.jsonl", 2**31 + 1), "rollouts.jsonl: 2147483649 bytes, expected at most 2147483648")])
+def test_a_report_of_a_run_that_would_take_for_ever_is_refused(tmp_path, refused, change, words):  # noqa: F811
+    run = ppo_run(tmp_path, "run")
+    change(run)
+    error = refused("report", run, "--out", tmp_path / "r.html")
+    assert words in error and len(error.splitlines()) == 1 and not (tmp_path / "r.html").exists()
+
+
+def test_axes_of_any_numbers_have_few_ticks(tmp_path):
+    """The function of the page, by node: counting up to beyond 2^53 in ones, or in steps of no size, never ends."""
+    node = shutil.which("node")
+    if not node:
+        pytest.skip("no node")
+    text = (ROOT / "lib/report.html").read_text()
+    function = text[text.index("function ticks("):text.index("// Labels of one axis")]
+    cases = "[2**53, 2**53 + 2], [-1e308, 1e308], [NaN, 1], [Infinity, -Infinity], [1e16, 1e16 + 4], [0, 5e-324], [0, 1], [1, 200]"
+    script = f"{function}; console.log(JSON.stringify([{cases}].map(([a, b]) => ticks(a, b, 6))))"
+    found = json.loads(subprocess.run([node, "-e", script], capture_output=True, text=True, timeout=20, check=True).stdout)
+    assert all(1 <= len(ticks) <= 14 for ticks in found) and found[-2] == [0, 0.2, 0.4, 0.6, 0.8, 1] and found[-1] == [50, 100, 150, 200]
+
+
+def test_a_report_replaces_a_report_and_nothing_else(tmp_path, refused, monkeypatch):  # noqa: F811
+    run = ppo_run(tmp_path, "run")
+    report(run, out=run / "report.html")
+    before = (run / "report.html").read_text()
+    report(run, out=run / "report.html")
+    assert (run / "report.html").read_text() == before
+    (tmp_path / "link").symlink_to(run / "report.html")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "page.html").write_text("<!doctype html><title>mine</title>")
+    for out, words in ((run / "metrics.jsonl", "exists and is no report"), (tmp_path / "page.html", "exists and is no report"),
+                       (tmp_path / "link", "no link"), (tmp_path / "pipe", "expected a file"), ("/dev/null", "expected a file"), (tmp_path, "expected a file")):
+        there = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+        error = refused("report", run, "--out", out)
+        assert words in error and len(error.splitlines()) == 1
+        assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == there
+    # one that cannot be written leaves nothing beside it
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert "No space left" in refused("report", run, "--out", tmp_path / "new.html")
+    assert not [f for f in tmp_path.iterdir() if "new" in f.name]
 
 
 # ---- the page in a browser

@@ -155,6 +155,20 @@ def test_a_resumed_optimizer_has_the_state_that_it_would_have_made_itself(folder
             assert made["step"].device.type == ("meta" if fused else "cpu") and optimizer.param_groups[0]["lr"] == 1e-3
 
 
+def test_a_link_or_a_file_in_a_checkpoints_place_is_taken_away_alone(run, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("x")
+    checkpoints = run / "checkpoints"
+    shutil.rmtree(checkpoints / "step-000001")
+    (checkpoints / "step-000001").symlink_to(elsewhere)
+    (checkpoints / "step-000000").write_text("a file")
+    (checkpoints / ".step-000007.part").symlink_to(elsewhere)
+    checkpoint.remove(checkpoint.steps(run)[:-1])
+    checkpoint.clear(checkpoints)
+    assert [f.name for f in checkpoints.iterdir()] == ["step-000002"] and (elsewhere / "precious").read_text() == "x"
+
+
 # ---- written aside and renamed
 
 @pytest.mark.parametrize("moment", ["write", "measure", "sync", "rename"])
