@@ -606,6 +606,18 @@ def test_a_model_whose_log_probs_are_not_finite_is_neither_evaluated_nor_sampled
     assert status == 1 and error.splitlines()[-1] == line and not (tmp_path / "e/summary.json").exists()
 
 
+@pytest.mark.parametrize("command", ["sft", "ppo", "eval", "sample"])
+def test_absurd_seeds_are_refused_in_one_line_and_the_largest_works(folder, tmp_path, call, command):  # noqa: F811
+    data = bad(tmp_path, GOOD.replace("}", ', "solution": "2"}'))
+    words = [command, "--model", folder, *(["--problem", "What?"] if command == "sample" else ["--data", data, "--out", tmp_path / "run"])]
+    for seed in (10**100, 2**63, -1, "1" * 5000, "one"):
+        status, _, error = call(*words, "--seed", seed)
+        assert status == 2 and "--seed" in error and len(error.splitlines()) == 1 and len(error) < 1100
+    more = {"sft": ["--from-scratch"], "ppo": ["--steps", "1", "--rollout-batch", "2", "--freeze-steps", "0", "--max-response", "4"]}
+    status, _, error = call(*words, "--dtype", "float32", "--seed", 2**63 - 1, *more.get(command, ["--max-response", "4"]))
+    assert status == 0, error
+
+
 def test_pass_at_k_is_unbiased():
     """Against all subsets of size k of n samples, c of them right."""
     from itertools import combinations
