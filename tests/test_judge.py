@@ -490,6 +490,15 @@ def test_unjudged_responses_get_no_effort_and_are_counted(folder, tmp_path, quic
             t.rollout()
 
 
+def test_a_verifier_of_ones_own_is_paid_beside_the_judged_effort(folder, tmp_path):  # noqa: F811
+    with serve(lambda r, h: grades()) as (url, _):
+        t = trainer(folder, tmp_path, exploration="judge", judge_url=url, judge_model="m", alpha=0.5)
+        t.verifier = lambda response, problem: len(response) > 10
+        for s in t.rollout():
+            effort = 0.8 if rewards.reasoning_of(s.text).strip() else 0.0
+            assert s.parts.total == pytest.approx(0.5 * (len(s.text) > 10) + 0.5 * effort) and s.effort == pytest.approx(effort)
+
+
 @pytest.mark.parametrize("words, message", [
     ({"--judge-rubric": "nowhere.txt"}, "--judge-rubric nowhere.txt: no such file"), ({"--judge-tokens": "0"}, "--judge-tokens: 0 is out of range"),
     ({"--judge-url": ""}, "give --judge-url and --judge-model"), ({"--judge-model": " "}, "give --judge-url and --judge-model"),
