@@ -1,19 +1,22 @@
 """PPO for a language model with a critic, in one scroll.
 
-    1. Settings              every value of the recipe, with the paper's defaults for an 8B model
-    2. The mathematics       KL estimates, GAE, whitening, the clipped losses: pure functions of [B, T] tensors
-    3. Dealing work          micro-batches under a token budget, the same on every rank
-    4. Trainer               rollout -> experience -> update, checkpoints
+    1. Settings          every value of the recipe, with the paper's defaults for an 8B model
+    2. The mathematics   KL estimates, GAE, whitening, losses: pure functions of [B, T] tensors
+    3. Order             what each step samples and trains on, as functions of the seed
+    4. Trainer           rollout -> experience -> update
 
-Conventions: a sequence is prompt + response, padded on the right. Everything "a token" is a [B, T] tensor aligned with the
-token it speaks of: logprob[:, t] is log p(token t | tokens < t), value[:, t] the value of the state in which token t was
-chosen. mask[:, t] is True where token t is an action, that is a sampled token, the EOS among them; prompts and pads are False.
+Conventions: a sequence is prompt + response, padded on the right. Every number per token is a [B,
+T] tensor aligned with the token it speaks of: logprob[:, t] is log p(token t | tokens < t),
+value[:, t] the value of the state in which token t was chosen. mask[:, t] is True where token t is
+an action, that is a sampled token, the EOS among them; prompts and pads are False.
 
-Weights are sharded over ranks; a rollout's ids and per-token numbers are small, so every rank holds all of them. Advantages,
-whitening and minibatches are then the same for any number of ranks by construction.
+Weights are sharded over ranks; a rollout's ids and numbers per token are small, so every rank holds
+all of them. Advantages, whitening and minibatches are then the same for any number of ranks by
+construction.
 
-References: PPO (1707.06347), GAE (1506.02438), RLHF's per-token KL (1909.08593), k1 and k3 (joschu.net/blog/kl-approx.html),
-"The N implementation details of RLHF with PPO", RLSP (2502.06773; its official code departs from it where marked).
+References: PPO (1707.06347), GAE (1506.02438), RLHF's KL penalty per token (1909.08593), k1 and k3
+(joschu.net/blog/kl-approx.html), "The N implementation details of RLHF with PPO", RLSP (2502.06773;
+its official code departs from it where marked).
 """
 import contextlib
 import hashlib
@@ -26,12 +29,13 @@ from tqdm import tqdm
 
 from lib import checkpoint, cpu, decode, functions, guards, hf, judge, logs, parallel
 from lib.cli import flag
+from lib.parallel import micro_batches, pad
 from lib.signals import Stopped, signals
 import model as M
 import rewards
 
 
-# ---------------------------------------------------------------------------------------------------- 1. Settings
+# -------------------------------------------------------------------------------------- 1. Settings
 
 @dataclass
 class PPOConfig:
@@ -130,45 +134,53 @@ class PPOConfig:
         resume="any")
 
 
-# ---------------------------------------------------------------------------------------------------- 2. The mathematics
+# ------------------------------------------------------------------------------- 2. The mathematics
 
 def kl_estimates(logprob, ref_logprob):
-    """Per-token estimates (k1, k3) of KL(policy || reference) from samples of the policy, nats. k1 is unbiased and may be
-    negative, k3 is unbiased, too, never negative and less noisy. k1 goes into the reward, both are logged."""
+    """Estimates (k1, k3) per token of KL(policy || reference) from samples of the policy, nats. k1
+    is unbiased and may be negative; k3 is unbiased, never negative and less noisy. k1 goes into the
+    reward, both are logged."""
     log_ratio = ref_logprob - logprob
     return -log_ratio, torch.expm1(log_ratio) - log_ratio
 
 
 def token_rewards(scores, k1, mask, kl_coef):
-    """r_t = R * 1[t is the last action] - beta * k1_t. scores [B]; k1, mask [B, T] -> [B, T], without gradient."""
-    rewards_ = -kl_coef * k1.detach() * mask
-    last = mask.shape[1] - 1 - mask.int().flip(1).argmax(1)  # the EOS, or the last token of a truncated response
-    rewards_[torch.arange(len(scores)), last] += scores
-    return rewards_
+    """r_t = R * 1[t is the last action] - beta * k1_t. scores [B]; k1, mask [B, T] -> [B, T],
+    without gradient."""
+    reward = -kl_coef * k1.detach() * mask
+    # The EOS, or the last token of a truncated response
+    last = mask.shape[1] - 1 - mask.int().flip(1).argmax(1)
+    reward[torch.arange(len(scores)), last] += scores
+    return reward
 
 
 def gae(rewards, values, mask, gamma, lam):
-    """Generalized advantage estimation (1506.02438, eq. 16). All [B, T]; positions outside the mask are skipped.
+    """Generalized advantage estimation (1506.02438, eq. 16). All [B, T]; positions outside the mask
+    are skipped.
 
-    delta_t = r_t + gamma V_{t+1} - V_t,  A_t = delta_t + gamma lambda A_{t+1}; after the last action V and A are 0.
-    Returns (advantages, returns = advantages + values), raw and zero outside the mask.
+    delta_t = r_t + gamma V_{t+1} - V_t,  A_t = delta_t + gamma lambda A_{t+1}; after the last
+    action V and A are 0. Returns (advantages, returns = advantages + values), raw and zero outside
+    the mask.
     """
     advantages = torch.zeros_like(rewards)
-    next_value, next_advantage = torch.zeros_like(rewards[:, 0]), torch.zeros_like(rewards[:, 0])
+    next_value = torch.zeros_like(rewards[:, 0])
+    next_advantage = torch.zeros_like(rewards[:, 0])
     for t in reversed(range(rewards.shape[1])):
-        m = mask[:, t]
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        next_advantage = torch.where(m, delta + gamma * lam * next_advantage, next_advantage)
-        next_value = torch.where(m, values[:, t], next_value)
+        advantage = delta + gamma * lam * next_advantage
+        next_advantage = torch.where(mask[:, t], advantage, next_advantage)
+        next_value = torch.where(mask[:, t], values[:, t], next_value)
         advantages[:, t] = next_advantage
     return advantages * mask, (advantages + values) * mask
 
 
 def group_advantages(rewards, scores, mask, samples, gamma):
-    """The alternative without a critic: reward to go minus the mean score of the `samples` responses to the same prompt.
+    """The alternative without a critic: reward to go minus the mean score of the `samples`
+    responses to a prompt.
 
-    rewards, mask [B, T]; scores [B], responses to one prompt next to each other -> [B, T]. (GRPO without its division by
-    the group's standard deviation, which whitening over the rollout replaces.)
+    rewards, mask [B, T]; scores [B], responses to one prompt next to each other -> [B, T]. (GRPO
+    without its division by the group's standard deviation, which whitening over the rollout
+    replaces.)
     """
     baseline = scores.view(-1, samples).mean(1).repeat_interleave(samples)
     to_go, _ = gae(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)
@@ -180,27 +192,32 @@ def masked_mean(x, mask):
 
 
 def whiten(x, mask, most=None):
-    """Masked mean 0 and (population) variance 1, but multiplied by `most` at most; zero outside the mask."""
+    """Masked mean 0 and (population) variance 1, but multiplied by `most` at most; zero outside the
+    mask."""
     x = (x - masked_mean(x, mask)) * mask
     scale = torch.rsqrt(masked_mean(x * x, mask) + 1e-8)
     return x * (scale if most is None else scale.clamp(max=most))
 
 
 def scores_differ(scores, samples):
-    """Does any score [B] differ from those it is compared with, the `samples` scores beside it, by more than rounding?"""
+    """Whether any score [B] differs by more than rounding from those it is compared with, `samples`
+    side by side."""
     groups = scores.view(-1, samples)
     spread = groups.max(1).values - groups.min(1).values
     return bool((spread > 1e-6 * groups.abs().max().clamp(min=1.0)).any())
 
 
 def policy_advantages(advantages, scores, samples, k1, mask, kl_coef, gamma, lam):
-    """What the policy learns from: advantages, whitened. [B, T] but for scores [B], which are compared in groups of `samples`.
+    """What the policy learns from: advantages, whitened. All [B, T] but for scores [B], compared in
+    groups of `samples`.
 
-    If no score differs from those it is compared with, the scores prefer no response to another. Advantages then vary by the
-    critic's errors and by rounding alone, and whitening would make full updates of them. What is left is the KL penalty, which
-    is exact: its own advantages take their place, and are never scaled up.
+    If no score differs from those it is compared with, the scores prefer no response to another.
+    Advantages then vary by the critic's errors and by rounding alone, and whitening would make full
+    updates of them. What is left is the KL penalty, which is exact: its own advantages take their
+    place, and are never scaled up.
     """
-    if samples == 1 or scores_differ(scores, samples):  # a rollout of one response is compared with the critic alone
+    # A rollout of one response is compared with the critic alone
+    if samples == 1 or scores_differ(scores, samples):
         return whiten(advantages, mask)
     penalty = token_rewards(torch.zeros_like(scores), k1, mask, kl_coef)
     advantages, _ = gae(penalty, torch.zeros_like(penalty), mask, gamma, lam)
@@ -208,9 +225,11 @@ def policy_advantages(advantages, scores, samples, k1, mask, kl_coef, gamma, lam
 
 
 def policy_loss(logprob, old_logprob, advantage, mask, clip=0.2, count=None):
-    """Sum over the mask of max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)), divided by count (default: the mask's tokens).
+    """Sum over the mask of max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)), divided by count
+    (default: the mask's).
 
-    All [B, T]. With count = the tokens of the whole optimizer step, the micro-batches' losses add up to the step's loss.
+    All [B, T]. With count = the tokens of the whole optimizer step, the losses of micro-batches add
+    up to its loss.
     """
     ratio = torch.exp(logprob - old_logprob)
     loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
@@ -218,21 +237,26 @@ def policy_loss(logprob, old_logprob, advantage, mask, clip=0.2, count=None):
 
 
 def value_loss(value, old_value, ret, mask, clip=0.2, count=None):
-    """Half the sum of max((V - G)^2, (V_clipped - G)^2), V_clipped within clip of the old value; divided as in policy_loss."""
+    """Half the sum of max((V - G)^2, (V_clipped - G)^2), where V_clipped stays within clip of the
+    old value; divided as in policy_loss. All [B, T]."""
     clipped = old_value + (value - old_value).clamp(-clip, clip)
     loss = torch.maximum((value - ret) ** 2, (clipped - ret) ** 2)
     return 0.5 * (loss * mask).sum() / (mask.sum() if count is None else count)
 
 
 def explained_variance(value, ret, mask):
-    """1 - Var[G - V] / Var[G]: 1 is a perfect critic, 0 no better than a constant; 0 where the returns do not vary."""
-    variance = lambda x: masked_mean((x - masked_mean(x, mask)) ** 2, mask)
+    """1 - Var[G - V] / Var[G]: 1 for a perfect critic, 0 for one no better than a constant, and 0
+    where the returns do not vary."""
+    def variance(x):
+        return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
+
     total = variance(ret)
     return float(1 - variance(ret - value) / total) if total > 0 else 0.0
 
 
 def lr_factor(update, total, warmup, end):
-    """Linear rise over the first `warmup` share of `total` updates, then a cosine from 1 to `end`. update counts from 0."""
+    """A linear rise over the first `warmup` share of `total` updates, then a cosine from 1 to
+    `end`; update counts from 0."""
     rise = math.ceil(warmup * total)
     if update < rise:
         return (update + 1) / rise
@@ -240,10 +264,11 @@ def lr_factor(update, total, warmup, end):
     return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-# ---------------------------------------------------------------------------------------------------- 3. Dealing work
+# ----------------------------------------------------------------------------------------- 3. Order
 
 def generator(seed, *purpose):
-    """One generator for each purpose and place, a function of (seed, purpose) alone: resuming needs no random state."""
+    """One generator for each purpose and place, a function of (seed, purpose): resuming needs no
+    random state."""
     digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -253,40 +278,12 @@ def epoch_order(n, seed, epoch):
 
 
 def problems_of_step(n, step, batch, seed):
-    """Indices of the `batch` problems of a step, counted from 1: the data in a new order each epoch; a batch may
-    cross an epoch's end."""
+    """Indices of the `batch` problems of a step, counted from 1: the data in a new order each
+    epoch; a batch may cross an epoch's end."""
     first = (step - 1) * batch
     places = [divmod(first + k, n) for k in range(batch)]  # (epoch, place in its order)
     orders = {epoch: epoch_order(n, seed, epoch) for epoch in {e for e, _ in places}}
     return [orders[epoch][i] for epoch, i in places]
-
-
-def micro_batches(indices, lengths, budget, ranks):
-    """Split samples into micro-steps: a list of lists of one share (a list of indices) for each rank.
-
-    A share has at most `budget` tokens, or one sample that is longer: pads are not counted, since nothing computes them.
-    Longest first, each to the rank with the least to do. Every rank takes part in every micro-step, as FSDP's collectives
-    ask; a share may be empty.
-    """
-    steps, loads = [], []
-    for i in sorted(indices, key=lambda i: (-lengths[i], i)):
-        if not steps or min(loads) + lengths[i] > budget and min(loads) > 0:
-            steps.append([[] for _ in range(ranks)])
-            loads = [0] * ranks
-        least = loads.index(min(loads))
-        steps[-1][least].append(i)
-        loads[least] += lengths[i]
-    return steps
-
-
-def idle_share(steps, lengths):
-    """The share of a plan's time that ranks wait for the fullest of each micro-step: all that is left of padding."""
-    loads = [[sum(lengths[i] for i in share) for share in shares] for shares in steps]
-    return 1 - sum(map(sum, loads)) / sum(max(load) * len(load) for load in loads)
-
-
-def pad(rows, dtype):  # lists of numbers -> [B, T], zeros on the right
-    return torch.nn.utils.rnn.pad_sequence([torch.tensor(r, dtype=dtype) for r in rows], batch_first=True)
 
 
 @dataclass
@@ -303,108 +300,152 @@ class Sample:
 
 
 def as_batch(samples):
-    """{tokens, mask, sampler_logprob: [N, T], length: [N]}. The mask comes from lengths, never from ids: a pad may well
-    have the id of the EOS."""
-    return {"tokens": pad([s.prompt + s.response for s in samples], torch.long),
-            "mask": pad([[False] * len(s.prompt) + [True] * len(s.response) for s in samples], torch.bool),
-            "sampler_logprob": pad([[0.0] * len(s.prompt) + s.sampler_logprob for s in samples], torch.float32),
-            "length": torch.tensor([len(s.prompt) + len(s.response) for s in samples])}
+    """{tokens, mask, sampler_logprob: [N, T], length: [N]}. The mask comes from lengths, never from
+    ids: a pad may well have the id of the EOS."""
+    tokens = [s.prompt + s.response for s in samples]
+    mask = [[False] * len(s.prompt) + [True] * len(s.response) for s in samples]
+    logprob = [[0.0] * len(s.prompt) + s.sampler_logprob for s in samples]
+    return {"tokens": pad(tokens, torch.long), "mask": pad(mask, torch.bool),
+            "sampler_logprob": pad(logprob, torch.float32),
+            "length": torch.tensor([len(row) for row in tokens])}
 
 
-# ---------------------------------------------------------------------------------------------------- 4. Trainer
+# --------------------------------------------------------------------------------------- 4. Trainer
 
 class Trainer:
-    """Policy, critic, reference and sampler of one run. problems: dicts with `problem` and `answer`; run: the run's folder."""
+    """Policy, critic, reference and sampler of one run.
 
-    def __init__(self, config, folder, problems, tokenizer, run, device, mesh, reward_function=None, verifier=None):
-        self.config, self.folder, self.problems, self.tokenizer, self.run = config, folder, problems, tokenizer, Path(run)
-        self.device, self.reward_function, self.verifier = device, reward_function, verifier
+    problems: dicts with `problem` and `answer`; run: the run's folder; reward_function and
+    verifier: the user's own, of (response, problem), in place of Eq. 1 and of the mathematics
+    verifier.
+    """
+
+    def __init__(self, config, folder, problems, tokenizer, run, device, mesh,
+                 reward_function=None, verifier=None):
+        self.config = config
+        self.folder = folder
+        self.problems = problems
+        self.tokenizer = tokenizer
+        self.run = Path(run)
+        self.device = device
+        self.reward_function = reward_function
+        self.verifier = verifier
         self.gold_warning = ""  # of logs.gold_warning
         self.dtype = getattr(torch, config.dtype)
         self.prompts = [hf.chat_prompt(tokenizer, p["problem"]) for p in problems]
         self.eos = hf.eos_ids(folder, tokenizer)
-        self.step, self.saved, self.updates, self.kl_coef = 0, 0, {"policy": 0, "critic": 0}, config.kl_coef
+        self.step = 0  # the last step that is finished
+        self.saved = 0  # the last step that has a checkpoint
+        self.updates = {"policy": 0, "critic": 0}
+        self.kl_coef = config.kl_coef
         self.rubric = judge.read_rubric(config.judge_rubric)
-        self.judged = judge.read_judged(self.run, self.rubric)  # what the judge said before a resume is not asked again
+        # What the judge said before a resume is not asked again
+        self.judged = judge.read_judged(self.run, self.rubric)
+        self.cache = self.new_cache()
+        self.load_networks(mesh)
 
-        length, rows = max(map(len, self.prompts)) + config.max_response, math.ceil(config.rollout_batch * config.samples / parallel.world_size())
-        self.cache = decode.KVCache.sized(hf.read_config(folder), min(config.slots, rows), length, self.dtype, device, config.kv_gb)
-        load = lambda cls, dtype, **kw: hf.load(folder, cls, dtype, device, mesh, self.dtype, **kw)
-        self.policy = load(M.Llama, torch.float32, offload=config.offload)
+    def new_cache(self):
+        """The keys and values of a rollout; allocated first, so that a run that has no room for
+        them ends at once."""
+        c = self.config
+        length = max(map(len, self.prompts)) + c.max_response
+        rows = math.ceil(c.rollout_batch * c.samples / parallel.world_size())
+        return decode.KVCache.sized(hf.read_config(self.folder), min(c.slots, rows), length,
+                                    self.dtype, self.device, c.kv_gb)
+
+    def load_networks(self, mesh):
+        """Policy and critic with float32 weights and Adam, the frozen reference, and the sampler,
+        which is a copy of the policy. All start from the same folder."""
+        c = self.config
+
+        def load(cls, dtype, mesh=mesh, **how):
+            return hf.load(self.folder, cls, dtype, self.device, mesh, self.dtype, **how)
+
+        self.policy = load(M.Llama, torch.float32, offload=c.offload)
         self.reference = load(M.Llama, self.dtype).requires_grad_(False)
-        self.sampler = load(M.Llama, self.dtype) if config.sampler == "sharded" else hf.load(folder, M.Llama, self.dtype, device)
+        self.sampler = load(M.Llama, self.dtype, mesh if c.sampler == "sharded" else None)
         self.sampler.requires_grad_(False)
-        self.nets, self.lr = {"policy": self.policy}, {"policy": config.lr, "critic": config.critic_lr}  # nets: those that are trained
-        if config.advantage == "gae":
-            self.critic = load(M.Critic, torch.float32, init_seed=config.seed, offload=config.offload)
+        self.nets = {"policy": self.policy}  # those that are trained
+        if c.advantage == "gae":
+            self.critic = load(M.Critic, torch.float32, init_seed=c.seed, offload=c.offload)
             self.nets["critic"] = self.critic
-        for net in self.nets.values():
-            net.model.recompute = config.recompute
-            if config.compile:
+        self.lr = {"policy": c.lr, "critic": c.critic_lr}
+        self.optimizers = {}
+        for name, net in self.nets.items():
+            net.model.recompute = c.recompute
+            if c.compile:
                 parallel.compile_blocks(net)
-        # no dropout anywhere
-        adam = lambda name: torch.optim.Adam(self.nets[name].parameters(), lr=self.lr[name], betas=(0.9, 0.95),
-                                             eps=config.adam_eps, fused=True)
-        self.optimizers = {name: adam(name) for name in self.nets}
+            self.optimizers[name] = torch.optim.Adam(
+                net.parameters(), lr=self.lr[name], betas=(0.9, 0.95), eps=c.adam_eps, fused=True)
 
     # -- rollout
 
     def rollout(self):
-        """Sample responses and reward them: the same list of Samples on every rank, those of one prompt next to each other."""
-        chosen = problems_of_step(len(self.problems), self.current, self.config.rollout_batch, self.config.seed)
-        chosen = [i for i in chosen for _ in range(self.config.samples)]
-        places = range(parallel.rank(), len(chosen), parallel.world_size())  # this rank's share
-        samples, stats = self.sample([chosen[place] for place in places], [self.first_stream() + place for place in places])
+        """Sample responses and reward them: the same list of Samples on every rank, those of one
+        prompt next to each other."""
+        c = self.config
+        chosen = problems_of_step(len(self.problems), self.current, c.rollout_batch, c.seed)
+        chosen = [i for i in chosen for _ in range(c.samples)]
+        # This rank's places among them
+        mine = range(parallel.rank(), len(chosen), parallel.world_size())
+        # Each response of a run has its own stream of random numbers
+        first = (self.current - 1) * len(chosen)
+        samples, stats = self.sample([chosen[i] for i in mine], [first + i for i in mine])
         self.reward(samples)
         gathered = parallel.gather((samples, stats))
         ranks = len(gathered)
         self.decoding = {k: sum(rank_stats[k] for _, rank_stats in gathered) / ranks for k in stats}
-        return [gathered[place % ranks][0][place // ranks] for place in range(len(chosen))]
-
-    def first_stream(self):
-        """The stream of random numbers of this step's first response: each response of a run has one of its own."""
-        return (self.current - 1) * self.config.rollout_batch * self.config.samples
+        return [gathered[i % ranks][0][i // ranks] for i in range(len(chosen))]
 
     def sample(self, chosen, streams):
-        """A response to each of these problems. Returns (Samples without a reward, shares that decoding logs)."""
-        c, stats = self.config, {}
-        in_lockstep = c.sampler == "sharded"
-        may_leave = contextlib.nullcontext() if in_lockstep else signals.may_interrupt()  # in lock-step nobody may leave alone
+        """A response to each of these problems: (Samples without a reward, what decoding logs of
+        itself)."""
+        c = self.config
+        stats = {}
+        in_lockstep = c.sampler == "sharded"  # no rank may leave alone then when a signal comes
+        leave = contextlib.nullcontext() if in_lockstep else signals.may_interrupt()
         responses = logprobs = []
         named = guards.sampling_from(f"step {self.current}", self.sampler)
-        with logs.bar(total=len(chosen), desc=f"step {self.current} rollout") as bar, may_leave, named:
+        with logs.bar(total=len(chosen), desc=f"step {self.current} rollout") as bar, leave, named:
             responses, logprobs = decode.generate(
-                self.sampler, [self.prompts[i] for i in chosen], c.max_response, c.temperature, self.eos, seed=c.seed,
-                streams=streams, slots=c.slots, return_logprobs=True, progress=bar, cache=self.cache, stats=stats,
-                lockstep=in_lockstep, decoder=cpu.CPUDecoder.of(self.sampler))
+                self.sampler, [self.prompts[i] for i in chosen], c.max_response, c.temperature,
+                self.eos, seed=c.seed, streams=streams, slots=c.slots, return_logprobs=True,
+                progress=bar, cache=self.cache, stats=stats, lockstep=in_lockstep,
+                decoder=cpu.CPUDecoder.of(self.sampler))
         signals.stop_if_asked()
         samples = []
         for i, response, logprob in zip(chosen, responses, logprobs):
             text = self.tokenizer.decode(response, skip_special_tokens=True)
-            samples.append(Sample(self.problems[i], self.prompts[i], response, logprob, text, response[-1] not in self.eos))
+            samples.append(Sample(self.problems[i], self.prompts[i], response, logprob, text,
+                                  truncated=response[-1] not in self.eos))
         return samples, stats
 
     def reward(self, samples):
-        """Give this rank's samples their reward: Eq. 1, or what --verifier and --reward put in its place."""
-        if self.config.exploration == "judge":
-            self.ask_judge(samples)
-        verdicts = self.ask(self.verifier, samples)
-        totals = self.ask(self.reward_function, samples)
+        """Give this rank's samples their reward: Eq. 1, or what --verifier and --reward put in its
+        place."""
+        c = self.config
+        if c.exploration == "judge":
+            judge.give_efforts(samples, c, self.current, self.judged, self.run, self.rubric)
+        verdicts = functions.ask(self.verifier, samples)
+        totals = functions.ask(self.reward_function, samples)
         for sample, verdict, total in zip(samples, verdicts, totals):
             sample.parts = self.reward_of(sample, verdict, total)
 
     def reward_of(self, sample, verdict, total):
-        """The parts of Eq. 1 for a response. verdict: what --verifier said; total: what --reward said."""
+        """The parts of Eq. 1 for a response. verdict: what --verifier said; total: what --reward
+        said."""
         c = self.config
         parts = rewards.score(
-            sample.text, sample.problem.get("answer", ""), exploration=c.exploration, alpha=self.alpha(),
-            length_scale=c.length_scale, length_floor=c.length_floor, steps_scale=c.steps_scale, truncated=sample.truncated,
-            count_tokens=lambda s: len(self.tokenizer.encode(s, add_special_tokens=False).ids),
-            effort=sample.effort or 0.0, verdict=verdict)
+            sample.text, sample.problem.get("answer", ""), exploration=c.exploration,
+            alpha=self.alpha(), length_scale=c.length_scale, length_floor=c.length_floor,
+            steps_scale=c.steps_scale, truncated=sample.truncated, effort=sample.effort or 0.0,
+            verdict=verdict,
+            count_tokens=lambda s: len(self.tokenizer.encode(s, add_special_tokens=False).ids))
         total = parts.total if total is None else total
         if not math.isfinite(total):
             shown = repr(sample.problem["problem"][:60])
-            raise guards.TrainingError(f"step {self.current}: the reward of a response to {shown} is {total}", False)
+            raise guards.TrainingError(
+                f"step {self.current}: the reward of a response to {shown} is {total}", False)
         return replace(parts, total=max(-c.reward_clip, min(c.reward_clip, total)))
 
     def alpha(self):
@@ -413,45 +454,17 @@ class Trainer:
         end = c.alpha if c.alpha_end is None else c.alpha_end
         return c.alpha + (end - c.alpha) * (self.current - 1) / max(1, c.steps - 1)
 
-    def ask(self, function, samples):
-        """What a function of the user's own says of each sample's (text, problem); Nones without a function."""
-        if function is None:
-            return [None] * len(samples)
-        results = []
-        with signals.may_interrupt():
-            results = functions.call_all(function, [(s.text, s.problem) for s in samples])
-        signals.stop_if_asked()
-        return results
-
-    def ask_judge(self, samples):
-        """Give this rank's samples the effort that the judge saw in them, None where it failed. Where it failed on more
-        than the allowed share of all ranks' responses, every rank stops."""
-        c, total = self.config, self.config.rollout_batch * self.config.samples
-        allowed = math.floor(c.judge_failures * total + 1e-6)
-        attempts = [(s.problem["problem"], rewards.reasoning_of(s.text)) for s in samples]
-        efforts, error, final = [], "", False
-        with logs.bar(total=len(attempts), desc=f"step {self.current} judge") as bar, signals.may_interrupt():
-            efforts, error, final = judge.judge_efforts(
-                attempts, c.judge_url, c.judge_model, self.judged, self.run / f"judge-{parallel.rank()}.jsonl",
-                c.judge_workers, allowed, bar, self.rubric, c.judge_tokens)
-        signals.stop_if_asked()
-        counts, errors, finals = zip(*parallel.gather((efforts.count(None), error, final)))
-        if sum(counts) > allowed or any(finals):  # on every rank alike
-            _, error = max(zip(finals, errors))  # a final one before the others
-            raise guards.TrainingError(f"step {self.current}: {sum(counts)} of {total} responses stay unjudged, "
-                                       f"{allowed} may: {error}")
-        for sample, effort in zip(samples, efforts):
-            sample.effort = effort
-
     # -- experience
 
     def micro_steps(self, batch, rows=None):
         """micro_batches of these rows of a batch, by default of all."""
-        rows = range(len(batch["length"])) if rows is None else rows
-        return micro_batches(rows, batch["length"].tolist(), self.config.micro_tokens, parallel.world_size())
+        lengths = batch["length"].tolist()
+        rows = range(len(lengths)) if rows is None else rows
+        return micro_batches(rows, lengths, self.config.micro_tokens, parallel.world_size())
 
     def share(self, batch, indices):
-        """This rank's rows of a batch on its device, cut to their longest; one fully masked row where it has none."""
+        """This rank's rows of a batch on its device, cut to their longest; one fully masked row
+        where it has none."""
         rows = torch.tensor(indices or [0])
         T = max(1, int(batch["length"][rows].max())) if indices else 2
         part = {k: v[rows, :T].to(self.device) for k, v in batch.items() if k != "length"}
@@ -463,46 +476,60 @@ class Trainer:
     def experience(self, samples):
         """Score samples with policy, reference and critic, and turn rewards into advantages.
 
-        Returns a batch on the CPU: {tokens, mask, sampler_logprob, old_logprob, entropy, ref_logprob, value, k1, k3,
-        reward, raw_advantage, advantage, return: [N, T], length: [N]}.
+        Returns a batch on the CPU: {tokens, mask, sampler_logprob, old_logprob, entropy,
+        ref_logprob, value, k1, k3, reward, raw_advantage, advantage, return: [N, T], length: [N]}.
         """
         c = self.config
         batch = as_batch(samples)
         batch |= self.scores(batch)
+        mask = batch["mask"]
         score = torch.tensor([s.parts.total for s in samples])  # [N]
         k1, k3 = kl_estimates(batch["old_logprob"], batch["ref_logprob"])
-        reward = token_rewards(score, k1, batch["mask"], self.kl_coef)
-        advantage, ret = gae(reward, batch["value"], batch["mask"], c.gamma, c.lam)
+        reward = token_rewards(score, k1, mask, self.kl_coef)
+        raw, ret = gae(reward, batch["value"], mask, c.gamma, c.lam)
         if c.advantage == "group":
-            advantage = group_advantages(reward, score, batch["mask"], c.samples, c.gamma)
-        whitened = policy_advantages(advantage, score, self.compared(samples), k1, batch["mask"], self.kl_coef, c.gamma, c.lam)
-        return batch | {"k1": k1, "k3": k3, "reward": reward, "return": ret, "raw_advantage": advantage,
+            raw = group_advantages(reward, score, mask, c.samples, c.gamma)
+        whitened = policy_advantages(
+            raw, score, self.compared(samples), k1, mask, self.kl_coef, c.gamma, c.lam)
+        return batch | {"k1": k1, "k3": k3, "reward": reward, "return": ret, "raw_advantage": raw,
                         "advantage": whitened}
 
     def compared(self, samples):
-        """How many responses an advantage compares: those to one prompt, or with a critic all of a rollout."""
+        """How many responses an advantage compares: those to one prompt, or with a critic all of a
+        rollout."""
         return self.config.samples if self.config.advantage == "group" else len(samples)
 
     def scores(self, batch):
-        """{old_logprob, entropy, ref_logprob, value: [N, T]}, zero outside the mask. Every rank fills its own rows."""
-        scores = {k: torch.zeros(batch["tokens"].shape) for k in ("old_logprob", "entropy", "ref_logprob", "value")}
-        for shares in logs.bar(self.micro_steps(batch), f"step {self.current} scoring"):
+        """{old_logprob, entropy, ref_logprob, value: [N, T]}, zero outside the mask."""
+        def score(tokens, mask):
             signals.stop_if_asked()
-            mine = shares[parallel.rank()]
-            part = self.share(batch, mine)
-            scored = part["tokens"], part["mask"]
-            result = {}
-            result["old_logprob"], result["entropy"] = self.policy.logprobs(*scored, self.config.temperature)
-            result["ref_logprob"], _ = self.reference.logprobs(*scored, self.config.temperature, entropy=False)
+            found = {}
+            found["old_logprob"], found["entropy"] = self.policy.logprobs(tokens, mask, temperature)
+            found["ref_logprob"], _ = self.reference.logprobs(
+                tokens, mask, temperature, entropy=False)
+            found["value"] = torch.zeros(mask.shape)
             if "critic" in self.nets:
-                result["value"] = self.critic(*scored)
-            for name, x in result.items():
-                if mine:
-                    scores[name][mine, : x.shape[1]] = x.cpu()
+                found["value"] = self.critic(tokens, mask)
+            return found
+
+        temperature = self.config.temperature
+        scores = self.fill(batch, score, "scoring")
         for name, x in scores.items():
-            parallel.all_reduce(x)
             self.check(name, x, batch | scores)
         return scores
+
+    def fill(self, batch, score, what):
+        """{name: [N, T]} of score(tokens, mask) -> {name: [B, T]}: every rank fills in its own
+        rows."""
+        filled = {}
+        for shares in logs.bar(self.micro_steps(batch), f"step {self.current} {what}"):
+            mine = shares[parallel.rank()]
+            part = self.share(batch, mine)
+            for name, x in score(part["tokens"], part["mask"]).items():
+                whole = filled.setdefault(name, torch.zeros(batch["tokens"].shape))
+                if mine:
+                    whole[mine, : x.shape[1]] = x.cpu()
+        return {name: parallel.all_reduce(x) for name, x in filled.items()}
 
     def check(self, name, x, batch):
         guards.check_finite(name, x, self.current, self.run, batch, self.nets)
@@ -510,7 +537,8 @@ class Trainer:
     # -- update
 
     def update(self, batch):
-        """Epochs x minibatches of clipped PPO. Returns the metrics, each a mean over the updates that have it."""
+        """Epochs x minibatches of clipped PPO. Returns the metrics, each a mean over the updates
+        that have it."""
         history = []
         for epoch in range(self.config.epochs):
             g = generator(self.config.seed, "minibatch", self.current - 1, epoch)
@@ -522,9 +550,11 @@ class Trainer:
         return {name: sum(v) / len(v) for name, v in values.items()}
 
     def minibatch(self, batch, rows, first):
-        """One optimizer step of every network that is trained, on these rows of the batch. Returns its metrics."""
+        """One optimizer step of every network that is trained, on these rows of the batch. Returns
+        its metrics."""
         trained = self.trained()
-        count = float(batch["mask"][rows].sum())  # actions of the whole optimizer step: every loss divides by it
+        # Actions of the whole optimizer step: every loss divides by it
+        count = float(batch["mask"][rows].sum())
         sums = {}
         for shares in self.micro_steps(batch, rows):
             if first:  # no weight has changed yet; later the step is finished
@@ -549,9 +579,11 @@ class Trainer:
         return [name for name in self.nets if name != "policy" or not frozen]
 
     def policy_step(self, part, count):
-        """Forward and backward of the policy's loss on this rank's share. Returns sums over the share, each divided by
-        the actions of the whole optimizer step. (The loss is multiplied by the ranks: FSDP averages gradients over them.)"""
-        c, mask = self.config, part["mask"]
+        """Forward and backward of the policy's loss on this rank's share. Returns sums over the
+        share, each divided by the actions of the whole optimizer step. (The loss is multiplied by
+        the ranks, over which FSDP averages.)"""
+        c = self.config
+        mask = part["mask"]
         logprob, _ = self.policy.logprobs(part["tokens"], mask, c.temperature, entropy=False)
         loss = policy_loss(logprob, part["old_logprob"], part["advantage"], mask, c.clip, count)
         (loss * parallel.world_size()).backward()
@@ -564,28 +596,31 @@ class Trainer:
     def value_step(self, part, count):
         """The same for the critic."""
         value = self.critic(part["tokens"], part["mask"])
-        loss = value_loss(value, part["value"], part["return"], part["mask"], self.config.value_clip, count)
+        loss = value_loss(value, part["value"], part["return"], part["mask"],
+                          self.config.value_clip, count)
         (loss * parallel.world_size()).backward()
         return dict(value_loss=loss)
 
     def first_ratio(self, ratio, error):
-        """The old log-probs are this very model's: a ratio away from 1 before any update is a bug. Other batch shapes
-        round otherwise, bfloat16 by percents."""
+        """The old log-probs are this very model's: a ratio away from 1 before any update is a bug.
+        Other batch shapes round otherwise, bfloat16 by percents."""
         limit = 1e-3 if self.dtype == torch.float32 else 0.1
         if math.isnan(error) or error >= limit:
-            raise guards.TrainingError(f"step {self.current}: the ratio on the first minibatch is off 1 by {error:.2g} "
-                                       "on average")
+            raise guards.TrainingError(f"step {self.current}: the ratio on the first minibatch is "
+                                       f"off 1 by {error:.2g} on average")
         return dict(first_ratio=ratio, first_ratio_error=error)
 
     def optimizer_step(self, name, metrics, batch):
-        """Clip the gradients of a network and take its step; nothing is changed where a number is not finite."""
+        """Clip the gradients of a network and take its step; nothing is changed where a number is
+        not finite."""
         c = self.config
         norm = guards.clip_gradients(self.nets[name], c.grad_clip)
         loss = "policy_loss" if name == "policy" else "value_loss"
         self.check(loss, metrics[loss], batch)
         self.check(f"{name}_grad_norm", norm, batch)
-        steps = c.steps - (c.freeze_steps if name == "policy" and "critic" in self.nets else 0)  # it starts when it thaws
-        updates = steps * c.epochs * math.ceil(len(batch["length"]) / c.train_batch)
+        # Its schedule starts when it thaws
+        frozen = c.freeze_steps if name == "policy" and "critic" in self.nets else 0
+        updates = (c.steps - frozen) * c.epochs * math.ceil(len(batch["length"]) / c.train_batch)
         lr = self.lr[name] * lr_factor(self.updates[name], updates, c.warmup, c.lr_end)
         optimizer = self.optimizers[name]
         optimizer.param_groups[0]["lr"] = lr
@@ -598,7 +633,8 @@ class Trainer:
 
     @property
     def current(self):
-        """The number of the step that is being done, counted from 1; self.step is the last one that is finished."""
+        """The number of the step that is being done, counted from 1; self.step is the last one that
+        is finished."""
         return self.step + 1
 
     def train_step(self):
@@ -616,13 +652,16 @@ class Trainer:
         self.adapt_kl_coef(metrics["kl_response"], len(samples))
         self.step += 1
         metrics |= self.warnings(samples)
-        return {"step": self.step, **metrics, "timing": self.timing(timer, batch, metrics)}, samples, batch
+        metrics = {"step": self.step, **metrics, "timing": self.timing(timer, batch, metrics)}
+        return metrics, samples, batch
 
     def warnings(self, samples):
-        """{"warnings": what makes a step teach nothing, in words}, at the first step and every tenth; {} of a healthy one."""
+        """{"warnings": what makes a step teach nothing, in words}, at the first step and every
+        tenth; {} of a healthy one."""
         if self.step > 1 and self.step % 10:
             return {}
-        differ = scores_differ(torch.tensor([s.parts.total for s in samples]), self.compared(samples))
+        score = torch.tensor([s.parts.total for s in samples])
+        differ = scores_differ(score, self.compared(samples))
         boxes = not (self.verifier or self.reward_function)
         found = guards.unhealthy(samples, differ, self.config, boxes)
         if found:
@@ -638,75 +677,66 @@ class Trainer:
             self.kl_coef *= 1 + error * responses / 10_000
 
     def timing(self, timer, batch, metrics):
-        """A line of timing.jsonl: seconds of each phase, what was reached in it, and how decoding used its rows."""
-        c, ranks = self.config, parallel.world_size()
-        lengths, actions = batch["length"].tolist(), int(batch["mask"].sum())
-        flops_per_s = self.flops(lengths, actions, metrics) / timer.seconds["update"]
-        return dict(
-            seconds=sum(timer.seconds.values()), cpu_seconds=timer.cpu_seconds(),
-            **{f"{phase}_seconds": seconds for phase, seconds in timer.seconds.items()},
-            rollout_tokens_per_s=actions / timer.seconds["rollout"],
-            update_tokens_per_s=sum(lengths) * c.epochs / timer.seconds["update"],
-            flops_per_s=flops_per_s, mfu=flops_per_s / ranks / logs.matrix_peak(self.device, self.dtype),
-            padding=idle_share(self.micro_steps(batch), lengths), **self.decoding)
-
-    def flops(self, lengths, actions, metrics):
-        """Model FLOPs of a step's update, over all ranks (model.flops): what was trained, each net over every epoch."""
-        heads = {"policy": actions, "critic": 0}
-        return self.config.epochs * sum(logs.flops(net.config, lengths, heads[name]) for name, net in self.nets.items()
-                                        if f"{name}_lr" in metrics)
+        """A line of timing.jsonl: seconds of each phase, what was reached in it, and how decoding
+        used its rows."""
+        heads = {"policy": int(batch["mask"].sum()), "critic": 0}  # tokens that need the token head
+        trained = [(net.config, heads[name]) for name, net in self.nets.items()
+                   if f"{name}_lr" in metrics]
+        peak = logs.matrix_peak(self.device, self.dtype)
+        speeds = logs.speeds(timer, batch, trained, self.config.epochs, peak)
+        padding = parallel.idle_share(self.micro_steps(batch), batch["length"].tolist())
+        return speeds | {"padding": padding, **self.decoding}
 
     def describe(self, samples, batch):
         """Metrics of a rollout, of its rewards and of the models that scored it."""
-        c = self.config
         metrics = logs.describe(samples, batch) | {"kl_coef": self.kl_coef}
         if "critic" in self.nets:
-            metrics["explained_variance"] = explained_variance(batch["value"], batch["return"], batch["mask"])
+            metrics["explained_variance"] = explained_variance(
+                batch["value"], batch["return"], batch["mask"])
         else:
             del metrics["value"]
         if self.reward_function:
             metrics = logs.without_equation_1(metrics, self.verifier)
-        if c.exploration == "judge":
+        if self.config.exploration == "judge":
             metrics["judge_failed"] = sum(s.effort is None for s in samples) / len(samples)
         return metrics
 
     @torch.no_grad()
     def token_rows(self, samples, batch):
-        """Lines of tokens.jsonl: responses token by token. new_logprob is of the policy as it is now, after the step's
-        updates: one more scoring, which all ranks do together and which changes no number of the training."""
+        """Lines of tokens.jsonl: responses token by token. new_logprob is of the policy as it is
+        now, after the step's updates: one more scoring, which changes no number of the training."""
         if not samples:
             return []
+
+        def score(tokens, mask):
+            return {"new_logprob": self.policy.logprobs(tokens, mask, self.config.temperature)[0]}
+
         batch = {k: v[: len(samples)] for k, v in batch.items()}
-        new = torch.zeros(batch["tokens"].shape)
-        for shares in self.micro_steps(batch):
-            mine = shares[parallel.rank()]
-            part = self.share(batch, mine)
-            logprob, _ = self.policy.logprobs(part["tokens"], part["mask"], self.config.temperature)
-            if mine:
-                new[mine, : logprob.shape[1]] = logprob.cpu()
-        batch["new_logprob"] = parallel.all_reduce(new)
-        names = ["old_logprob", "new_logprob", "ref_logprob", "entropy", "reward", "advantage", "raw_advantage"]
-        names += ["value", "return"] if "critic" in self.nets else []
-        return [logs.token_row(self.step, s, hf.token_texts(self.tokenizer, s.response), batch, i, names)
-                for i, s in enumerate(samples)]
+        batch |= self.fill(batch, score, "tokens")
+        texts = [hf.token_texts(self.tokenizer, s.response) for s in samples]
+        return logs.token_rows(self.step, samples, texts, batch, "critic" in self.nets)
 
     def train(self):
-        """Run to the last step, writing metrics.jsonl, timing.jsonl, rollouts.jsonl, tokens.jsonl, checkpoints/ and at the
-        end model/."""
+        """Run to the last step, writing metrics.jsonl, timing.jsonl, rollouts.jsonl, tokens.jsonl,
+        checkpoints/ and at the end model/."""
+        c = self.config
         signals.leave = False
-        with tqdm(total=self.config.steps, initial=self.step, desc="ppo", disable=parallel.rank() != 0) as bar:
-            while self.step < self.config.steps:
+        rank = parallel.rank()
+        with tqdm(total=c.steps, initial=self.step, desc="ppo", disable=rank != 0) as bar:
+            while self.step < c.steps:
                 try:
                     metrics, samples, batch = self.train_step()
-                except Stopped:  # no weight had been changed: this is still the state at the step's start
+                # No weight had been changed: this is still the state at the step's start
+                except Stopped:
                     if self.step > self.saved:
                         self.save()
                     raise
                 self.log(metrics, samples, batch)
                 bar.update()
-                shown = {k: f"{metrics[k]:.3f}" for k in ("reward", "accuracy", "k1", "explained_variance") if k in metrics}
+                names = ("reward", "accuracy", "k1", "explained_variance")
+                shown = {name: f"{metrics[name]:.3f}" for name in names if name in metrics}
                 bar.set_postfix(shown | {"length": f"{metrics['response_length']:.0f}"})
-                checkpoint.after_step(self.step, self.config.steps, self.config.save_every, self.save)
+                checkpoint.after_step(self.step, c.steps, c.save_every, self.save)
         hf.save(self.policy, self.run / "model", self.dtype)
         parallel.together(lambda: hf.copy_tokenizer(self.folder, self.run / "model"))
 
@@ -716,18 +746,24 @@ class Trainer:
         rollouts = [logs.rollout_row(self.step, s, self.reward_function, self.verifier)
                     for s in samples[: self.config.log_rollouts]]
         tokens = self.token_rows(samples[: self.config.log_tokens], batch)
-        logs.log(self.run, {"metrics": [metrics], "timing": [timing], "tokens": tokens, "rollouts": rollouts})
+        logs.log(self.run, {"metrics": [metrics], "timing": [timing], "tokens": tokens,
+                            "rollouts": rollouts})
 
     def save(self):
         """Everything a resumed run needs, in checkpoints/step-N."""
-        checkpoint.save(self.run, self.nets, self.optimizers, self.step, self.updates, self.config.keep, kl_coef=self.kl_coef)
+        checkpoint.save(self.run, self.nets, self.optimizers, self.step, self.updates,
+                        self.config.keep, kl_coef=self.kl_coef)
         self.saved = self.step
 
     def resume(self, found=None):
-        """Go on from the checkpoint that checkpoint.find has found, by default the newest; without one from the start."""
-        state = checkpoint.resume(self.run, self.nets, self.optimizers, found or checkpoint.find(self.run))
-        self.step = self.saved = state["step"]
-        self.updates, self.kl_coef = state["updates"], state.get("kl_coef", self.kl_coef)
+        """Go on from the checkpoint that checkpoint.find has found, by default the newest; without
+        one from the start."""
+        found = found or checkpoint.find(self.run)
+        state = checkpoint.resume(self.run, self.nets, self.optimizers, found)
+        self.step = state["step"]
+        self.saved = state["step"]
+        self.updates = state["updates"]
+        self.kl_coef = state.get("kl_coef", self.kl_coef)
         parallel.copy_weights(self.policy, self.sampler)
 
 

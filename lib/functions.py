@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.guards import TrainingError
+from lib.signals import signals
 
 THREADS = 16  # calls at once, on each rank: such functions often wait, for a compiler or an endpoint
 
@@ -83,3 +84,14 @@ def call_all(function, calls, threads=THREADS):
         return [future.result() for future in [pool.submit(function, *arguments) for arguments in calls]]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def ask(function, samples):
+    """What a user's function says of each sample's (text, problem); Nones without a function."""
+    if function is None:
+        return [None] * len(samples)
+    results = []
+    with signals.may_interrupt():
+        results = call_all(function, [(s.text, s.problem) for s in samples])
+    signals.stop_if_asked()
+    return results

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import os
 import re
 import socket
@@ -13,6 +14,10 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from lib import guards, logs, parallel
+from lib.signals import signals
+import rewards
 
 JUDGE_TIMEOUT, JUDGE_DELAYS, LONGEST_DELAY = 120.0, (1.0, 2.0, 4.0), 60.0       # seconds: one attempt; between attempts
 MAX_JUDGED, MAX_REPLY = 16_000, 1_000_000        # characters of a text that the judge sees; bytes of a reply that are read
@@ -196,3 +201,24 @@ def append_line(path: Path, line: str) -> None:
         if f.tell() and (f.seek(-1, os.SEEK_END), f.read())[1] != b"\n": f.write(b"\n")       # behind a half-written line
         f.write(line.encode() + b"\n")
 
+
+def give_efforts(samples, config, step, known, folder, rubric):
+    """Give this rank's samples the effort that the judge saw in their reasoning, None where it failed. Where it failed on
+    more than the allowed share of all ranks' responses, every rank stops.
+
+    known: the efforts of earlier attempts, which are not asked again; folder: the run's, where grades are kept."""
+    total = config.rollout_batch * config.samples
+    allowed = math.floor(config.judge_failures * total + 1e-6)
+    attempts = [(s.problem["problem"], rewards.reasoning_of(s.text)) for s in samples]
+    efforts, error, final = [], "", False
+    with logs.bar(total=len(attempts), desc=f"step {step} judge") as bar, signals.may_interrupt():
+        efforts, error, final = judge_efforts(
+            attempts, config.judge_url, config.judge_model, known, folder / f"judge-{parallel.rank()}.jsonl",
+            config.judge_workers, allowed, bar, rubric, config.judge_tokens)
+    signals.stop_if_asked()
+    counts, errors, finals = zip(*parallel.gather((efforts.count(None), error, final)))
+    if sum(counts) > allowed or any(finals):  # on every rank alike
+        _, error = max(zip(finals, errors))  # a final one before the others
+        raise guards.TrainingError(f"step {step}: {sum(counts)} of {total} responses stay unjudged, {allowed} may: {error}")
+    for sample, effort in zip(samples, efforts):
+        sample.effort = effort

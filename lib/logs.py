@@ -63,12 +63,17 @@ def rollout_row(step, sample, own_reward, own_verifier):
             "reward": without_equation_1(parts, own_verifier) if own_reward else parts}
 
 
-def token_row(step, sample, texts, batch, row, names):
-    """A line of tokens.jsonl: the texts of a response's tokens and, for each, the numbers `names` of a row of the batch."""
-    mask = batch["mask"][row]
-    return {"step": step, "problem": sample.problem["problem"], "gold": sample.problem.get("answer"),
-            "score": sample.parts.total, "tokens": texts,
-            **{name: [float(f"{x:.6g}") for x in batch[name][row, mask].tolist()] for name in names}}
+def token_rows(step, samples, texts, batch, critic):
+    """Lines of tokens.jsonl: the texts of each response's tokens, and for each token the numbers that trained it."""
+    names = ["old_logprob", "new_logprob", "ref_logprob", "entropy", "reward", "advantage", "raw_advantage"]
+    names += ["value", "return"] if critic else []
+    rows = []
+    for i, sample in enumerate(samples):
+        mask = batch["mask"][i]
+        numbers = {name: [float(f"{x:.6g}") for x in batch[name][i, mask].tolist()] for name in names}
+        rows.append({"step": step, "problem": sample.problem["problem"], "gold": sample.problem.get("answer"),
+                     "score": sample.parts.total, "tokens": texts[i], **numbers})
+    return rows
 
 
 def describe(samples, batch):
@@ -163,3 +168,16 @@ class Timer:
 def bar(iterable=None, desc="", **how):
     """A progress bar of rank 0, gone when it is done."""
     return tqdm(iterable, desc=desc, leave=False, disable=parallel.rank() != 0, **how)
+
+
+def speeds(timer, batch, trained, epochs, peak):
+    """Seconds of a step's phases and what was reached in them: tokens per second, and the update's model FLOPs per second,
+    over all ranks, beside the peak of a rank. trained: (config, tokens that need the token head) of each trained network."""
+    lengths = batch["length"].tolist()
+    rollout, update = timer.seconds["rollout"], timer.seconds["update"]
+    flops_per_s = epochs * sum(flops(config, lengths, scored) for config, scored in trained) / update
+    return dict(
+        seconds=sum(timer.seconds.values()), cpu_seconds=timer.cpu_seconds(),
+        **{f"{phase}_seconds": seconds for phase, seconds in timer.seconds.items()},
+        rollout_tokens_per_s=int(batch["mask"].sum()) / rollout, update_tokens_per_s=sum(lengths) * epochs / update,
+        flops_per_s=flops_per_s, mfu=flops_per_s / parallel.world_size() / peak)

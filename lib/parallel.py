@@ -216,3 +216,33 @@ def free_weights(model):
     for p in model.parameters():
         if not isinstance(p, DTensor):
             p.untyped_storage().resize_(0)
+
+
+# ---------------------------------------------------------------------------------------------------- dealing work
+
+def micro_batches(indices, lengths, budget, ranks):
+    """Split samples into micro-steps: a list of lists of one share (a list of indices) for each rank.
+
+    A share has at most `budget` tokens, or one sample that is longer: pads are not counted, since nothing computes them.
+    Longest first, each to the rank with the least to do. Every rank takes part in every micro-step, as FSDP's collectives
+    ask; a share may be empty.
+    """
+    steps, loads = [], []
+    for i in sorted(indices, key=lambda i: (-lengths[i], i)):
+        if not steps or min(loads) + lengths[i] > budget and min(loads) > 0:
+            steps.append([[] for _ in range(ranks)])
+            loads = [0] * ranks
+        least = loads.index(min(loads))
+        steps[-1][least].append(i)
+        loads[least] += lengths[i]
+    return steps
+
+
+def idle_share(steps, lengths):
+    """The share of a plan's time that ranks wait for the fullest of each micro-step: all that is left of padding."""
+    loads = [[sum(lengths[i] for i in share) for share in shares] for shares in steps]
+    return 1 - sum(map(sum, loads)) / sum(max(load) * len(load) for load in loads)
+
+
+def pad(rows, dtype):  # lists of numbers -> [B, T], zeros on the right
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(r, dtype=dtype) for r in rows], batch_first=True)
