@@ -169,7 +169,7 @@ def test_micro_batches_keep_the_budget_and_every_sample_once(seed):
             assert len(share) == 1 or sum(lengths[i] for i in share) <= budget
     full = [sum(sum(lengths[i] for i in share) for share in shares) for shares in plan]
     slots = sum(max(sum(lengths[i] for i in share) for share in shares) * ranks for shares in plan)
-    assert ppo.idle_share(plan, lengths) == pytest.approx(1 - sum(full) / slots) and (ranks > 1 or sum(full) == slots)
+    assert parallel.idle_share(plan, lengths) == pytest.approx(1 - sum(full) / slots) and (ranks > 1 or sum(full) == slots)
 
 
 def test_checklist_18_shuffles_are_shared_and_streams_are_distinct():
@@ -226,7 +226,7 @@ def test_a_gradient_as_small_as_a_large_model_s_is_not_damped(folder, tmp_path):
         p.grad = torch.full_like(p, 1.1e-5)
     t.optimizers["policy"].step()
     assert (before - weights(t.policy)).mean() == pytest.approx(t.config.lr, rel=0.01)
-    sft = rlsp.parser().parse_args(["sft", "--model", "m", "--data", "d"])
+    sft = rlsp.read_flags(["sft", "--model", "m", "--data", "d"])
     assert sft.adam_eps == t.config.adam_eps == t.optimizers["critic"].param_groups[0]["eps"] == 1e-8
 
 
