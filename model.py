@@ -1,15 +1,19 @@
 """The language model in one file: Llama 2 / 3 / 3.1 / 3.2, SmolLM2, TinyLlama and Qwen2.5.
 
     1. Config                what a Hugging Face config.json says, checked
-    2. Llama and Critic      RMSNorm, RoPE, grouped-query attention, SwiGLU; a token head or a value head
+    2. Llama and Critic      RMSNorm, RoPE, grouped-query attention, SwiGLU; a token or a value head
     3. generate              sampling as it is defined: one whole forward pass per token
 
-This file needs nothing of the project. lib/ takes a finished network and loads it (lib/hf.py), shards it (lib/parallel.py),
-samples from it with a KV cache (lib/decode.py) and makes it faster on CPU (lib/cpu.py); the numbers are defined here.
+This file needs nothing of the project. The numbers are defined here; lib/ takes a finished network
+and loads it (lib/hf.py), shards it (lib/parallel.py), samples from it with a KV cache
+(lib/decode.py) and makes it faster on CPU (lib/cpu.py).
 
-Shapes: B sequences, T tokens, D hidden size, V vocabulary, H query heads, K key/value heads, d = head size.
-References: Llama (2302.13971), RoPE (2104.09864), GQA (2305.13245), SwiGLU (2002.05202), RMSNorm (1910.07467);
-the numbers follow transformers' modeling_llama.py and modeling_qwen2.py, against which tests/test_model.py checks them.
+Shapes: B sequences, T tokens, N tokens of all sequences end to end, D hidden size, V vocabulary,
+H query heads, K key/value heads, d = head size.
+
+References: Llama (2302.13971), RoPE (2104.09864), GQA (2305.13245), SwiGLU (2002.05202), RMSNorm
+(1910.07467). The numbers follow transformers' modeling_llama.py and modeling_qwen2.py, against
+which tests/test_model.py checks them.
 """
 import functools
 import math
@@ -20,14 +24,19 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-# The most that a config.json may ask for: beyond it lies a mistake, or the wish to exhaust somebody's machine.
-LARGEST = dict(vocab_size=2**21, hidden_size=2**16, intermediate_size=2**19, num_hidden_layers=2**10,
-               num_attention_heads=2**10, num_key_value_heads=2**10, head_dim=2**12,
-               max_position_embeddings=2**26)
-LOGIT_CHUNK = 512  # tokens whose [chunk, V] logits exist at once: 0.25 GB in float32 for Llama 3's 128k vocabulary
+# The most that a config.json may ask for. A larger number is a mistake, or an attempt to exhaust
+# the machine's memory.
+LARGEST = dict(vocab_size=2**21, hidden_size=2**16, intermediate_size=2**19,
+               num_hidden_layers=2**10, num_attention_heads=2**10, num_key_value_heads=2**10,
+               head_dim=2**12, max_position_embeddings=2**26)
+
+# The number of tokens whose logits, [LOGIT_CHUNK, V], exist at once: 0.25 GB in float32 for
+# Llama 3's vocabulary of 128k tokens.
+LOGIT_CHUNK = 512
 
 
-# ---------------------------------------------------------------------------------------------------- 1. Config
+# ----------------------------------------------------------------------------------------------
+# 1. Config
 
 @dataclass(frozen=True)
 class Config:
@@ -48,10 +57,16 @@ class Config:
     tie_word_embeddings: bool = False
     qkv_bias: bool = False
     o_bias: bool = False
-    raw: dict = field(default_factory=dict, compare=False, repr=False)  # config.json as read, written back by save
+    # config.json as it was read; lib.hf.save writes it back
+    raw: dict = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def from_dict(cls, raw, path="config"):
+        """The Config that a config.json, read as the dict `raw`, describes.
+
+        Raises ValueError for another architecture and for a value of a wrong type or size; the
+        message begins with `path`.
+        """
         def get(key, kind, default=None, source=raw):
             value = source.get(key) if source.get(key) is not None else default
             ok = isinstance(value, kind) and not (kind is not bool and isinstance(value, bool))
@@ -65,13 +80,18 @@ class Config:
         kind = raw.get("model_type")
         if kind not in ("llama", "qwen2"):
             raise ValueError(f"{path}: model_type is {kind!r:.80}, expected 'llama' or 'qwen2'")
-        for key, allowed in (("hidden_act", "silu"), ("mlp_bias", False), ("use_sliding_window", False)):
+        supported = (("hidden_act", "silu"), ("mlp_bias", False), ("use_sliding_window", False))
+        for key, allowed in supported:
             if raw.get(key, allowed) != allowed:
-                raise ValueError(f"{path}: {key} is {raw[key]!r:.80}, only {allowed!r} is supported")
-        # transformers 4 writes rope_theta and rope_scaling, transformers 5 one dictionary rope_parameters
+                raise ValueError(
+                    f"{path}: {key} is {raw[key]!r:.80}, only {allowed!r} is supported")
+
+        # transformers 4 writes rope_theta and rope_scaling, transformers 5 one dictionary,
+        # rope_parameters
         rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
         if not isinstance(rope, dict):
-            raise ValueError(f"{path}: rope_scaling is {rope!r:.80}, expected a JSON object or null")
+            raise ValueError(
+                f"{path}: rope_scaling is {rope!r:.80}, expected a JSON object or null")
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         if rope_type not in ("default", "llama3"):
             raise ValueError(f"{path}: rope_scaling's rope_type is {rope_type!r:.80}, "
@@ -79,98 +99,143 @@ class Config:
         theta = get("rope_theta", (int, float), raw.get("rope_theta", 10000.0), rope)
         scaled = {}
         if rope_type == "llama3":
-            scaled = {ours: get(theirs, (int, float), None, rope) for ours, theirs in (
-                ("rope_factor", "factor"), ("rope_low_freq_factor", "low_freq_factor"),
-                ("rope_high_freq_factor", "high_freq_factor"), ("rope_original_max", "original_max_position_embeddings"))}
-        hidden, heads = get("hidden_size", int), get("num_attention_heads", int)
+            names = dict(rope_factor="factor", rope_low_freq_factor="low_freq_factor",
+                         rope_high_freq_factor="high_freq_factor",
+                         rope_original_max="original_max_position_embeddings")
+            scaled = {ours: get(theirs, (int, float), None, rope)
+                      for ours, theirs in names.items()}
+
+        hidden = get("hidden_size", int)
+        heads = get("num_attention_heads", int)
         bias = get("attention_bias", bool, False)
         config = cls(
-            vocab_size=get("vocab_size", int), hidden_size=hidden, intermediate_size=get("intermediate_size", int),
+            vocab_size=get("vocab_size", int), hidden_size=hidden,
+            intermediate_size=get("intermediate_size", int),
             num_hidden_layers=get("num_hidden_layers", int), num_attention_heads=heads,
-            num_key_value_heads=get("num_key_value_heads", int, heads), head_dim=get("head_dim", int, max(hidden // heads, 1)),
+            num_key_value_heads=get("num_key_value_heads", int, heads),
+            head_dim=get("head_dim", int, max(hidden // heads, 1)),
             max_position_embeddings=get("max_position_embeddings", int, 2048),
             rms_norm_eps=get("rms_norm_eps", float, 1e-6), rope_theta=float(theta), **scaled,
             tie_word_embeddings=get("tie_word_embeddings", bool, False),
             qkv_bias=kind == "qwen2" or bias, o_bias=kind == "llama" and bias, raw=raw)
         if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
-            raise ValueError(f"{path}: num_attention_heads {config.num_attention_heads} must be a multiple of "
-                             f"num_key_value_heads {config.num_key_value_heads}, and head_dim {config.head_dim} even")
+            raise ValueError(
+                f"{path}: num_attention_heads {config.num_attention_heads} must be a multiple of "
+                f"num_key_value_heads {config.num_key_value_heads}, and head_dim "
+                f"{config.head_dim} even")
         return config
 
 
 @functools.lru_cache(maxsize=16)
 def rope_frequencies(config, device):
-    """Rotation per position of each pair of channels, radians, float32 [d/2]; low ones slowed down as Llama 3.1 does."""
-    freq = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim)
+    """The rotation of each pair of channels per position, in radians: float32 [d/2].
+
+    Llama 3.1 slows the low frequencies down. Wavelengths beyond original_max / low_freq_factor
+    are stretched by the factor, those under original_max / high_freq_factor stay, and those
+    between are interpolated (transformers' _compute_llama3_parameters).
+    """
+    channel = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
+    freq = config.rope_theta ** -(channel / config.head_dim)
     if config.rope_factor == 1.0:
         return freq
-    # Wavelengths beyond original_max / low_freq_factor are stretched by the factor, those under
-    # original_max / high_freq_factor kept, those between interpolated (transformers' _compute_llama3_parameters).
+    low = config.rope_low_freq_factor
+    high = config.rope_high_freq_factor
     turns = config.rope_original_max * freq / (2 * math.pi)
-    smooth = (turns - config.rope_low_freq_factor) / (config.rope_high_freq_factor - config.rope_low_freq_factor)
-    smooth = smooth.clamp(0, 1)
+    smooth = ((turns - low) / (high - low)).clamp(0, 1)
     return (1 - smooth) * freq / config.rope_factor + smooth * freq
 
 
-# ---------------------------------------------------------------------------------------------------- 2. Llama and Critic
+# ----------------------------------------------------------------------------------------------
+# 2. Llama and Critic
 
 class Linear(nn.Linear):
-    """A linear layer whose weights, where they are float32 masters, are rounded to the type of its input, x [..., in] -> [..., out]."""
+    """A linear layer, x [..., in] -> [..., out], that computes in the type of x.
+
+    Float32 master weights are rounded to that type at each call."""
 
     def forward(self, x):
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
 
 
 class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) * weight over the last dimension of x [..., D].
+
+    torch computes the mean in float32 whatever the type of x: the mean of squares overflows half
+    precision."""
+
     def __init__(self, size, eps):
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
 
-    def forward(self, x):  # inside in float32 whatever the compute type: the mean of squares overflows half precision
+    def forward(self, x):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
 def rotate(x, cos, sin):
-    """Apply RoPE to x [B, heads, T, d]; channel i is paired with i + d/2 (Hugging Face's layout), cos and sin are [B, 1, T, d/2]."""
+    """Apply RoPE to x [B, heads, T, d]; cos and sin are [B, 1, T, d/2].
+
+    Channel i is paired with channel i + d/2, as in Hugging Face's layout of the weights."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
 class Attention(nn.Module):
+    """Grouped-query attention: H / K query heads share each key and value head."""
+
     def __init__(self, c, layer):
         super().__init__()
-        self.head_dim, self.layer = c.head_dim, layer
+        self.head_dim = c.head_dim
+        self.layer = layer
         self.q_proj = Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=c.qkv_bias)
         self.k_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.qkv_bias)
         self.v_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.qkv_bias)
         self.o_proj = Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=c.o_bias)
 
-    def forward(self, x, cos, sin, lengths=None, attend=None):
-        """Attention is the one place where tokens meet: inside sequences that lie end to end (lengths), with those that a
-        KVCache holds (attend), or, the plain case, inside each row."""
+    def forward(self, x, cos, sin, lengths=None, cached=None):
+        """x [B, T, D] -> [B, T, D]. This is the one place where tokens meet.
+
+        In the plain case they meet inside each row. With `lengths` the row holds several
+        sequences end to end, and they meet inside each of these. With `cached`, the attention
+        of a KVCache, they also meet the tokens that the cache holds.
+        """
         B, T, _ = x.shape
-        q, k, v = (p(x).view(B, T, -1, self.head_dim).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)  # [B, H, T, d], [B, K, T, d]
-        if attend is not None:
-            y = attend(self.layer, q, k, v)
+        q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # [B, H, T, d]
+        k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # [B, K, T, d]
+        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # [B, K, T, d]
+        q = rotate(q, cos, sin)
+        k = rotate(k, cos, sin)
+        if cached is not None:
+            y = cached(self.layer, q, k, v)
         elif lengths is not None:
-            y = attend_each(q, k, v, lengths)
+            y = packed_attention(q, k, v, lengths)
         else:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # [B, H, T, d] -> [B, T, D]
 
 
-@torch.compiler.disable  # the number of sequences differs from call to call; the layers around are compiled without it
-def attend_each(q, k, v, lengths):
-    """Causal attention inside each of the sequences that lie end to end in q [1, H, N, d], k and v [1, K, N, d] -> [1, H, N, d].
+# The number of sequences differs from call to call, so this is left out of torch.compile; the
+# layers around it are compiled.
+@torch.compiler.disable
+def packed_attention(q, k, v, lengths):
+    """Causal attention inside each of the sequences that lie end to end.
 
-    One call a sequence computes no pads and copies nothing on its way in. Sequences are hundreds to thousands of tokens long,
-    so on a GPU, too, the calls are few against the work in each."""
-    each = zip(*(x.split(lengths.tolist(), dim=2) for x in (q, k, v)))
-    return torch.cat([F.scaled_dot_product_attention(*qkv, is_causal=True, enable_gqa=True).transpose(1, 2) for qkv in each], dim=1).transpose(1, 2)
+    q [1, H, N, d], k and v [1, K, N, d], lengths [S] of sum N -> [1, H, N, d]. One call per
+    sequence computes no pads and copies nothing on its way in. Sequences are hundreds to thousands
+    of tokens long, so that also on a GPU the calls are few against the work in each.
+    """
+    sizes = lengths.tolist()
+    outputs = []
+    for qkv in zip(q.split(sizes, dim=2), k.split(sizes, dim=2), v.split(sizes, dim=2)):
+        y = F.scaled_dot_product_attention(*qkv, is_causal=True, enable_gqa=True)
+        outputs.append(y.transpose(1, 2))  # [1, length, H, d]
+    return torch.cat(outputs, dim=1).transpose(1, 2)
 
 
 class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
     def __init__(self, c):
         super().__init__()
         self.gate_proj = Linear(c.hidden_size, c.intermediate_size, bias=False)
@@ -190,37 +255,44 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.mlp = MLP(c)
 
-    def forward(self, x, cos, sin, lengths=None, attend=None):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, lengths, attend)
+    def forward(self, x, cos, sin, lengths=None, cached=None):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, lengths, cached)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Trunk(nn.Module):
-    """Tokens [B, T] to normalised hidden states [B, T, D]. Sequences are padded on the right: causal attention never sees pads.
+    """Tokens [B, T] to normalised hidden states [B, T, D].
 
-    With lengths (LongTensor [S] on the CPU), tokens [1, N] are S sequences end to end, without any pad (`pack`); with attend, of a
-    KVCache, tokens [B, T] go on at positions [B or 1, T] after what the cache holds."""
+    Sequences are padded on the right: causal attention never sees the pads. With `lengths`
+    (LongTensor [S] on the CPU), tokens [1, N] are S sequences end to end without any pad (see
+    `pack`). With `cached`, the attention of a KVCache, tokens [B, T] stand at `positions`
+    [B or 1, T], after what the cache holds.
+    """
 
     def __init__(self, c):
         super().__init__()
-        self.config, self.recompute = c, False  # recompute: activation checkpointing of each block
-        self.dtype = None  # to compute in, if not that of the weights (FSDP hands them over in the compute type)
+        self.config = c
+        self.recompute = False  # activation checkpointing of each block
+        # The type to compute in, if it is not that of the weights. (FSDP hands the weights over in
+        # the compute type.)
+        self.dtype = None
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
         self.layers = nn.ModuleList(Block(c, i) for i in range(c.num_hidden_layers))
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
-    def forward(self, tokens, positions=None, lengths=None, attend=None):
+    def forward(self, tokens, positions=None, lengths=None, cached=None):
         if lengths is not None:
-            positions = torch.cat([torch.arange(n) for n in lengths.tolist()])[None].to(tokens.device)
+            each = [torch.arange(n) for n in lengths.tolist()]
+            positions = torch.cat(each)[None].to(tokens.device)  # [1, N]
         elif positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        x = self.embed(tokens)
+            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]  # [1, T]
+        x = self.embed(tokens)  # [B, T, D]
         cos, sin = self.rotation(positions, x.dtype)
         for block in self.layers:
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, cos, sin, lengths, use_reentrant=False)
             else:
-                x = block(x, cos, sin, lengths, attend)
+                x = block(x, cos, sin, lengths, cached)
         return self.norm(x)
 
     def embed(self, tokens):
@@ -228,31 +300,40 @@ class Trunk(nn.Module):
         return x.to(self.dtype or x.dtype)
 
     def rotation(self, positions, dtype):
-        """RoPE's cosine and sine at positions [B, T]: [B, 1, T, d/2]."""
+        """RoPE's cosine and sine at positions [B, T]: both [B, 1, T, d/2]."""
         angle = positions[:, None, :, None] * rope_frequencies(self.config, positions.device)
         return angle.cos().to(dtype), angle.sin().to(dtype)
 
     def states(self, tokens, mask):
-        """The hidden state before each token under `mask` [B, T], in row-major order: [N, D], computed without pads."""
+        """The hidden state before each token under `mask` [B, T], row by row: [N, D].
+
+        Pads are not computed."""
         packed, lengths, chosen = pack(tokens, mask)
         return self(packed, lengths=lengths)[0][chosen]
 
 
 def pack(tokens, mask):
-    """The inputs that the scores of tokens under `mask` [B, T] depend on, end to end: (tokens [1, N], lengths [B], chosen [N]).
+    """The inputs that the scores of the tokens under `mask` [B, T] depend on, end to end.
 
-    Each row's inputs end before its last token under the mask, for token t is scored by the state at t - 1; what comes after,
-    pads among it, is left out. At least one a row stays. `chosen` marks the states that score something."""
+    Returns (tokens [1, N], lengths [B], chosen): `chosen` holds the places in N of the states that
+    score a token. The state at t - 1 scores token t, so the inputs of a row end before its last
+    token under the mask; pads and all else after it are left out. Each row keeps at least one.
+    """
     T = mask.shape[1]
-    at = torch.arange(T, device=mask.device)
-    lengths = (mask * at).amax(1).clamp(min=1)
-    keep = at[: T - 1] < lengths[:, None]  # [B, T - 1]
-    return tokens[:, :-1][keep][None], lengths.cpu(), mask[:, 1:][keep].nonzero()[:, 0]
+    index = torch.arange(T, device=mask.device)
+    lengths = (mask * index).amax(1).clamp(min=1)  # [B]
+    keep = index[: T - 1] < lengths[:, None]  # [B, T - 1]
+    packed = tokens[:, :-1][keep][None]
+    chosen = mask[:, 1:][keep].nonzero()[:, 0]
+    return packed, lengths.cpu(), chosen
 
 
 def product(a, b):
-    """a @ b in float32, of matrices or stacks of them. A bfloat16 result would round logits, and an attention's scores, to three
-    digits after they were summed in float32."""
+    """a @ b in float32, of two matrices or two stacks of them.
+
+    A result in bfloat16 would round logits, and the scores of an attention, to three digits after
+    they were summed in float32.
+    """
     if a.dtype == torch.float32:
         return a @ b
     if not a.is_cuda:
@@ -264,16 +345,19 @@ def product(a, b):
 
 
 class TokenLogprob(torch.autograd.Function):
-    """(log softmax(h W^T / temperature) at the targets, its entropy or zeros): h [N, D], W [V, D], targets [N] -> [N], [N].
+    """log softmax(h Wᵀ / temperature) at the targets, and the softmax's entropy or zeros.
 
-    Logits are float32 and exist for LOGIT_CHUNK tokens at a time; backward computes them again, which costs one product of
-    four with W. By hand and in place since each pass over [chunk, V] numbers counts: autograd would take three times as many."""
+    h [N, D], W [V, D], targets [N] -> [N], [N], in nats. Logits are float32 and exist for
+    LOGIT_CHUNK tokens at a time; the backward pass computes them again, one product of four with W.
+    This is written by hand and in place, because each pass over [chunk, V] numbers takes time:
+    autograd would take three times as many.
+    """
 
     @staticmethod
     def chunks(h, weight):
         for start in range(0, len(h), LOGIT_CHUNK):
             part = slice(start, start + LOGIT_CHUNK)
-            yield part, product(h[part], weight.T)
+            yield part, product(h[part], weight.T)  # [chunk, V]
 
     @staticmethod
     def forward(ctx, h, weight, targets, temperature, with_entropy):
@@ -283,17 +367,21 @@ class TokenLogprob(torch.autograd.Function):
             total[part] = logits.logsumexp(-1)
             logprob[part] = logits.gather(-1, targets[part, None])[:, 0] - total[part]
             if with_entropy:
-                entropy[part] = total[part] - (logits - total[part, None]).exp_().mul_(logits).sum(-1)
+                # no name holds the [chunk, V] product, so that its memory is free for the next one
+                mean = (logits - total[part, None]).exp_().mul_(logits).sum(-1)
+                entropy[part] = total[part] - mean
         ctx.save_for_backward(h, weight, targets, total)
         ctx.temperature = temperature
         ctx.mark_non_differentiable(entropy)  # logged, not trained
         return logprob.clone(), entropy
 
     @staticmethod
-    def backward(ctx, grad, _):  # d logprob / d logits = onehot(target) - softmax
+    def backward(ctx, grad, _):
+        """d logprob / d logits = onehot(target) - softmax."""
         h, weight, targets, total = ctx.saved_tensors
         grad = grad.contiguous()
-        grad_h, grad_weight = torch.empty_like(h), torch.zeros_like(weight, dtype=torch.float32)
+        grad_h = torch.empty_like(h)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         for part, d in TokenLogprob.chunks(h, weight):
             g = grad[part, None] / ctx.temperature
             d.div_(ctx.temperature).sub_(total[part, None]).exp_().mul_(-g)
@@ -308,14 +396,18 @@ class TokenLogprob(torch.autograd.Function):
 
 
 class Llama(nn.Module):
+    """The policy: the trunk under a head of V logits."""
+
     def __init__(self, config):
         super().__init__()
-        self.config, self.model = config, Trunk(config)
+        self.config = config
+        self.model = Trunk(config)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def head_weight(self):  # [V, D]
-        return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+        tied = self.config.tie_word_embeddings
+        return self.model.embed_tokens.weight if tied else self.lm_head.weight
 
     def head(self, h):  # [..., D] -> float32 logits [..., V]
         logits = product(h.flatten(0, -2), self.head_weight().to(h.dtype).T)
@@ -326,82 +418,104 @@ class Llama(nn.Module):
         return self.head(self.model(tokens))
 
     def prefill(self, tokens, cache, row, start):
-        """Put tokens [n, T] into rows row, row + 1, ... of the cache, which hold `start` positions already."""
+        """Put tokens [n, T] into the cache's rows from `row` on, which hold `start` positions."""
         n, T = tokens.shape
-        positions = torch.arange(start, start + T, device=tokens.device)[None]
-        self.model(tokens, positions, attend=cache.attend(row, positions, (n,) * cache.blocks(start + T)))
+        positions = torch.arange(start, start + T, device=tokens.device)[None]  # [1, T]
+        cached = cache.attention(row, positions, (n,) * cache.blocks(start + T))
+        self.model(tokens, positions, cached=cached)
 
     def decode(self, tokens, positions, cache, counts):
-        """Logits [n, V] after tokens [n] of the sequences in the cache's first n rows, which take positions [n] there.
-        counts[j]: how many of these rows reach the cache's block j."""
-        attend = cache.attend(0, positions[:, None], counts)
-        return self.head(self.model(tokens[:, None], positions[:, None], attend=attend)[:, 0])
+        """Logits [n, V] after one token more, tokens [n], in each of the cache's first n rows.
+
+        The tokens stand at positions [n]; counts[j] of the rows reach the cache's block j.
+        """
+        cached = cache.attention(0, positions[:, None], counts)
+        h = self.model(tokens[:, None], positions[:, None], cached=cached)  # [n, 1, D]
+        return self.head(h[:, 0])
 
     def logprobs(self, tokens, mask, temperature=1.0, entropy=True):
-        """Log-probability and entropy (nats) of every token under `mask` [B, T]; both [B, T], zero elsewhere.
+        """Log-probability and entropy, in nats, of every token under `mask` [B, T].
 
-        Token t is scored by the hidden state at t - 1, so mask[:, 0] must be False. Logits are float32, divided by the
-        temperature that the sampler used. Without `entropy` its passes over the logits are saved, and zeros stand for it.
+        Both are [B, T], and zero elsewhere. The hidden state at t - 1 scores token t, so
+        mask[:, 0] must be False. Logits are float32, divided by the temperature that the sampler
+        used. Without `entropy` its passes over the logits are saved, and zeros stand for it.
         """
         h = self.model.states(tokens, mask)
-        parts = self.token_logprobs(h, tokens[mask], temperature, entropy)
-        return tuple(torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, p) for p in parts)
+        scores = self.token_logprobs(h, tokens[mask], temperature, entropy)
+        zeros = torch.zeros(mask.shape, device=mask.device)
+        return tuple(zeros.masked_scatter(mask, x) for x in scores)
 
     def token_logprobs(self, h, targets, temperature, entropy):
-        """Log-probabilities of targets [N] after hidden states h [N, D], and entropies or zeros: [N], [N]."""
+        """Log-probabilities of targets [N] after hidden states h [N, D], and entropies or zeros."""
         return TokenLogprob.apply(h, self.head_weight().to(h.dtype), targets, temperature, entropy)
 
     def reshard(self):
-        """Give up whole weights that a forward without backward left behind: FSDP's own method, once sharded; else nothing."""
+        """Give up whole weights that a forward pass without a backward pass left behind.
+
+        Once the model is sharded, FSDP's own method takes this one's place."""
 
 
 class Critic(nn.Module):
-    """The policy's trunk under a scalar head without bias (standard deviation 1 / (D + 1), as in the official code)."""
+    """The policy's trunk under a scalar head without bias.
+
+    The head starts with a standard deviation of 1 / (D + 1), as in the official code.
+    """
 
     def __init__(self, config):
         super().__init__()
-        self.config, self.model = config, Trunk(config)
+        self.config = config
+        self.model = Trunk(config)
         self.value_head = nn.Linear(config.hidden_size, 1, bias=False)
 
     def forward(self, tokens, mask):
-        """Value of the state before each token under `mask` [B, T]: float32 [B, T], zero elsewhere. Aligned with logprobs."""
-        values = self.value_head(self.model.states(tokens, mask).float())  # the head computes in float32: returns need its digits
+        """The value of the state before each token under `mask` [B, T]: float32 [B, T].
+
+        It is zero elsewhere, and aligned with Llama.logprobs. The head computes in float32: returns
+        need its digits.
+        """
+        values = self.value_head(self.model.states(tokens, mask).float())  # [N, 1]
         return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, values)
 
     reshard = Llama.reshard
 
 
 def init_weights(model, seed):
-    """Random start for --from-scratch: normal of standard deviation 1/sqrt(D), output projections scaled down by depth (GPT-2).
+    """A random start, for --from-scratch.
 
-    GPT-2's 0.02 is about 1/sqrt(D) at its own width; at D = 128 it starts too small, and the tiny model learns its facts
-    several times slower."""
+    Weights are normal with a standard deviation of 1/sqrt(D); output projections are scaled down by
+    the depth, as in GPT-2. GPT-2's 0.02 is about 1/sqrt(D) at its own width. At D = 128 it is too
+    small, and the tiny model learns its facts several times slower.
+    """
     g = torch.Generator().manual_seed(seed)
+    std = model.config.hidden_size**-0.5
+    depth = math.sqrt(2 * model.config.num_hidden_layers)
     for name, p in model.named_parameters():
         if name.endswith("norm.weight"):
             nn.init.ones_(p)
         elif name.endswith("bias"):
             nn.init.zeros_(p)
+        elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            nn.init.normal_(p, 0.0, std / depth, generator=g)
         else:
-            depth = name.endswith(("o_proj.weight", "down_proj.weight"))
-            nn.init.normal_(p, 0.0, model.config.hidden_size**-0.5 / (math.sqrt(2 * model.config.num_hidden_layers) if depth else 1.0), generator=g)
+            nn.init.normal_(p, 0.0, std, generator=g)
 
 
-# ---------------------------------------------------------------------------------------------------- 3. generate
+# ----------------------------------------------------------------------------------------------
+# 3. generate
 
 def uniforms(seed, stream, n):
-    """n numbers in [0, 1) that depend on (seed, stream) alone."""
+    """n numbers in [0, 1), float32 [n], that depend on (seed, stream) alone."""
     mixed = (seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
     mixed = (mixed ^ (mixed >> 31)) * 0xD6E8FEB86659FD93 % 2**64
     return torch.rand(n, generator=torch.Generator().manual_seed(mixed >> 1))
 
 
 def draw(logits, temperature, u):
-    """A token id from logits [V]: the likeliest one at temperature 0, else the first one whose cumulative
-    probability passes u in [0, 1)."""
+    """A token id from logits [V]: the likeliest one at temperature 0, else the first one whose
+    cumulative probability passes u in [0, 1)."""
     if temperature == 0:
         return int(logits.argmax())
-    cdf = torch.softmax(logits.float() / temperature, -1).cumsum(-1)
+    cdf = torch.softmax(logits.float() / temperature, -1).cumsum(-1)  # [V]
     return int(torch.searchsorted(cdf, u * cdf[-1], right=True).clamp(max=len(cdf) - 1))
 
 
@@ -409,16 +523,17 @@ def draw(logits, temperature, u):
 def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0):
     """Continue each prompt, a list of token ids, until an EOS id or max_new_tokens: the definition.
 
-    Returns the new tokens as lists, the EOS among them. Temperature 0 is greedy. Every sequence draws from
-    its own stream of numbers, (seed, its place in prompts). lib.decode.generate gives the same tokens, with a
-    KV cache and many sequences at once.
+    Returns the new tokens as lists, the EOS among them. Temperature 0 is greedy. Every sequence
+    draws from its own stream of numbers, (seed, its place in prompts). lib.decode.generate gives
+    the same tokens, with a KV cache and many sequences at once.
     """
     responses = []
     for stream, prompt in enumerate(prompts):
         tokens = list(prompt)
         for u in uniforms(seed, stream, max_new_tokens):
-            logits = model(torch.tensor([tokens], device=model.head_weight().device))  # [1, T, V]
-            tokens.append(draw(logits[0, -1].cpu(), temperature, u))
+            inputs = torch.tensor([tokens], device=model.head_weight().device)  # [1, T]
+            logits = model(inputs)[0, -1]  # [V]
+            tokens.append(draw(logits.cpu(), temperature, u))
             if tokens[-1] in eos_ids:
                 break
         responses.append(tokens[len(prompt) :])

@@ -116,7 +116,7 @@ def save(run, nets, optimizers, step, updates, keep, **more):
         with plain_errors(aside):
             dcp.save(named, storage_writer=dcp.HuggingFaceStorageWriter(str(aside), place, save_distributed=True))
         mine = f"shard-{parallel.rank() + 1:05d}-*"
-        written = parallel.together(lambda: [(f.name, files.measure(f)) for f in aside.glob(mine)], everywhere=True)
+        written = parallel.together(lambda: [(f.name, files.measure(f)) for f in aside.glob(mine)], all_ranks=True)
         parallel.together(publish)
     except OSError:
         if parallel.rank() == 0:
@@ -184,7 +184,7 @@ def check(folder):
                     raise ValueError(f"{folder / name}: truncated or altered: {what} {found}, expected {expected}")
         return state
 
-    return parallel.together(mine, everywhere=True)[0]
+    return parallel.together(mine, all_ranks=True)[0]
 
 
 def find(run, name=None):

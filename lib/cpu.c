@@ -1,7 +1,7 @@
 /* What the model does on CPU in bfloat16 beside its matrix products: RMSNorm, SwiGLU, RoPE, attention of training and of a decode step
    over the KV cache, log-probs of tokens; for training, with what their gradients need.
 
-   The definition is model.py with KVCache.attend (decode.py); tests/test_cpu.py holds this file to it. Each kernel reads its
+   The definition is model.py with KVCache.attention (decode.py); tests/test_cpu.py holds this file to it. Each kernel reads its
    numbers once or from the processor's cache, where torch's operations go through memory several times. Plain loops: the compiler
    makes vectors of them; only the products inside attention (`block`) name the processor's instructions. cpu.py compiles this file for
    the machine and the model's D, G and BLOCK, and passes contiguous tensors.
@@ -500,7 +500,7 @@ void sample(int64_t n, int64_t V, float factor, const bf16 *logits, const float 
 /* qkv [n, H + 2 K, D] of one new token a row, at positions [n], cosine and sine [n, D / 2]: rotates queries and keys, puts keys
    and values into one layer of the cache, whose blocks [rows, K, BLOCK, D] lie `stride` numbers apart, and attends -> out [n, H, D].
    The softmax goes over block after block with a running maximum: a block's scores stay in the first cache. */
-void attend(int64_t n, int64_t K, const bf16 *qkv, const bf16 *cosine, const bf16 *sine, const int64_t *positions,
+void decode_attention(int64_t n, int64_t K, const bf16 *qkv, const bf16 *cosine, const bf16 *sine, const int64_t *positions,
             bf16 *keys, bf16 *values, int64_t stride, bf16 *out) {
 #pragma omp parallel for collapse(2)
     for (int64_t r = 0; r < n; r++)

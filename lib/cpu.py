@@ -44,7 +44,7 @@ class Pointer:
 ARGUMENTS = dict(  # l int64, f float, p a tensor
     rms_norm="llfppp", rms_norm_backward="llfppppppp", swiglu="llpp", swiglu_backward="llppp", attention="llpppppplpl",
     attention_backward="llpppppppplpl", turn="llpp", add="lpp", add_turned="llllpp", token_logprob="lllfpppppp", token_logprob_backward="lllfpppp",
-    sample="llfpppp", attend="llpppppplp")
+    sample="llfpppp", decode_attention="llpppppplp")
 
 
 @functools.lru_cache
@@ -303,10 +303,10 @@ def accelerate(net):
 
 
 def fast_block(layer, plain):
-    def forward(x, cos, sin, lengths=None, attend=None):
+    def forward(x, cos, sin, lengths=None, cached=None):
         library = kernels(x, layer.config) if lengths is not None else None
         if library is None:
-            return plain(x, cos, sin, lengths, attend)
+            return plain(x, cos, sin, lengths, cached)
         return block(library, layer, x, cos, sin, lengths)
     return forward
 
@@ -380,7 +380,7 @@ class CPUDecoder(Decoder):
         x = F.embedding(tokens, self.model.model.embed_tokens.weight)
         for i, (norm_1, qkv, o, norm_2, gate_up, down) in enumerate(self.layers):
             heads, y = qkv(self.norm(x, norm_1)), x.new_empty(n, c.num_attention_heads * c.head_dim)
-            self.library.attend(n, c.num_key_value_heads, heads, cos, sin, positions, cache.k[i], cache.v[i], cache.k.stride(1), y)
+            self.library.decode_attention(n, c.num_key_value_heads, heads, cos, sin, positions, cache.k[i], cache.v[i], cache.k.stride(1), y)
             x = o(y, add=x)
             inner, y = gate_up(self.norm(x, norm_2)), x.new_empty(n, c.intermediate_size)
             self.library.swiglu(n, c.intermediate_size, inner, y)

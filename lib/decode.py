@@ -60,8 +60,8 @@ class KVCache:
         for x in (self.k[:, : self.blocks(length)], self.v[:, : self.blocks(length)]):
             x[:, :, target] = x[:, :, source : source + 1]
 
-    def attend(self, row, positions, counts):
-        """The `attend` of new tokens at positions [n or 1, T] in rows row, row + 1, ...; counts[j] of them reach block j.
+    def attention(self, row, positions, counts):
+        """The attention of new tokens at positions [n or 1, T] in rows row, row + 1, ...; counts[j] of them reach block j.
 
         Plain products and one softmax, block by block: on CPU, twice as fast at one query as scaled_dot_product_attention,
         which copies keys, and of fixed shapes: a row's numbers are the same, bit for bit, whatever else is computed with it.
@@ -73,7 +73,7 @@ class KVCache:
         at = (positions // BLOCK, rows, slice(None), positions % BLOCK)
         blocks = [(row + m, j * BLOCK, (j + 1) * BLOCK) for j, m in enumerate(counts)]
 
-        def attend(layer, q, k, v):  # [n, H, T, d], [n, K, T, d]
+        def attention(layer, q, k, v):  # [n, H, T, d], [n, K, T, d]
             n, H, T, d = q.shape
             K, keys, values = k.shape[1], self.k[layer], self.v[layer]
             keys[at], values[at] = k.transpose(1, 2), v.transpose(1, 2)
@@ -87,7 +87,7 @@ class KVCache:
             for (end, a, b), block in zip(blocks, values):
                 y[: end - row] += product(p[: end - row, ..., a:b], block[row:end])
             return y.to(q.dtype).view(n, H, T, d)
-        return attend
+        return attention
 
 
 # ---------------------------------------------------------------------------------------------------- 2. sample

@@ -38,10 +38,10 @@ def gather(x):
     return everyone
 
 
-def together(f, everywhere=False):
+def together(f, all_ranks=False):
     """[f() of each rank], or with rank 0 alone calling it. What it raises there is raised on every rank alike: nobody is left waiting."""
     result = error = None
-    if everywhere or rank() == 0:
+    if all_ranks or rank() == 0:
         try:
             result = f()
         except (OSError, ValueError) as e:

@@ -344,7 +344,7 @@ def test_attention_of_the_kernels_equals_a_softmax_in_float64():
         qkv = torch.randn(n, H + 2 * K, d, generator=g).bfloat16()
         cos, sin = (x[:, 0, 0].contiguous() for x in net.model.rotation(lengths[:, None] - 1, torch.bfloat16))
         out, positions = torch.empty(n, H, d, dtype=torch.bfloat16), lengths - 1
-        library.attend(n, K, qkv, cos, sin, positions, k, v, cache.k.stride(1), out)
+        library.decode_attention(n, K, qkv, cos, sin, positions, k, v, cache.k.stride(1), out)
         turned = M.rotate(qkv[:, :, None].double(), cos[:, None, None].double(), sin[:, None, None].double())[:, :, 0]
         for r, length in enumerate(lengths.tolist()):
             for h in range(H):

@@ -493,6 +493,6 @@ def test_bfloat16_models_have_logits_and_scores_of_float32_digits(monkeypatch):
     cache, positions = decode.KVCache(net.config, 2, 40, torch.bfloat16, "cpu"), torch.arange(40)[None]
     q, k, v = (3 * torch.randn(2, heads, 40, 8, generator=g) for heads in (4, 2, 2))
     q, k, v = (x.bfloat16() for x in (q, k, v))
-    ours = cache.attend(0, positions, (2,))(0, q, k, v).double()
+    ours = cache.attention(0, positions, (2,))(0, q, k, v).double()
     theirs = torch.nn.functional.scaled_dot_product_attention(*(x.double() for x in (q, k, v)), is_causal=True, enable_gqa=True)
     assert (ours - theirs).norm() < 0.004 * theirs.norm()
