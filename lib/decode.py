@@ -1,13 +1,13 @@
-"""Sampling with a KV cache and slots that are refilled as sequences finish: model.generate, faster, token for token.
+"""Sampling with a KV cache and slots that are refilled as sequences finish: model.generate, but faster.
 
     1. KVCache     keys and values of many sequences, and attention over them
-    2. sample      a token per row, by a number in [0, 1) that belongs to its sequence alone
+    2. sample      one token per row, by a number in [0, 1) that belongs to its sequence alone
     3. Scheduler   which sequence sits in which row of the cache; no tensors
-    4. Stepper     the rows' state on the device and one step of it, on a GPU as CUDA graphs
-    5. generate    prompts prefilled once, all sequences decoded together
+    4. Stepper     the state of the rows on the device, and one step of it, on a GPU as CUDA graphs
+    5. generate    prompts are prefilled once, and all sequences are decoded together
 
 Shapes: n sequences, T tokens, S positions, V vocabulary, H query heads, K key/value heads, d = head size.
-Ideas: continuous batching (Orca, OSDI 2022), blocks of keys (PagedAttention, 2309.06180).
+References: continuous batching (Orca, OSDI 2022), blocks of keys (PagedAttention, 2309.06180).
 """
 import math
 import os
@@ -22,123 +22,158 @@ from torch import nn
 from lib import guards
 from model import product, uniforms
 
-BLOCK = 128  # positions of a block of the KV cache
+BLOCK = 128  # positions in a block of the KV cache
 PREFILL_TOKENS = 4096  # prompt tokens in one forward pass
 
 
-# ---------------------------------------------------------------------------------------------------- 1. KVCache
+# --------------------------------------------------------------------------------------------------------
+# 1. KVCache
 
 class KVCache:
-    """Keys and values of `slots` sequences of up to `length` tokens; allocated once and used by any number of `generate`.
+    """Keys and values of `slots` sequences of up to `length` tokens, for any number of calls of `generate`.
 
-    [layers, blocks, slots, K, BLOCK, d]: position p lies in block p // BLOCK. Decoding reads each block for the rows that
-    reach it and no further, and each such read is one contiguous piece, which CPU's matrix products take without a copy.
+    Both are [layers, blocks, slots, K, BLOCK, d]: position p lies in block p // BLOCK. Decoding reads each
+    block for the rows that reach it and no further, and each such read is one contiguous piece, which matrix
+    products on CPU take without a copy.
     """
+
     def __init__(self, config, slots, length, dtype, device):
-        blocks = -(-length // BLOCK)
-        shape = (config.num_hidden_layers, blocks, slots, config.num_key_value_heads, BLOCK, config.head_dim)
-        self.k, self.v = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-        self.slots, self.length = slots, length
+        K = config.num_key_value_heads
+        shape = (config.num_hidden_layers, self.blocks(length), slots, K, BLOCK, config.head_dim)
+        self.k = torch.zeros(shape, dtype=dtype, device=device)
+        self.v = torch.zeros(shape, dtype=dtype, device=device)
+        self.slots = slots
+        self.length = length
 
     @classmethod
     def rows(cls, config, slots, length, dtype, gb):
-        """(rows, bytes of one) of a cache of `slots` rows, or of as many as fit into gb * 1e9 bytes; gb 0 sets no limit."""
-        row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize * -(-length // BLOCK) * BLOCK
+        """(rows, bytes of each) of a cache of `slots` rows, or of as many as fit into gb * 1e9 bytes.
+
+        gb 0 sets no limit. Raises ValueError if not even one row fits."""
+        width = config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        row = 2 * width * cls.blocks(length) * BLOCK * dtype.itemsize  # keys and values
         if gb and gb * 1e9 < row:
-            raise ValueError(f"--kv-gb is {gb:g}, expected at least {row / 1e9:.3g}: keys and values of one sequence of {length} tokens")
+            raise ValueError(f"--kv-gb is {gb:g}, expected at least {row / 1e9:.3g}: "
+                             f"keys and values of one sequence of {length} tokens")
         return min(slots, int(gb * 1e9 / row)) if gb else slots, row
 
     @classmethod
     def sized(cls, config, slots, length, dtype, device, gb):
-        return cls(config, cls.rows(config, slots, length, dtype, gb)[0], length, dtype, device)
+        """A cache of `slots` rows, or of as many as fit into gb * 1e9 bytes (see `rows`)."""
+        rows, _ = cls.rows(config, slots, length, dtype, gb)
+        return cls(config, rows, length, dtype, device)
 
-    def blocks(self, length):
+    @staticmethod
+    def blocks(length):
+        """How many blocks hold `length` positions."""
         return -(-length // BLOCK)
 
     def copy(self, source, target, length):
-        """The first `length` positions of row `source` into the rows `target`, a list or a slice (which needs no transfer to a GPU)."""
+        """Copy the first `length` positions of row `source` to the rows `target`, a list or a slice.
+
+        A slice needs no transfer to a GPU."""
         for x in (self.k[:, : self.blocks(length)], self.v[:, : self.blocks(length)]):
             x[:, :, target] = x[:, :, source : source + 1]
 
     def attention(self, row, positions, counts):
-        """The attention of new tokens at positions [n or 1, T] in rows row, row + 1, ...; counts[j] of them reach block j.
+        """The attention of new tokens at positions [n or 1, T] in rows from `row` on, for model.Attention.
 
-        Plain products and one softmax, block by block: on CPU, twice as fast at one query as scaled_dot_product_attention,
-        which copies keys, and of fixed shapes: a row's numbers are the same, bit for bit, whatever else is computed with it.
+        counts[j] of these rows reach block j. The function that is returned stores the new keys and values,
+        and takes plain products and one softmax, block by block. On CPU this is twice as fast at one query as
+        scaled_dot_product_attention, which copies keys. The shapes of the products are fixed, so that a row's
+        numbers are the same, bit for bit, whatever else is computed with it.
         """
-        S, device = len(counts) * BLOCK, positions.device
-        rows = torch.arange(row, row + counts[0], device=device)[:, None]
-        hidden = torch.zeros(*positions.shape, S, device=device)
+        device = positions.device
+        S = len(counts) * BLOCK
+        rows = torch.arange(row, row + counts[0], device=device)[:, None]  # [n, 1]
+        hidden = torch.zeros(*positions.shape, S, device=device)  # [n or 1, T, S]: -inf for what comes later
         hidden.masked_fill_(torch.arange(S, device=device) > positions[..., None], -math.inf)
-        at = (positions // BLOCK, rows, slice(None), positions % BLOCK)
-        blocks = [(row + m, j * BLOCK, (j + 1) * BLOCK) for j, m in enumerate(counts)]
+        new = (positions // BLOCK, rows, slice(None), positions % BLOCK)  # where the new tokens lie
+        # the part of each block that is read: (rows, first position, end)
+        spans = [(m, j * BLOCK, (j + 1) * BLOCK) for j, m in enumerate(counts)]
 
-        def attention(layer, q, k, v):  # [n, H, T, d], [n, K, T, d]
+        def attention(layer, q, k, v):  # [n, H, T, d], [n, K, T, d], [n, K, T, d] -> [n, H, T, d]
             n, H, T, d = q.shape
-            K, keys, values = k.shape[1], self.k[layer], self.v[layer]
-            keys[at], values[at] = k.transpose(1, 2), v.transpose(1, 2)
-            q = q.reshape(n, K, H // K * T, d)  # the query heads of one key head are rows of one product: no key is read twice
+            K = k.shape[1]
+            keys = self.k[layer]  # [blocks, slots, K, BLOCK, d]
+            values = self.v[layer]
+            keys[new] = k.transpose(1, 2)
+            values[new] = v.transpose(1, 2)
+            # the query heads of one key head are rows of one product, so that no key is read twice
+            q = q.reshape(n, K, H // K * T, d)
             scores = torch.full((n, K, H // K * T, S), -math.inf, device=device)
-            for (end, a, b), block in zip(blocks, keys):
-                scores[: end - row, ..., a:b] = product(q[: end - row], block[row:end].transpose(-1, -2))
+            for (m, first, end), block in zip(spans, keys):
+                scores[:m, ..., first:end] = product(q[:m], block[row : row + m].transpose(-1, -2))
             scores = torch.add(hidden[:, None], scores.view(n, H, T, S), alpha=d**-0.5)
             p = torch.softmax(scores, -1).to(q.dtype).view(n, K, -1, S)
             y = torch.zeros_like(q, dtype=torch.float32)
-            for (end, a, b), block in zip(blocks, values):
-                y[: end - row] += product(p[: end - row, ..., a:b], block[row:end])
+            for (m, first, end), block in zip(spans, values):
+                y[:m] += product(p[:m, ..., first:end], block[row : row + m])
             return y.to(q.dtype).view(n, H, T, d)
         return attention
 
 
-# ---------------------------------------------------------------------------------------------------- 2. sample
+# --------------------------------------------------------------------------------------------------------
+# 2. sample
 
 def sample(logits, temperature, u):
-    """A token per row and its log-probability, computed in float32 from logits [n, V]: the arg max at temperature 0, else the first
-    token whose cumulative probability passes u [n]. It is found in two steps, by sums over blocks of tokens, then inside the block."""
+    """One token per row of logits [n, V] and its log-probability in nats: [n], [n], computed in float32.
+
+    It is the likeliest one at temperature 0, else the first one whose cumulative probability passes u [n].
+    That one is found in two steps, by sums over blocks of tokens and then inside of the block.
+    """
     logits = logits.float()
     if temperature == 0:
         best, token = logits.max(-1)
         return token, best - logits.logsumexp(-1)
     p = torch.softmax(logits / temperature, -1)
     p = p.view(len(p), -1, math.gcd(p.shape[-1], 256))  # [n, blocks, tokens of a block]
-    cdf = p.sum(-1).cumsum(-1)
+    cdf = p.sum(-1).cumsum(-1)  # [n, blocks]
     target = u[:, None] * cdf[:, -1:]  # u is scaled by the last sum, which rounding leaves near 1
     # right=True never lands on a probability of 0
     block = torch.searchsorted(cdf, target, right=True).clamp(max=p.shape[1] - 1)  # [n, 1]
-    inside = p.gather(1, block[..., None].expand(-1, -1, p.shape[-1]))[:, 0]
+    inside = p.gather(1, block[..., None].expand(-1, -1, p.shape[-1]))[:, 0]  # [n, tokens of a block]
     target = target - F.pad(cdf, (1, 0)).gather(1, block)
     cdf = inside.cumsum(-1)
-    target = torch.minimum(target, torch.nextafter(cdf[:, -1:], torch.zeros_like(target)))  # rounding may not pass the block's end
-    token = torch.searchsorted(cdf, target, right=True).clamp(max=p.shape[-1] - 1)
+    # rounding must not pass the block's end
+    target = torch.minimum(target, torch.nextafter(cdf[:, -1:], torch.zeros_like(target)))
+    token = torch.searchsorted(cdf, target, right=True).clamp(max=p.shape[-1] - 1)  # [n, 1]
     return (block * p.shape[-1] + token)[:, 0], inside.gather(1, token)[:, 0].log()
 
 
 class Decoder:
-    """Decoding by the model's own forward pass, which defines it. lib.cpu.CPUDecoder is a faster one for bfloat16 on CPU."""
+    """Decoding by the model's own forward pass, which defines it. lib.cpu.CPUDecoder is faster for bfloat16
+    on CPU."""
 
     def __init__(self, model):
         self.model = model
 
     def decode(self, tokens, positions, cache, counts):
-        """As Llama.decode: logits [n, V] after tokens [n] at positions [n]."""
+        """Logits [n, V] after tokens [n] at positions [n], as Llama.decode gives them."""
         return self.model.decode(tokens, positions, cache, counts)
 
     def sample(self, logits, temperature, u):
-        """sample; on CPU as many logits at a time as the processor's own caches hold."""
+        """As the function `sample`; on CPU for as many logits at a time as the processor's own caches
+        hold."""
         n = len(logits)
-        rows = n if logits.is_cuda else 16
-        parts = [sample(logits[r : r + rows], temperature, u if u is None else u[r : r + rows]) for r in range(0, n, rows)]
+        size = n if logits.is_cuda else 16
+        parts = []
+        for first in range(0, n, size):
+            part = slice(first, first + size)
+            parts.append(sample(logits[part], temperature, u if u is None else u[part]))
         tokens, logprobs = zip(*parts)
         return torch.cat(tokens), torch.cat(logprobs)
 
 
-# ---------------------------------------------------------------------------------------------------- 3. Scheduler
+# --------------------------------------------------------------------------------------------------------
+# 3. Scheduler
 
 class Scheduler:
     """Which sequence sits in which row of the cache, and what each has produced so far.
 
-    A prompt is prefilled without its last token, which is the first one that decoding takes. A finished sequence leaves at
-    once: its row goes to the next sample of its own prompt, whose keys are there, or to the last active sequence.
+    A prompt is prefilled without its last token, which is the first one that decoding takes. A finished
+    sequence leaves at once: its row goes to the next sample of its own prompt, whose keys are there, or to
+    the last active sequence.
     """
 
     def __init__(self, prompts, slots, max_new_tokens, eos):
@@ -148,74 +183,91 @@ class Scheduler:
         self.eos = eos
         self.out = [[] for _ in prompts]
         self.logprobs = [[] for _ in prompts]
-        # Longest first: neighbours are of like length. Samples of one prompt stand side by side.
-        known = {}
-        self.prompt_of = [known.setdefault(tuple(p), i) for i, p in enumerate(prompts)]  # equal prompts have one number
-        self.waiting = deque(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), self.prompt_of[i], i)))
+        first = {}  # equal prompts have the number of the first of them
+        self.prompt_of = [first.setdefault(tuple(p), i) for i, p in enumerate(prompts)]
+        # Longest first: neighbours are of similar length. Samples of one prompt stand side by side.
+        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), self.prompt_of[i], i))
+        self.waiting = deque(order)
         self.active = []  # active[row] = index of the prompt that sits in this row of the cache
         self.moved = False  # whether rows have changed hands since the device was told
         self.prefills = deque()  # (first row, tokens of each row, positions that these rows hold before)
         self.copies = []  # (row, rows, positions) to copy once the prefills are done
-        self.head = 0  # tokens with which all prompts begin alike: they are computed once
+        self.prefix = 0  # how many tokens all prompts begin with alike: they are computed once
         if prompts:
-            self.head = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
-        if self.head:
-            self.prefills.append((0, [prompts[0][: self.head]], 0))
-            self.copies.append((0, slice(1, slots), self.head))
+            self.prefix = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
+        if self.prefix:
+            self.prefills.append((0, [prompts[0][: self.prefix]], 0))
+            self.copies.append((0, slice(1, slots), self.prefix))
 
     def wants_refill(self):
-        """Several prompts share one prefill: rows are refilled once an eighth of them is free."""
+        """Whether to fill free rows now. Several prompts share one prefill, so an eighth of the rows must be
+        free."""
         free = self.slots - len(self.active)
         return self.waiting and not self.prefills and (not self.active or free >= max(1, self.slots // 8))
 
     def refill(self):
-        """Put waiting sequences into free rows: those whose prompt is in no row yet, to be prefilled, then copies of such rows."""
+        """Put waiting sequences into free rows.
+
+        First come those whose prompt is in no row yet, to be prefilled, then those that copy the row of their
+        prompt."""
+        start = len(self.active)
         row_of = {self.prompt_of[i]: row for row, i in enumerate(self.active)}
-        fresh, again, start = [], {}, len(self.active)
         new = [self.waiting.popleft() for _ in range(min(self.slots - start, len(self.waiting)))]
+        fresh = []
         for i in new:
             if self.prompt_of[i] not in row_of:
                 row_of[self.prompt_of[i]] = start + len(fresh)
                 fresh.append(i)
         self.active.extend(fresh)
+        targets = {}  # row of a prompt: rows of its other samples
         for i in new:
             if i not in fresh:
-                again.setdefault(row_of[self.prompt_of[i]], []).append(len(self.active))
+                targets.setdefault(row_of[self.prompt_of[i]], []).append(len(self.active))
                 self.active.append(i)
-        self.copies.extend((row, rows, len(self.prompts[self.active[row]]) - 1) for row, rows in again.items())
-        lengths = [len(self.prompts[i]) - 1 - self.head for i in fresh]
+        for row, rows in targets.items():
+            self.copies.append((row, rows, len(self.prompts[self.active[row]]) - 1))
+        self.group(fresh, start)
+        self.moved = True
+
+    def group(self, fresh, start):
+        """Add prefills of the prompts `fresh`, for the rows from `start` on.
+
+        A group is prefilled at once; its prompts are of similar length, so that little is padding."""
+        lengths = [len(self.prompts[i]) - 1 - self.prefix for i in fresh]
         first = 0
-        for j in range(1, len(fresh) + 1):  # a group is prefilled at once: of like length, so that little is padding
+        for j in range(1, len(fresh) + 1):
             full = j == len(fresh) or (j - first + 1) * lengths[first] > PREFILL_TOKENS
             if full or lengths[j] < 0.9 * lengths[first]:
                 if lengths[first]:
-                    group = [self.prompts[i][self.head : -1] for i in fresh[first:j]]
-                    self.prefills.append((start + first, group, self.head))
+                    parts = [self.prompts[i][self.prefix : -1] for i in fresh[first:j]]
+                    self.prefills.append((start + first, parts, self.prefix))
                 first = j
-        self.moved = True
 
     def ends(self):
-        """Tokens of each active sequence, prompt and response."""
+        """The number of tokens of each active sequence, prompt and response."""
         return [len(self.prompts[i]) + len(self.out[i]) for i in self.active]
 
     def ahead(self, look):
-        """Steps until the host looks again: at most `look`, and none after a sequence's last token."""
+        """How many steps to take until the host looks again.
+
+        They are at most `look`, and none follows a sequence's last token."""
         return min(look, min(self.max_new_tokens - len(self.out[i]) for i in self.active))
 
     def state(self):
         """(last token, its position, tokens produced, index) of each active sequence."""
-        return [((self.out[i] or self.prompts[i])[-1], end - 1, len(self.out[i]), i) for i, end in zip(self.active, self.ends())]
+        return [((self.out[i] or self.prompts[i])[-1], end - 1, len(self.out[i]), i)
+                for i, end in zip(self.active, self.ends())]
 
     def take(self, results):
-        """Append the tokens and log-probs of some steps; what a finished sequence was given beyond its EOS is dropped."""
-        for tokens, scores in results:
-            for i, token, score in zip(self.active, tokens, scores):
+        """Append the tokens and log-probs of some steps; a finished sequence drops those after its EOS."""
+        for tokens, logprobs in results:
+            for i, token, logprob in zip(self.active, tokens, logprobs):
                 if not (self.out[i] and self.out[i][-1] in self.eos):
                     if not math.isfinite(score):
                         raise guards.TrainingError(
                             f"the log-probability of token {len(self.out[i]) + 1} of response {i + 1} is {score}", everywhere=False)
                     self.out[i].append(int(token))
-                    self.logprobs[i].append(score)
+                    self.logprobs[i].append(logprob)
 
     def leave(self, cache):
         """Free the rows of finished sequences; returns how many there were."""
@@ -223,23 +275,27 @@ class Scheduler:
                     if self.out[i][-1] in self.eos or len(self.out[i]) == self.max_new_tokens]
         for row in reversed(finished):
             i = self.active[row]
-            if self.waiting and self.prompt_of[self.waiting[0]] == self.prompt_of[i]:  # the prompt's keys are in this row
-                self.active[row] = self.waiting.popleft()
+            if self.waiting and self.prompt_of[self.waiting[0]] == self.prompt_of[i]:
+                self.active[row] = self.waiting.popleft()  # the row holds the prompt's keys already
                 continue
             last = self.active.pop()
             if row < len(self.active):
-                cache.copy(len(self.active), slice(row, row + 1), len(self.prompts[last]) + len(self.out[last]))
+                length = len(self.prompts[last]) + len(self.out[last])
+                cache.copy(len(self.active), slice(row, row + 1), length)
                 self.active[row] = last
         self.moved |= bool(finished)
         return len(finished)
 
 
-# ---------------------------------------------------------------------------------------------------- 4. Stepper
+# --------------------------------------------------------------------------------------------------------
+# 4. Stepper
 
 class Stepper:
-    """The rows' last tokens, positions, counts and streams on the device, and one step of all of them.
+    """The last token, position, count of new tokens and stream of each row on the device, and one step of all
+    rows.
 
-    The host looks at nothing inside `step`, so that on a GPU a graph can be captured of it: one launch replaces thousands.
+    The host looks at nothing inside `step`, so that on a GPU a graph can be captured of it: one launch
+    replaces thousands.
     """
 
     def __init__(self, decoder, cache, slots, temperature, max_new_tokens, noise, graphs):
@@ -253,19 +309,23 @@ class Stepper:
         self.graphs = {} if graphs else None  # {rows that reach each block: (graph, its result)}
         self.pool = torch.cuda.graph_pool_handle() if graphs else None
 
-    def write(self, state, head):
-        """Tell the device what sits in its rows. Rows without a sequence decode too under a graph, from position `head`."""
-        rows = state + [(0, head, 0, 0)] * (self.slots - len(state))
+    def write(self, state, prefix):
+        """Tell the device what sits in its rows.
+
+        Under a graph, rows without a sequence decode also, at position `prefix`."""
+        rows = state + [(0, prefix, 0, 0)] * (self.slots - len(state))
         self.rows.copy_(to_device(torch.tensor(rows).T.contiguous(), self.rows.device), non_blocking=True)
 
     def run(self, n, counts):
-        """One token more in the first n rows: float64 [2, n], tokens and log-probs; counts[j] rows reach block j."""
+        """One token more in the first n rows, of which counts[j] reach block j.
+
+        Returns tokens and log-probs, float64 [2, n]."""
         return self.step(n, counts) if self.graphs is None else self.replay(n, counts)
 
     def step(self, n, counts):
-        token, position, count, index = (x[:n] for x in self.rows)
+        token, position, count, index = self.rows[:, :n]  # [n] each
         u = self.noise[index, count] if self.temperature else None
-        logits = self.decoder.decode(token, position, self.cache, counts)
+        logits = self.decoder.decode(token, position, self.cache, counts)  # [n, V]
         new, logprob = self.decoder.sample(logits, self.temperature, u)
         token.copy_(new)
         position.add_(1).clamp_(max=self.cache.length - 1)  # the clamps are for rows without a sequence
@@ -273,61 +333,75 @@ class Stepper:
         return torch.stack([new.double(), logprob.double()])  # one tensor: one transfer brings both
 
     def replay(self, n, counts):
-        """step as a CUDA graph. n is rounded up, so that few graphs do for all."""
+        """`step` as a CUDA graph. n is rounded up, so that few graphs serve all numbers of rows."""
         n = min(self.slots, -(-n // 8) * 8)
         counts = (n,) * len(counts)
-        if counts not in self.graphs:  # the first time without: libraries allocate memory then, which a capture must not
+        if counts not in self.graphs:  # the first time without: libraries allocate memory then
             self.graphs[counts] = None
             return self.step(n, counts)
         if self.graphs[counts] is None:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool):  # one pool of memory for all: they run one after the other
-                self.graphs[counts] = graph, self.step(n, counts)
+            with torch.cuda.graph(graph, pool=self.pool):  # graphs run one after another, in the same memory
+                result = self.step(n, counts)
+            self.graphs[counts] = (graph, result)
         graph, result = self.graphs[counts]
         graph.replay()
         return result.clone()
 
 
 def to_device(x, device):
-    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+    """x, a CPU tensor, on the device; the host does not wait for the transfer to a GPU."""
+    pinned = x.pin_memory() if device.type == "cuda" else x
+    return pinned.to(device, non_blocking=True)
 
 
 @dataclass
-class Counts:
-    """What a run of generate has done; shares() are what is logged."""
+class Tally:
+    """What one call of `generate` has done; shares() is what is logged."""
     held: int = 0  # positions of the cache in use, summed over steps
     steps: int = 0
     row_steps: int = 0  # rows decoded, summed over steps
     prefilled: int = 0  # tokens of prompts prefilled
-    prefill_tokens: int = 0  # the same with padding
+    padded: int = 0  # the same with padding
 
     def shares(self, cache, tokens):
+        """Shares between 0 and 1: of the cache's positions those in use, of the decoded rows and of the
+        prefilled tokens those that were computed for nothing. `tokens` is the number of tokens that were
+        sampled."""
         return dict(kv_use=self.held / max(1, self.steps * cache.slots * cache.length),
                     decode_waste=(self.row_steps - tokens) / max(1, self.row_steps),
-                    prefill_padding=(self.prefill_tokens - self.prefilled) / max(1, self.prefill_tokens))
+                    prefill_padding=(self.padded - self.prefilled) / max(1, self.padded))
 
 
-# ---------------------------------------------------------------------------------------------------- 5. generate
+# --------------------------------------------------------------------------------------------------------
+# 5. generate
 
 @torch.inference_mode()
 def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0, streams=None, slots=64,
-             return_logprobs=False, progress=None, cache=None, lockstep=False, look=None, stats=None, decoder=None):
+             return_logprobs=False, progress=None, cache=None, lockstep=False, look=None, stats=None,
+             decoder=None):
     """Continue each prompt until an EOS id or max_new_tokens.
 
-    prompts: token lists of any lengths >= 1. Returns the new tokens as lists in the same order, EOS kept; with
-    return_logprobs also the log-probability of each, as float lists, at the sampling temperature. Temperature 0 is greedy.
-    Every sequence draws from its own stream of numbers, (seed, streams[i]), default i: a response does not depend on what
-    else is in the batch, on `slots` (sequences decoded at once) or on the number of processes.
+    prompts are token lists of any lengths >= 1. Returns the new tokens as lists in the same order, EOS kept;
+    with return_logprobs also the log-probability of each in nats, as lists of floats, at the sampling
+    temperature. Temperature 0 is greedy. Every sequence draws from its own stream of numbers, (seed,
+    streams[i]), by default (seed, i): a response depends neither on what else is in the batch, nor on `slots`
+    (the sequences decoded at once), nor on the number of processes. Raises ValueError for requests that make
+    no sense and for a cache that does not fit.
 
-    cache: a KVCache to use again, which bounds `slots`. lockstep: the weights are sharded, each forward is a collective;
-    every rank calls, with prompts or without. look: tokens between two looks of the host. stats: a dict to fill with kv_use,
-    decode_waste and prefill_padding, shares of the cache's positions, of the decoded and of the prefilled tokens.
-    decoder: what takes a step of the model (Decoder's interface), such as lib.cpu.CPUDecoder.of(model); default: the model.
+    cache: a KVCache to use again, which bounds `slots`.
+    lockstep: the weights are sharded, so that each forward pass is a collective; every rank calls, even
+    without prompts.
+    look: the number of steps between two looks of the host at the new tokens.
+    stats: a dict to fill with kv_use, decode_waste and prefill_padding (see Tally.shares).
+    decoder: what takes a step of the model, by default Decoder(model); lib.cpu.CPUDecoder.of(model) is
+    another.
+    progress: a tqdm bar; it counts finished sequences.
     """
     check_request(prompts, max_new_tokens, temperature, slots)
     weight = model.model.embed_tokens.weight
     device = weight.device
-    length = max(map(len, prompts), default=1) + max_new_tokens - 1  # the last token is not looked back at
+    length = max(map(len, prompts), default=1) + max_new_tokens - 1  # nothing looks back at the last token
     if cache is None:
         cache = KVCache(model.config, max(1, min(slots, len(prompts))), length, weight.dtype, device)
     check_cache(cache, model.config, weight.dtype, length)
@@ -335,12 +409,12 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0
     look = 1 if lockstep else look or (8 if weight.is_cuda else 1)
     noise = None
     if temperature and prompts:
-        numbers = [uniforms(seed, s, max_new_tokens) for s in (range(len(prompts)) if streams is None else streams)]
-        noise = to_device(torch.stack(numbers), device)
+        streams = range(len(prompts)) if streams is None else streams
+        noise = to_device(torch.stack([uniforms(seed, stream, max_new_tokens) for stream in streams]), device)
     scheduler = Scheduler(prompts, slots, max_new_tokens, set(eos_ids))
-    stepper = Stepper(decoder or Decoder(model), cache, slots, temperature, max_new_tokens, noise,
-                      graphs=weight.is_cuda and not lockstep)
-    counts = Counts()
+    graphs = weight.is_cuda and not lockstep
+    stepper = Stepper(decoder or Decoder(model), cache, slots, temperature, max_new_tokens, noise, graphs)
+    tally = Tally()
     while True:
         if scheduler.wants_refill():
             scheduler.refill()
@@ -348,22 +422,23 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0
         if not any_rank(bool(scheduler.prefills or scheduler.active), lockstep, device):
             break
         if scheduler.prefills:
-            prefill(model, scheduler, cache, counts)
+            prefill_group(model, scheduler, cache, tally)
             copy_rows(scheduler, cache)
         elif scheduler.active:
-            finished = decode(scheduler, stepper, look, counts)
+            finished = decode_rows(scheduler, stepper, look, tally)
             if progress:
                 progress.update(finished)
         else:  # another rank has work: take part in its collectives
             model.decode(stepper.rows[0, :1], stepper.rows[1, :1], cache, (1,))
     if stats is not None:
-        stats |= counts.shares(cache, sum(map(len, scheduler.out)))
+        stats |= tally.shares(cache, sum(map(len, scheduler.out)))
     return (scheduler.out, scheduler.logprobs) if return_logprobs else scheduler.out
 
 
 def check_request(prompts, max_new_tokens, temperature, slots):
     if temperature < 0 or max_new_tokens < 1 or slots < 1:
-        raise ValueError(f"generate: temperature {temperature}, max_new_tokens {max_new_tokens} or slots {slots} out of range")
+        raise ValueError(f"generate: temperature {temperature}, max_new_tokens {max_new_tokens} "
+                         f"or slots {slots} out of range")
     for i, prompt in enumerate(prompts):
         if not prompt:
             raise ValueError(f"generate: prompt {i} is empty")
@@ -371,10 +446,12 @@ def check_request(prompts, max_new_tokens, temperature, slots):
 
 def check_cache(cache, config, dtype, length):
     if cache.length < length:
-        raise ValueError(f"generate: prompt and response need {length} positions, the cache has {cache.length}")
+        raise ValueError(f"generate: prompt and response need {length} positions, "
+                         f"the cache has {cache.length}")
     made_for = (cache.k.dtype, len(cache.k), *cache.k.shape[3:])
     if made_for != (dtype, config.num_hidden_layers, config.num_key_value_heads, BLOCK, config.head_dim):
-        raise ValueError(f"generate: the cache is of another model: type, layers, key heads, block and head size {made_for}")
+        raise ValueError("generate: the cache is of another model: "
+                         f"type, layers, key heads, block and head size {made_for}")
 
 
 def any_rank(work, lockstep, device):
@@ -386,32 +463,34 @@ def any_rank(work, lockstep, device):
 
 
 def copy_rows(scheduler, cache):
-    """Copy rows to those of the same prompt, once all prefills are done."""
+    """Copy the keys and values of prompts to the rows of their other samples, once all prefills are done."""
     while scheduler.copies and not scheduler.prefills:
         cache.copy(*scheduler.copies.pop())
 
 
-def prefill(model, scheduler, cache, counts):
+def prefill_group(model, scheduler, cache, tally):
+    """Compute keys and values of the next group of prompts; decoding overwrites what pads leave behind."""
     row, parts, start = scheduler.prefills.popleft()
-    tokens = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in parts], batch_first=True)
-    model.prefill(to_device(tokens, cache.k.device), cache, row, start)  # decoding overwrites what pads leave behind
-    counts.prefilled += sum(map(len, parts))
-    counts.prefill_tokens += tokens.numel()
+    tokens = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in parts], batch_first=True)  # [rows, T]
+    model.prefill(to_device(tokens, cache.k.device), cache, row, start)
+    tally.prefilled += sum(map(len, parts))
+    tally.padded += tokens.numel()
 
 
-def decode(scheduler, stepper, look, counts):
-    """`look` steps of all rows, then one look of the host at the new tokens. Returns how many sequences finished."""
+def decode_rows(scheduler, stepper, look, tally):
+    """At most `look` steps of all rows, then one look of the host at the new tokens. Returns how many
+    finished."""
     ends = scheduler.ends()
     n = len(ends)
     ahead = scheduler.ahead(look)
     if scheduler.moved:
-        stepper.write(scheduler.state(), scheduler.head)
+        stepper.write(scheduler.state(), scheduler.prefix)
         scheduler.moved = False
-    reach = tuple(1 + max(row for row, end in enumerate(ends) if end + ahead > j * BLOCK + 1)
-                  for j in range(stepper.cache.blocks(max(ends) + ahead - 1)))
-    results = torch.stack([stepper.run(n, reach) for _ in range(ahead)])
-    counts.held += ahead * sum(ends)
-    counts.steps += ahead
-    counts.row_steps += ahead * n
+    counts = tuple(1 + max(row for row, end in enumerate(ends) if end + ahead > j * BLOCK + 1)
+                   for j in range(stepper.cache.blocks(max(ends) + ahead - 1)))  # rows that reach block j
+    results = torch.stack([stepper.run(n, counts) for _ in range(ahead)])  # [ahead, 2, n]
+    tally.held += ahead * sum(ends)
+    tally.steps += ahead
+    tally.row_steps += ahead * n
     scheduler.take(results.tolist())
     return scheduler.leave(stepper.cache)
