@@ -180,29 +180,36 @@ def sft_example(tokenizer, row):
     return ids + [hf.end_of_turn(tokenizer)], mask + [pieces[-1][1]]
 
 
+def sft_input(args):
+    """The demonstrations as sft_example has them; an error where something that was given is wrong."""
+    cli.must_be_new(args)
+    tokenizer = hf.load_tokenizer(args.model)
+    hf.tokenizer_files(args.model)
+    if not args.from_scratch:
+        hf.check_weights(args.model)
+    rows = files.load_problems(args.data, ("problem", "solution"))
+    examples = []
+    for row in rows:
+        ids, mask = sft_example(tokenizer, row)
+        if len(ids) > args.max_tokens:
+            raise ValueError(f"{args.data}:{row['line']}: {len(ids)} tokens, "
+                             f"expected at most {args.max_tokens} (--max-tokens)")
+        if not any(mask):  # a batch of such rows would have no loss
+            raise ValueError(f"{args.data}:{row['line']}: solution has no token to train, "
+                             "expected a piece of text marked true")
+        examples.append((ids, mask))
+    cli.check_length(args.model, max(len(ids) for ids, _ in examples))
+    cli.check_inputs(args)
+    return examples
+
+
 def sft(args):
-    """Maximum likelihood of the demonstrations' tokens. The loss is a mean over the trained tokens of the whole optimizer
-    step: a mean a sequence or a micro-batch would give the tokens of long demonstrations less weight."""
+    """Maximum likelihood of the demonstrations' tokens. The loss is a mean over the trained tokens of the whole
+    optimizer step: a mean per sequence or micro-batch would give the tokens of long demonstrations less weight."""
     with cli.checked_input():
-        cli.must_be_new(args)
-        tokenizer = hf.load_tokenizer(args.model)
-        hf.tokenizer_files(args.model)
-        if not args.from_scratch:
-            hf.check_weights(args.model)
-        rows = files.load_problems(args.data, ("problem", "solution"))
-        examples = []
-        for row in rows:
-            ids, mask = sft_example(tokenizer, row)
-            if len(ids) > args.max_tokens:
-                raise ValueError(f"{args.data}:{row['line']}: {len(ids)} tokens, "
-                                 f"expected at most {args.max_tokens} (--max-tokens)")
-            if not any(mask):  # a batch of such rows would have no loss
-                raise ValueError(f"{args.data}:{row['line']}: solution has no token to train, "
-                                 "expected a piece of text marked true")
-            examples.append((ids, mask))
+        with parallel.alike():
+            examples = sft_input(args)
         longest = max(len(ids) for ids, _ in examples)
-        cli.check_length(args.model, longest)
-        cli.check_inputs(args)
         device, mesh = parallel.start(args.shard_ranks, args.offload)
         check_memory(args.model, ppo.PPOConfig(max_prompt=longest, max_response=0, train_batch=args.batch, micro_tokens=args.micro_tokens,
                                                dtype=args.dtype, recompute=args.recompute, offload=args.offload), mesh, "sft")
@@ -261,26 +268,33 @@ def sft(args):
 
 # ---------------------------------------------------------------------------------------------------- ppo
 
+def ppo_input(args):
+    """(tokenizer, problems, longest prompt, verifier, reward function); an error where something given is wrong."""
+    cli.must_be_new(args)
+    if args.advantage == "group" and args.samples < 2:
+        raise ValueError("--advantage group: --samples is 1, expected at least 2 (the group's mean is the baseline)")
+    if args.advantage == "gae" and args.freeze_steps >= args.steps:
+        raise ValueError(f"--freeze-steps is {args.freeze_steps}, expected fewer than --steps {args.steps}")
+    if args.exploration == "judge":
+        judge.check_judge(args.judge_url, args.judge_model)
+        judge.read_rubric(args.judge_rubric)
+    tokenizer = hf.load_tokenizer(args.model)
+    hf.tokenizer_files(args.model)
+    hf.check_weights(args.model)
+    problems = files.load_problems(args.data, needed(args))
+    longest = cli.check_prompts(args.data, problems, tokenizer, args.max_prompt)
+    cli.check_length(args.model, longest + args.max_response)
+    cli.check_responses("--rollout-batch", args.rollout_batch, args.samples)
+    verifier = functions.load("--verifier", args.verifier, functions.verdict)
+    reward = functions.load("--reward", args.reward, functions.number)
+    cli.check_inputs(args)
+    return tokenizer, problems, longest, verifier, reward
+
+
 def run_ppo(args):
     with cli.checked_input():
-        cli.must_be_new(args)
-        if args.advantage == "group" and args.samples < 2:
-            raise ValueError("--advantage group: --samples is 1, expected at least 2 (the group's mean is the baseline)")
-        if args.advantage == "gae" and args.freeze_steps >= args.steps:
-            raise ValueError(f"--freeze-steps is {args.freeze_steps}, expected fewer than --steps {args.steps}")
-        if args.exploration == "judge":
-            judge.check_judge(args.judge_url, args.judge_model)
-            judge.read_rubric(args.judge_rubric)
-        tokenizer = hf.load_tokenizer(args.model)
-        hf.tokenizer_files(args.model)
-        hf.check_weights(args.model)
-        problems = files.load_problems(args.data, needed(args))
-        longest = cli.check_prompts(args.data, problems, tokenizer, args.max_prompt)
-        cli.check_length(args.model, longest + args.max_response)
-        cli.check_responses("--rollout-batch", args.rollout_batch, args.samples)
-        verifier = functions.load("--verifier", args.verifier, functions.verdict)
-        function = functions.load("--reward", args.reward, functions.number)
-        cli.check_inputs(args)
+        with parallel.alike():
+            tokenizer, problems, longest, verifier, function = ppo_input(args)
         device, mesh = parallel.start(args.shard_ranks, args.offload)
         check_memory(args.model, dataclasses.replace(args, max_prompt=longest), mesh, "ppo")
         found = checkpoint.find(args.run, args.checkpoint) if args.resume else None
@@ -407,26 +421,33 @@ def earlier_results(file, rows, args):
     return results
 
 
+def eval_input(args):
+    """(problems, verifier, longest response); an error where something given is wrong."""
+    cli.must_be_new(args)
+    rows = files.load_problems(args.data, needed(args), args.limit)
+    verifier = functions.load("--verifier", args.verifier, functions.verdict)
+    if args.temperature == 0 and args.samples > 1:
+        raise ValueError(f"--samples is {args.samples}, expected 1 at --temperature 0: greedy samples are all the same")
+    if len({Path(folder).resolve() for folder in args.model}) < len(args.model):
+        raise ValueError("--model: a folder is given twice, expected different models")
+    cli.check_responses("problems", len(rows), args.samples)
+    room = 8192  # the paper's, or what the smallest model has beside the longest prompt
+    for folder in args.model:
+        tokenizer = hf.load_tokenizer(folder)
+        hf.check_weights(folder)
+        longest = cli.check_prompts(args.data, rows, tokenizer, args.max_prompt)
+        cli.check_length(folder, longest + (args.max_response or 1))
+        room = min(room, hf.read_config(folder).max_position_embeddings - longest)
+    cli.check_inputs(args)
+    return rows, verifier, args.max_response or room
+
+
 def run_eval(args):
     with cli.checked_input():
-        cli.must_be_new(args)
-        rows = files.load_problems(args.data, needed(args), args.limit)
-        verifier = functions.load("--verifier", args.verifier, functions.verdict)
-        unread = "" if verifier else logs.gold_warning(args.data, rows)
-        if args.temperature == 0 and args.samples > 1:
-            raise ValueError(f"--samples is {args.samples}, expected 1 at --temperature 0: greedy samples are all the same")
-        if len({Path(folder).resolve() for folder in args.model}) < len(args.model):
-            raise ValueError("--model: a folder is given twice, expected different models")
-        cli.check_responses("problems", len(rows), args.samples)
-        room = 8192  # the paper's, or what the smallest model has beside the longest prompt
-        for folder in args.model:
-            tokenizer = hf.load_tokenizer(folder)
-            hf.check_weights(folder)
-            longest = cli.check_prompts(args.data, rows, tokenizer, args.max_prompt)
-            cli.check_length(folder, longest + (args.max_response or 1))
-            room = min(room, hf.read_config(folder).max_position_embeddings - longest)
-        args = dataclasses.replace(args, max_response=args.max_response or room)
-        cli.check_inputs(args)
+        with parallel.alike():
+            rows, verifier, room = eval_input(args)
+            unread = "" if verifier else logs.gold_warning(args.data, rows)
+        args = dataclasses.replace(args, max_response=room)
         device, mesh = parallel.start(args.shard_ranks)
         run = cli.new_run(args)
         if unread:
@@ -553,23 +574,26 @@ def is_done(args):
 
 @record  # under torchrun its summary then shows the error that came first
 def main():
-    with cli.checked_input():
-        args = read_flags(sys.argv[1:])
     parallel.keep_freed_memory()
     threads.share_cores()
+    with cli.checked_input():
+        parallel.join()  # first of all, so that no rank ever waits for one that refuses its flags
+        with parallel.alike():
+            args = read_flags(sys.argv[1:])
+        cli.check_ranks(args)
     writes_a_run = isinstance(args, Run)
-    if writes_a_run and is_done(args):
-        if os.environ.get("RANK", "0") == "0":
-            print(f"{args.run} is done")
-        return
     if writes_a_run:
         signals.install()
     try:
         stages = {"sft": sft, "ppo": run_ppo, "eval": run_eval, "sample": run_sample, "plan": run_plan,
                   "report": run_report}
-        stages[args.command](args)
-        if writes_a_run:
-            parallel.together(lambda: files.write_text(Path(args.run) / "done", planned(args)))
+        if writes_a_run and parallel.together(lambda: is_done(args))[0]:
+            if parallel.rank() == 0:
+                print(f"{args.run} is done")
+        else:
+            stages[args.command](args)
+            if writes_a_run:
+                parallel.together(lambda: files.write_text(Path(args.run) / "done", planned(args)))
         if dist.is_initialized():
             parallel.stop()
     except Stopped as e:

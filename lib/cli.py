@@ -180,6 +180,18 @@ def resumed(flags, given):
     return saved | given
 
 
+def check_ranks(args):
+    """A ValueError on all ranks where their flags differ."""
+    flags = parallel.gather({"the command": args.command} | dataclasses.asdict(args))
+    for rank, other in enumerate(flags):
+        for name, value in other.items():
+            if flags[0].get(name) != value:
+                error = ValueError(f"{name} is {flags[0].get(name)!r:.60} on rank 0 and {value!r:.60} on rank {rank}, expected "
+                                   "the same flags on all ranks")
+                error.everywhere = True
+                raise error
+
+
 def may_become(how, then, now):
     """Whether a flag's value may be `now` in a run that was started with `then`. check_inputs looks at contents."""
     if how == "longer":

@@ -1,4 +1,5 @@
 """Many processes: rank and collectives, joining and leaving torchrun's job, plain FSDP. A single process does without."""
+import contextlib
 import ctypes
 import os
 import re
@@ -87,9 +88,50 @@ def environment():
     return rank, ranks, local_rank, local_ranks
 
 
+@contextlib.contextmanager
+def alike():
+    """What one rank cannot do in here (OSError, ValueError) is an error of every rank at the end of it: nobody waits for one
+    that has left. No collectives inside."""
+    error = None
+    try:
+        yield
+    except (OSError, ValueError) as e:
+        error = e
+    if world_size() == 1:
+        if error:
+            raise error
+        return
+    errors = gather(error and str(error))
+    for number, line in enumerate(errors):
+        if line:
+            error = ValueError(line if all(errors) else f"rank {number}: {line}")
+            error.everywhere = True
+            raise error
+
+
+def join():
+    """Meet the other processes, those of torchrun or of any launcher that sets RANK; one that was started alone meets nobody."""
+    environment()
+    if "RANK" in os.environ and not dist.is_initialized():
+        connect()
+
+
+def connect(**alone):
+    """The process group: NCCL on GPUs, gloo on CPU and for CPU tensors."""
+    kind = "gloo"
+    if torch.cuda.is_available():
+        kind = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    # torchrun ends the others of a dead rank at once; the limit is for one that hangs, and no rollout or judge may take so long
+    try:
+        dist.init_process_group(kind, timeout=timedelta(hours=2), **alone)
+    except dist.DistError as e:  # such as a port that is taken
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise ConnectionError(f"{where}: the processes cannot meet there: {str(e).splitlines()[0]}") from None
+
+
 def start(shard_ranks=0, offload=False):
-    """Join torchrun's processes, or be a group of one. Returns (device, mesh): NCCL on GPUs, gloo on CPU and for CPU tensors.
-    offload: much of the work is the processor's.
+    """Join the other processes, or be a group of one. Returns (device, mesh). offload: much of the work is the processor's.
 
     Weights are sharded over shard_ranks processes (0: those of a node) and replicated over such groups: if there is more than
     one group, the mesh is two-dimensional (HSDP).
@@ -103,19 +145,12 @@ def start(shard_ranks=0, offload=False):
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
-        torch.cuda.set_device(device)
         # torch prefers cuDNN's attention on some GPUs, which builds a plan for every new length and stride, that is for every
         # sequence of a packed micro-batch; the others of scaled_dot_product_attention build none
         torch.backends.cuda.enable_cudnn_sdp(False)
+    join()
     if not dist.is_initialized():
-        alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
-        # torchrun ends the others of a dead rank at once; the limit is for one that hangs, and no rollout or judge may take so long
-        kind = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        try:
-            dist.init_process_group(kind, timeout=timedelta(hours=2), **alone)
-        except dist.DistError as e:  # such as a port that is taken
-            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-            raise ConnectionError(f"{where}: the processes cannot meet there: {str(e).splitlines()[0]}") from None
+        connect(store=dist.HashStore(), rank=0, world_size=1)
     shape, names = ((ranks // shards, shards), ("replicate", "shard")) if shards < ranks else ((ranks,), ("shard",))
     return device, init_device_mesh(device.type, shape, mesh_dim_names=names)
 

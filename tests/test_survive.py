@@ -5,6 +5,7 @@ import pickle
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -499,7 +500,30 @@ def test_a_run_and_its_inputs_may_move(begun, main, tmp_path, refused):  # noqa:
     main(*words)  # where they are now is remembered
 
 
-# ---- ranks that die
+# ---- ranks that differ, and ranks that die
+
+def without_torchrun(*words_of_ranks):
+    """[(exit status, standard error)] of rlsp.py's ranks; no torchrun ends the others once one has failed: each must end by itself."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        group = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]), WORLD_SIZE=str(len(words_of_ranks)))
+    ranks = [start([ROOT / "rlsp.py", *words], RANK=str(r), LOCAL_RANK=str(r), LOCAL_WORLD_SIZE=str(len(words_of_ranks)), **group)
+             for r, words in enumerate(words_of_ranks)]
+    return [(p.returncode, error) for p, (_, error) in zip(ranks, [p.communicate(timeout=90) for p in ranks])]
+
+
+@pytest.mark.parametrize("both, one, message", [
+    ([], ["--lr", "2e-3"], "lr is 0.001 on rank 0 and 0.002 on rank 1, expected the same flags on all ranks"),
+    ([], ["--lr", "wild"], "rank 1: argument --lr: invalid float value: 'wild'"),
+    (["--reward", "mine.py:f"], [], "rank 1: --reward"), (["--steps", "0"], [], "error: argument --steps: 0 is out of range")])
+def test_ranks_that_differ_or_refuse_alone_end_all(folder, tmp_path, monkeypatch, both, one, message):  # noqa: F811
+    (tmp_path / "mine.py").write_text("import os\nif os.environ['RANK'] == '1': raise OSError('broken disk')\ndef f(response, problem): return 0.0\n")
+    monkeypatch.chdir(tmp_path)
+    words = ["ppo", "--model", folder, "--data", DATA, "--out", tmp_path / "run", "--steps", "1", *SMALL, *both]
+    ended = without_torchrun(words, words + one)
+    assert [status for status, _ in ended] == [2, 2], ended
+    assert message in last_line(ended[0][1]) and "rlsp.py:" not in ended[1][1] and not (tmp_path / "run").exists()
+
 
 def test_a_dead_rank_ends_the_run_within_a_minute(folder, tmp_path):  # noqa: F811
     phases = tmp_path / "phases"
