@@ -461,7 +461,7 @@ def run_eval(args):
             parallel.together(lambda: files.write_text(file, "".join(json.dumps(row) + "\n" for row in results)))
         total = summarize(results, args.samples)
         summaries[folder] = {"all": total}
-        for key in ("subject", "level"):
+        for key in files.GROUPS:
             for value in sorted({r[key] for r in results if key in r}, key=str):
                 summaries[folder][f"{key} {value}"] = summarize([r for r in results if r.get(key) == value], args.samples)
     if parallel.rank() == 0:
@@ -553,7 +553,7 @@ def run_report(args):
         free = {f.name for flags in COMMANDS.values() for f in dataclasses.fields(flags)
                 if f.metadata["resume"] in ("any", "once")}  # what may change within a run does not make another one
         report.write(args.runs, out, free)
-    print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
+    print(f"wrote {files.visible(out, 1000)} ({out.stat().st_size / 1e6:.1f} MB)")
 
 
 # ---------------------------------------------------------------------------------------------------- main
@@ -589,7 +589,7 @@ def main():
                   "report": run_report}
         if writes_a_run and parallel.together(lambda: is_done(args))[0]:
             if parallel.rank() == 0:
-                print(f"{args.run} is done")
+                print(f"{files.visible(args.run, 1000)} is done")
         else:
             stages[args.command](args)
             if writes_a_run:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lib import files
 from lib.guards import TrainingError
 from lib.signals import signals
 
@@ -72,8 +73,7 @@ def described(error, file, line=None):
     if isinstance(error, SystemExit):
         text = f"sys.exit({error.code!r}) was called, but no run ends in this way"
     place = ":".join(str(x) for x in (file, lines[-1] if lines else line) if x)
-    text = "".join(c if c.isprintable() else " " for c in text)
-    return f"{place}: {' '.join(text.split())[:300]}"
+    return f"{place}: {files.visible(' '.join(text.split()), 300)}"
 
 
 def call_all(function, calls, threads=THREADS):

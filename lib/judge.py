@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from lib import guards, logs, parallel
+from lib import files, guards, logs, parallel
 from lib.signals import signals
 import rewards
 
@@ -150,8 +150,8 @@ def ask_judge(url: str, model: str, messages: list, tokens: int, key: str, timeo
         seconds = min(LONGEST_DELAY, int(wait)) if re.fullmatch("[0-9]{1,9}", wait) else 0
         if final or delay is None or stop.wait(max(delay, seconds)):
             if final: stop.set()
-            text = "".join(c if c.isprintable() else " " for c in error)
-            raise JudgeError(f"{url}: {(text.replace(key, '[key]') if key else text)[:240]}", final)
+            said = files.visible(error.replace(key, "[key]") if key else error, 240)
+            raise JudgeError(f"{url}: {said}", final)
 
 def judge_efforts(attempts: list[tuple[str, str]], url: str, model: str, known: dict[str, float], log: Path, workers: int = 16,
                   allowed: int = 0, progress=None, rubric: str = RUBRIC, tokens: int = 2_000, *, timeout: float = JUDGE_TIMEOUT,
