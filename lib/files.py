@@ -7,20 +7,21 @@ import zlib
 from pathlib import Path
 
 JSON_BYTES = 2**26  # of a JSON file: the index of a model of a trillion parameters has a few MB
-LINE = 2**27  # characters of a line of a jsonl file: a hundred samples of one problem, of 8,192 tokens each, have 4 MB
+LINE = 2**27  # characters of a line of a jsonl file: a hundred samples of one problem have 4 MB
 GROUPS = ("subject", "level")  # of a problem, by which `eval` makes tables
 TEXT = 2**20  # characters of a problem, an answer or a solution: some 250,000 tokens
 
 
 def visible(text, length=100, keep=""):
-    """A stranger's text (a name, a value, a response) as it may stand in a message and on a terminal: what does not print, such as
-    the escapes that move a terminal's cursor or reverse the order of letters, is written as in a Python string, except for the
-    characters `keep`. Of a text longer than `length` the middle is left out."""
+    """A stranger's text (a name, a value, a response) as it may stand in a message and on a terminal: what does not
+    print, such as the escapes that move a terminal's cursor or reverse the order of letters, is written as in a Python
+    string, except for the characters `keep`. Of a text longer than `length` the middle is left out."""
     text = str(text)
     if length and len(text) > length:
         half = (length - 5) // 2
         text = f"{text[:half]} ... {text[-half:]}"
-    plain = lambda c: c.isprintable() or c in keep or unicodedata.category(c) == "Zs"  # any width of space is one
+    # Zs: a space of whatever width
+    plain = lambda c: c.isprintable() or c in keep or unicodedata.category(c) == "Zs"
     return "".join(c if plain(c) else repr(c)[1:-1] for c in text)
 
 
@@ -70,7 +71,8 @@ def read_jsonl(path, growing=False):
 
 
 def write_text(path, text):
-    """Write aside and rename, so that no reader and no crash ever sees half a file. What cannot be written leaves nothing."""
+    """Write text or bytes aside and rename, so that no reader and no crash ever sees half a file. What cannot be
+    written leaves nothing."""
     aside = path.with_name(f".{path.name}.part")
     aside.unlink(missing_ok=True)
     try:
@@ -118,13 +120,15 @@ def regular(file):
 def check_text(value, name):
     """ValueError unless `value` is a text with words in it that has a bounded length and can be encoded."""
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{name} is {'nothing' if value is None else visible(repr(value), 60)}, expected text")
+        found = "nothing" if value is None else visible(repr(value), 60)
+        raise ValueError(f"{name} is {found}, expected text")
     if len(value) > TEXT:
         raise ValueError(f"{name} has {len(value)} characters, expected at most {TEXT}")
     try:
         value.encode()
     except UnicodeEncodeError as e:
-        raise ValueError(f"{name} has {value[e.start]!r}, half a surrogate pair, at character {e.start + 1}, expected text") from None
+        raise ValueError(f"{name} has {value[e.start]!r}, half a surrogate pair, at character {e.start + 1}, "
+                         "expected text") from None
 
 
 def check_problem(row, need):

@@ -27,7 +27,8 @@ def log_rows(path, need):
     for number, row in files.read_jsonl(path, growing=True):
         for key, kind in need.items():
             if type(row.get(key)) is not kind:
-                raise ValueError(f"{path}:{number}: {key} is {files.visible(repr(row.get(key)), 60)}, expected {kind.__name__}")
+                found = files.visible(repr(row.get(key)), 60)
+                raise ValueError(f"{path}:{number}: {key} is {found}, expected {kind.__name__}")
         if "step" in need and not 0 <= row["step"] <= LAST_STEP:
             raise ValueError(f"{path}:{number}: step is {row['step']}, expected at most {LAST_STEP}")
         if "tokens" in need and any(isinstance(x, list) and len(x) != len(row["tokens"]) for x in row.values()):
@@ -90,9 +91,10 @@ def gather_run(folder, share):
 
 
 def interval(s, samples=1):
-    """Wilson's 95 % interval of an accuracy, over problems. A problem's samples are not independent: the variance between problems
-    says of how many independent trials the accuracy is worth, of as many as there are problems at least. A few problems may agree by
-    luck, so the variance is estimated as if there were four more, whose samples depend on each other wholly."""
+    """Wilson's 95 % interval of an accuracy, over problems. A problem's samples are not independent: the variance
+    between problems says how many independent trials the accuracy is worth, which are at least as many as there are
+    problems. A few problems may agree by luck, so the variance is estimated as if there were four more, whose samples
+    depend on each other wholly."""
     p, z, problems = s["accuracy"], 1.96, s["problems"]
     whole = p * (1 - p)  # variance between problems if each had one answer
     between = (problems * (problems - 1) * s["standard_error"] ** 2 + 4 * whole) / (problems + 3)
@@ -141,8 +143,8 @@ def group_runs(runs, passing):
 
 
 def write(folders, out, passing):
-    """Read the folders that sft, ppo and eval wrote and write the page; passing: flags that do not make a run another one.
-    A page that an earlier report wrote is replaced, and nothing else."""
+    """Read the folders that sft, ppo and eval wrote and write the page; passing: flags that do not make a run another
+    one. A page that an earlier report wrote is replaced, and nothing else."""
     page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     if os.path.lexists(out):
         files.regular(out)
