@@ -668,7 +668,7 @@ class Trainer:
             logs.say(f"step {self.step}: warning: {'; '.join(found)}")
         if self.step == 1 and self.gold_warning:  # said at the start
             found.append(self.gold_warning)
-        return {"warnings": found} if found else {}
+        return {"warnings": "; ".join(found)} if found else {}
 
     def adapt_kl_coef(self, kl_response, responses):
         """The adaptive controller of 1909.08593, with its horizon of 10,000 responses."""

@@ -41,7 +41,7 @@ def test_checklist_9_13_18_any_number_of_ranks_trains_the_same(folder, alone, tm
     mask = tensors["batch.mask"]
     assert abs(tensors["batch.advantage"][mask].mean()) < 1e-6
     for k, v in alone[1].items():
-        assert metrics[k] == pytest.approx(v, rel=1e-3, abs=1e-5), k
+        assert metrics[k] == (v if k == "warnings" else pytest.approx(v, rel=1e-3, abs=1e-5)), k
     assert [row["step"] for row in tokens] == [2, 2, 3, 3]  # tokens.jsonl: with 4 ranks, some score nothing
     for mine, theirs in zip(tokens, alone[2], strict=True):
         assert mine["tokens"] == theirs["tokens"] and mine["problem"] == theirs["problem"]

@@ -542,4 +542,4 @@ def test_two_processes_judge_the_same_and_stop_together(rlsp_ppo, folder, tmp_pa
     one, two = logged(tmp_path / "one"), logged(tmp_path / "two")
     assert len(two) == 1 and len(requests) >= 6
     for k, v in one[0].items():
-        assert two[0][k] == pytest.approx(v, rel=1e-3, abs=1e-5), k
+        assert two[0][k] == (v if k == "warnings" else pytest.approx(v, rel=1e-3, abs=1e-5)), k
