@@ -263,9 +263,9 @@ class Scheduler:
         for tokens, logprobs in results:
             for i, token, logprob in zip(self.active, tokens, logprobs):
                 if not (self.out[i] and self.out[i][-1] in self.eos):
-                    if not math.isfinite(score):
-                        raise guards.TrainingError(
-                            f"the log-probability of token {len(self.out[i]) + 1} of response {i + 1} is {score}", everywhere=False)
+                    if not math.isfinite(logprob):
+                        where = f"token {len(self.out[i]) + 1} of response {i + 1}"
+                        raise guards.TrainingError(f"the log-probability of {where} is {logprob}", everywhere=False)
                     self.out[i].append(int(token))
                     self.logprobs[i].append(logprob)
 
