@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import decimal
 import re
+from collections import Counter
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
@@ -16,8 +17,8 @@ from functools import lru_cache
 from lib.bignum import DIGITS, MORE_DIGITS, Undefined, Value, between, big, fraction, order, real_roots
 from lib.tex import (ABOUT, BASES, FUNCTIONS, GROUPED, IS, MAX_CHARS, MAX_TOKENS, PARTS, POWERS, RELATIONS,
                      REMARKS, SAYINGS, STOP, TIMES, UNITS, Unreadable, bare, number, tokens)
-from lib.values import (BIG, NOTHING, TEN, UNIT, Evaluator, children, conditions, entries, free_names, infinite,
-                        inverse, label, last_place, mentions, real_set, rename, residue, unsigned)
+from lib.values import (BIG, NOTHING, TEN, UNIT, Evaluator, children, conditions, entries, free_names,
+                        infinite, inverse, label, last_place, mentions, real_set, rename, residue, unsigned)
 
 MAX_DEPTH = 40                                            # of nesting
 
@@ -629,6 +630,7 @@ class Judge(Evaluator):
         if isinstance(x, Fraction) and isinstance(y, Fraction) and x == y:
             return self.by("equal exactly")
         if order(x, y) == 0:
+            self.price = 4
             with decimal.localcontext(MORE_DIGITS):       # (e^{110} + 1) / e^{110} is not 1
                 return order(self.value(a), self.value(b)) == 0 and self.by("equal to 130 digits")
         return (self.rounds_to(a, y) or self.rounds_to(b, x)) and self.by("decimal agrees in all its digits")
@@ -721,6 +723,8 @@ class Judge(Evaluator):
 
     def same_list(self, left: list[tuple], right: list[tuple]) -> bool:
         """Multisets.  Equality is nearly transitive, so the first partner found is as good as any."""
+        written = Counter(left) & Counter(right)          # the same in both: no search
+        left, right = (list((Counter(items) - written).elements()) for items in (left, right))
         for item in left if len(left) == len(right) else [None]:
             partner = next((i for i, other in enumerate(right) if item and self.same(item, other)), None)
             if partner is None:

@@ -178,7 +178,7 @@ class Evaluator:
     work."""
 
     def __init__(self):
-        self.work, self.point = MAX_WORK, 0
+        self.work, self.price, self.point = MAX_WORK, 1, 0
         self.given: dict[str, Value] = {}
         self.strayed = False                              # did a root or log leave the real numbers?
 
@@ -300,10 +300,11 @@ class Evaluator:
             exact = Fraction(math.isqrt(base.numerator), math.isqrt(base.denominator))
             if exact * exact == base:
                 return exact
+        self.spend((40 if z.im else 20) * self.price)
         return root(z) if half else exp(big(exponent) * log(z))
 
     def call(self, name: str, values: list[Value], exact: bool) -> Value:
-        self.spend(20)
+        self.spend((40 if name[:3] == "arc" else 20) * self.price)
         if name in ("f", "g", "h"):                       # unknown: the same value for the same arguments
             shown = [str(v) if isinstance(v, Fraction) else f"{v.re:.40e} {v.im:.40e}" for v in values]
             return name_value(f"{name}({shown})", self.point)
