@@ -76,8 +76,10 @@ _SPANS = re.compile(
     r"|(\\[dt]?frac\{[^{}]{1,40}\}\{[^{}]{1,40}\})"
     r"|([-+]?(?:\\?\$)?(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)|\d+)?(?:\.?\d+)(?:/\d+)?"
     r"\s*(?:\\?%)?)", re.A)
-_NO_CLAIM = re.compile(r"\bnot\s+$|\bor\s+$|\w\($|[\w)]\*+$|[@~^#\\]$|__\w+__"
-                       r"|\b(?:lambda|import|print|eval|exec|return|globals)\b")
+_NO_CLAIM = re.compile(
+    r"\b(?:not|or)\s+$|\w\($|[\w)]\*+$|[@~^#&|?;_{\\]$|[<>!]=?$|==$|__\w+__|/\w*/$"
+    r"|\b(?:lambda|import|print|eval|exec|return|globals|echo|yield)\b")
+_NO_END = re.compile(r"[@#^_~`]|\+\+|--|\s*(?://|/\*|[#&|=!<>]\S)")
 _SPECIAL = re.compile(r"<\|[^<>|]*\|>")          # tokens that a decoder left in the text
 
 def extract_answer(text: str, boxed_only: bool = True, strip_think: bool = False) -> str | None:
@@ -101,8 +103,15 @@ def extract_answer(text: str, boxed_only: bool = True, strip_think: bool = False
         if not end or not re.fullmatch(_JOINT, text[end:at]):
             break
         answers, at = [content, *answers], before
-    answers = [_SPECIAL.sub("", answer).strip(" \n\t*~") for answer in answers]
-    return ", ".join(dict.fromkeys(answers)) or None
+    return ", ".join(dict.fromkeys(map(_undressed, answers))) or None
+
+def _undressed(answer: str) -> str:
+    """Without what a decoder or a marked up text left in the box: 42<|im_end|>, 42**, ~42~."""
+    answer = _SPECIAL.sub("", answer).strip()
+    for mark in ("**", "~"):
+        if answer.endswith(mark):
+            answer = answer.removeprefix(mark).removesuffix(mark)
+    return answer.strip()
 
 def last_box(text: str, start: int = 0, end: int | None = None) -> int:
     """Index of the last box command, -1 without one."""
@@ -139,8 +148,9 @@ def _stated_answer(text: str) -> str | None:
             last = span
     if last is None or _NO_CLAIM.search(text[max(0, last.start() - 80):last.start()]):
         return None                              # "not 3", print(3), lambda: 3, @3
-    if re.match(r"\*", text[last.end():]) and text[:last.start()][-1:] != "*":
-        return None                              # 3** is no emphasis
+    bold = text[last.start() - 1:last.start()] == "*", text[last.end():last.end() + 1] == "*"
+    if _NO_END.match(text, last.end()) or bold[0] != bold[1]:
+        return None                              # 3 // 4, 3++, 3**
     return last[last.lastindex].strip() or None
 
 # -- 3. Comparison: answers that are read as text, then answers by value --------------------------
@@ -151,7 +161,7 @@ _OPTIONS = re.compile(rf"(?:[Tt]he )?(?:(?i:option|choice|(?:correct )?answer is
 _OPTION = re.compile(
     r"[\s$]*(?:\\(?:text|math)(?:bf|rm)?\{)?\s*"
     r"(?:\(([A-J])\)|([A-J])(?:[.:)]|\s[-–—](?=\s*\w\w)))"
-    r"(?:[}{\s\\~$,]|text)*(?!(?:or|and|not)\b)[A-Za-z0-9]", re.A)
+    r"(?:[}{\s\\~$]|text)*(?!(?:or|and|not)\b)[A-Za-z0-9]", re.A)
 _INTEGER = re.compile(r"[-+]?\d{1,99}", re.A)
 _COMMA = re.compile(r"[-+]?(?:\d+,(?:\d\d?|\d{4,})|0,\d+)", re.A)
 

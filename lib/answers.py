@@ -146,8 +146,6 @@ class Parser:
             while self.rank() == rank:
                 signs.append(self.advance())
                 part = self.level(rank + 1)
-                if signs[-1] == "\\setminus" and part[0] in ("num", "neg"):
-                    part = _set(part)
                 parts.append(("neg", part) if rank == 3 and self.minus(signs[-1]) else part)
             if rank == 0:
                 left = _relation(signs, parts)
@@ -156,6 +154,7 @@ class Parser:
             elif rank == 3:
                 left = ("+", *parts)
             else:
+                parts = [_set(p) if rank == 1 and p[0] in ("num", "neg") else p for p in parts]
                 left = (signs[0], *parts) if len(set(signs)) == 1 else self.fail()
         return left
 

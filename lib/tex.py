@@ -30,7 +30,7 @@ _UNICODE |= dict.fromkeys(map(ord, "“”‘€£¥\u00a0\u2009\u202f✓✔✅"
 _RAISED = dict(zip(map(ord, "⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ₀₁₂₃₄₅₆₇₈₉"), "0123456789-n0123456789"))
 _COMMANDS = table(                                        # spellings of the same token; plain words as well
     r"\cdot * \times * \ast * \div / \le <= \leq <= \leqslant <= \lt < \ge >= \geq >= \geqslant >= \gt > "
-    r"\ne != \neq != == = ** ^ \% % \lbrack [ \rbrack ] \langle ( \rangle ) \lvert | \rvert | \vert | "
+    r"\ne != \neq != ** ^ \% % \lbrack [ \rbrack ] \langle ( \rangle ) \lvert | \rvert | \vert | "
     r"\lVert | \rVert | \backslash \setminus \dfrac \frac \tfrac \frac \cfrac \frac \dbinom \binom "
     r"\tbinom \binom \lbrace \{ \rbrace \} \circ \degree \deg \degree \pmod \mod \bmod \mod mod \mod "
     r"\sim \approx \simeq \approx \cong \approx \colon : \varnothing emptyset \emptyset emptyset "
@@ -135,12 +135,12 @@ def tokens(text: str, grouped: bool) -> list[str]:
         text = ascii_spelling(text)
     text = text.strip(" \n\t\"`")
     if not text.endswith("..."):
-        text = text.rstrip(" .,;\\")
+        text = re.sub(r"[\s\\]*[.,;]?[\s\\]*$", "", text)
     pattern, found, at, stack, prose = _TOKEN["\\begin" not in text], [], 0, [], False
     while at < len(text):                                 # stack: (what opened, index of its first token)
         alone = grouped and text[at].isdigit() and all(kind in ("text", "upright") for kind, _ in stack)
         token = alone and GROUPED.match(text, at) or pattern.match(text, at)
-        if not token and prose and text[at] in ".?":
+        if not token and text[at] in ".?" and (prose or found and found[-1][0] == '"'):
             at += 1
             continue
         if not token or len(found) > MAX_TOKENS:

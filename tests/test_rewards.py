@@ -165,6 +165,12 @@ def test_the_answer_of_a_text_without_a_box(text, content):
     assert extract_answer(text, boxed_only=False) == content
 
 
+@pytest.mark.parametrize("text", "3** **3 *3 @3 3@ ~3 !3 &3 |3 <3 3> ?3 ;3 3# 3^ 3_ 3++ 3-- ==3 !=3 (3 3) [3 {3 3__ _3_ 3.real 0x3 3L 3j (3,)"
+                         r" \\not3 \\cancel{3} \\number3 [3][0] {3}[0] eval(3) int(3) 3|4 3&&4 9**9**9 3//4 3;4".split())
+def test_what_the_grammar_cannot_read_is_no_answer(text):
+    assert not answers_equal(text, "3") and not answers_equal("3", text)
+
+
 def test_strip_think():
     assert extract_answer(r"<think>\boxed{3}</think> none", strip_think=True) is None
     assert extract_answer(r"<think>\boxed{3}</think> \boxed{4}", strip_think=True) == "4"

@@ -2,9 +2,10 @@
 
     python tests/tools/graders.py [CASES.jsonl ...] [--rounds N]
 
-Run it with a Python that has math-verify (pip install math-verify, in an environment of its own); without it the verifier is
-measured alone. A case is {"gold", "pred", "kind": "answer" or "response", "equal", "soft": a careful grader may decline,
-"boxed_only"}. Both get the same texts: a bare answer stands in a box, and both may look beyond boxes unless `boxed_only`.
+Run it with a Python that has math-verify (pip install math-verify, in an environment of its own);
+without it the verifier is measured alone. A case is {"gold", "pred", "kind": "answer" or "response",
+"equal", "soft": a careful grader may decline, "boxed_only"}. Both get the same texts, a bare answer in a
+box; times are of the processor.
 """
 import argparse
 import json
@@ -40,9 +41,10 @@ def graders():
     return found
 
 def measure(cases, rounds):
-    """{name: (verdicts, mean seconds, worst seconds)}; the rounds of the graders alternate, times are of the processor, each case's least."""
+    """{name: (verdicts, mean seconds, worst seconds)}; the graders take turns, a case's least time counts."""
     functions = graders()
-    verdicts, seconds = {name: [] for name in functions}, {name: [float("inf")] * len(cases) for name in functions}
+    verdicts = {name: [] for name in functions}
+    seconds = {name: [float("inf")] * len(cases) for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
             answers.parse.cache_clear()
@@ -64,14 +66,17 @@ def main(arguments):
         cases = [json.loads(line) for line in open(path)]
         core = [not case.get("soft") for case in cases]
         print(f"\n{path.name}: {len(cases)} cases, {sum(core)} core\n"
-              f"| grader | core % | false positives | false negatives | all % | all false positives | mean ms | worst ms |\n"
+              f"| grader | core % | false positives | false negatives | all % | all false positives "
+              f"| mean ms | worst ms |\n"
               f"|---|---|---|---|---|---|---|---|")
         for name, (said, mean, worst) in measure(cases, args.rounds).items():
             right = [s == case["equal"] for s, case in zip(said, cases)]
             wrong = [s for s, c, r in zip(said, core, right) if c and not r]
             accepted = sum(s and not case["equal"] for s, case in zip(said, cases))
-            print(f"| {name} | {100 * sum(r for r, c in zip(right, core) if c) / sum(core):.2f} | {sum(wrong)} | "
-                  f"{len(wrong) - sum(wrong)} | {100 * statistics.mean(right):.1f} | {accepted} | {1e3 * mean:.3f} | {1e3 * worst:.1f} |")
+            share = 100 * sum(r for r, c in zip(right, core) if c) / sum(core)
+            print(f"| {name} | {share:.2f} | {sum(wrong)} | {len(wrong) - sum(wrong)} "
+                  f"| {100 * statistics.mean(right):.1f} | {accepted} | {1e3 * mean:.3f} "
+                  f"| {1e3 * worst:.1f} |")
 
 if __name__ == "__main__":
     main(sys.argv[1:])

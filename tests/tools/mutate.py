@@ -1,10 +1,12 @@
-"""What does the verifier accept that it should not, and refuse that it should not?  Two checks on real gold answers.
+"""What does the verifier accept that it should not, and refuse that it should not?  Two checks on real golds.
 
-    python -m tests.tools.mutate changed   [--golds FILE] [--list]      each gold changed in one place, against the original
-    python -m tests.tools.mutate rewritten [--golds FILE] [--list]      each gold written in other ways that mean the same
+    python -m tests.tools.mutate changed   [--golds FILE] [--list]      each gold changed in one place
+    python -m tests.tools.mutate rewritten [--golds FILE] [--list]      each gold written in other ways
 
-`changed` replaces, drops or adds one digit, sign, name, bracket, bound, index, function or word at each place in turn. What
-is accepted is listed with the convention that allows it, or with none: those are to be looked at one by one.
+`changed` replaces, drops or adds one digit, sign, name, bracket, bound, index, function or word at each place
+in turn, and compares with the gold as it was; --list shows what is accepted with the rule that decided, to be
+looked at one by one. `rewritten` spells each gold in up to thirty ways that mean the same, and counts what is
+refused.
 """
 import argparse
 import json
@@ -29,7 +31,8 @@ CHANGES = {
     "sign": (r"[+-]", lambda m: ["-" if m[0] == "+" else "+"]),
     "sign dropped": (r"^-|(?<=[{(,])-", lambda m: [""]),
     "sign added": (r"^(?=[\d\\x(])|(?<=[,{])(?=\d)", lambda m: ["-"]),
-    "name": (r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z{])", lambda m: ["w" if m[0] != "w" else "v", m[0].swapcase()]),
+    "name": (r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z{])",
+             lambda m: ["w" if m[0] != "w" else "v", m[0].swapcase()]),
     "exponent": (r"\^", lambda m: ["^-", "^2"]),
     "exponent dropped": (r"\^(?:\{[^{}]*\}|\w)", lambda m: [""]),
     "root": (r"\\sqrt", lambda m: ["", r"\sqrt[3]"]),
@@ -46,14 +49,17 @@ CHANGES = {
     "base": (r"_\{?\d\}?", lambda m: ["_{7}" if "7" not in m[0] else "_{8}", ""]),
     "word": (r"(?<=\{)[a-zA-Z]{3,}(?=\})", lambda m: ["not " + m[0], m[0] + "x", m[0][:-1]]),
     "letter": (r"(?<=\()[A-E](?=\))", lambda m: [chr((ord(m[0]) - 64) % 5 + 65)]),
-    "words after": (r"$", lambda m: [r"\text{ million}", r"\text{ halves}", r"\text{ or } 7", r"\text{ squared}", "!", "^2", "x", "i",
-                                     r"\%", "+C", "'", " \\text{ factorial}"]),
-    "words before": (r"^", lambda m: [r"\text{not }", r"\text{at least }", "2", "1/", r"\neg ", r"\sin ", ">"]),
+    "words after": (r"$", lambda m: [
+        r"\text{ million}", r"\text{ halves}", r"\text{ or } 7", r"\text{ squared}", r"\text{ factorial}",
+        "!", "^2", "x", "i", r"\%", "+C", "'"]),
+    "words before": (r"^", lambda m: [
+        r"\text{not }", r"\text{at least }", "2", "1/", r"\neg ", r"\sin ", ">"]),
 }
 
-# kind: a function of the gold that gives another spelling, or None where it has none
+# A rewrite is a function of the gold that gives another spelling, or None where it has none.
 def _fraction_as_slash(g):
-    return re.sub(r"\\d?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", g) if re.search(r"^-?\\d?frac\{\d+\}\{\d+\}$", g) else None
+    m = re.fullmatch(r"(-?)\\d?frac\{(\d+)\}\{(\d+)\}", g)
+    return m and f"{m[1]}{m[2]}/{m[3]}"
 
 def _decimal(g):
     m = re.fullmatch(r"(-?)\\d?frac\{(\d+)\}\{(2|4|5|8|10|16|20|25|40|50|100)\}", g)
@@ -67,40 +73,15 @@ def _list_turned(g):
         return None
     return ", ".join(reversed([item.strip() for item in g.split(",")]))
 
-REWRITES = {
-    "spaces": lambda g: re.sub(r"(?<=[-+=,()])(?![,!])", r" ", g) if "\\" not in g else None,
-    "dollars": lambda g: f"${g}$" if "$" not in g else None,
-    "braces": lambda g: "{" + g + "}" if "," not in g else None,
-    "left and right": lambda g: re.sub(r"(?<!\\left)\(", r"\\left(", re.sub(r"(?<!\\right)\)", r"\\right)", g)) if "(" in g and "text" not in g
-    and g.count("(") == g.count(")") else None,
-    "dfrac": lambda g: g.replace(r"\frac", r"\dfrac") if r"\frac" in g else None,
-    "full stop": lambda g: g + ".",
-    "displaystyle": lambda g: r"\displaystyle " + g,
-    "text or words": lambda g: re.sub(r"\\text\{([^{}]*)\}", r"\1", g) if r"\text" in g else None,
-    "slash": _fraction_as_slash,
-    "decimal": _decimal,
-    "thousands": _grouped,
-    "unit": lambda g: g + r"\text{ cm}" if re.fullmatch(r"-?\d+|\\frac\{\d+\}\{\d+\}|\d*\\sqrt\{\d+\}", g) else None,
-    "unit squared": lambda g: g + r"\text{ cm}^2" if re.fullmatch(r"\d+", g) else None,
-    "named": lambda g: "x = " + g if re.fullmatch(r"-?\d+|-?\\frac\{\d+\}\{\d+\}|-?\d*\\sqrt\{\d+\}", g) else None,
-    "sentence": lambda g: r"\text{The answer is } " + g if re.fullmatch(r"-?\d+|\\frac\{\d+\}\{\d+\}", g) else None,
-    "sum": lambda g: f"{int(g) - 3} + 3" if re.fullmatch(r"\d+", g) else None,
-    "times one": lambda g: r"1 \cdot " + g if re.fullmatch(r"\d+|\\frac\{\d+\}\{\d+\}|\d*\\sqrt\{\d+\}|\d*\\pi", g) else None,
-    "doubled": lambda g: rf"\frac{{2 \cdot {g}}}{{2}}" if re.fullmatch(r"\d+|\d*\\sqrt\{\d+\}|\d*\\pi", g) else None,
-    "star for times": lambda g: re.sub(r"(\d)(?=[a-z])", r"\1*", g) if re.fullmatch(r"[\da-z+\-^ ]*\d[a-z][\da-z+\-^ ]*", g) else None,
-    "root as power": lambda g: re.sub(r"\\sqrt\{(\d+)\}", r"\1^{1/2}", g) if re.fullmatch(r"-?\\sqrt\{\d+\}", g) else None,
-    "list turned": _list_turned,
-    "set braces": lambda g: r"\{" + g + r"\}" if _list_turned(g) else None,
-    "degree sign": lambda g: g.replace(r"^\circ", r"^{\circ}") if r"^\circ" in g else None,
-    "degrees in words": lambda g: g.replace(r"^\circ", r"\text{ degrees}") if r"^\circ" in g else None,
-    "infinity": lambda g: re.sub(r"(?<!-)\\infty", r"+\\infty", g) if re.search(r"(?<!-)\\infty", g) else None,
-    "inequality": lambda g: _inequality(g),
-    "double backslash": lambda g: g.replace("\\", "\\\\") if r"\frac{" in g and "begin" not in g and r"\{" not in g else None,
-    "bold": lambda g: r"\mathbf{" + g + "}" if re.fullmatch(r"-?\d+", g) else None,
-    "unicode": lambda g: re.sub(r"\\sqrt\{(\d+)\}", r"√\1", g).replace(r"\pi", "π").replace("-", "−") if re.search(r"\\sqrt\{\d+\}|\\pi|-", g)
-    and not re.search(r"frac|begin|left", g) else None,
-    "pmatrix": lambda g: g.replace("pmatrix", "bmatrix") if "pmatrix" in g else None,
-}
+def _left_right(g):
+    if "(" not in g or "text" in g or g.count("(") != g.count(")"):
+        return None
+    return re.sub(r"(?<!\\left)\(", r"\\left(", re.sub(r"(?<!\\right)\)", r"\\right)", g))
+
+def _unicode(g):
+    if not re.search(r"\\sqrt\{\d+\}|\\pi|-", g) or re.search(r"frac|begin|left", g):
+        return None
+    return re.sub(r"\\sqrt\{(\d+)\}", r"√\1", g).replace(r"\pi", "π").replace("-", "−")
 
 def _inequality(g):
     m = re.fullmatch(r"([(\[])(-?\d+),(-?\d+|\\infty)([)\]])", g)
@@ -108,6 +89,48 @@ def _inequality(g):
         return None
     low = m[2] + (" < x" if m[1] == "(" else r" \le x")
     return low if m[3] == r"\infty" else low + (" < " if m[4] == ")" else r" \le ") + m[3]
+
+def _where(pattern, rewrite):
+    """The rewrite, for golds that the whole pattern matches."""
+    return lambda g: rewrite(g) if re.fullmatch(pattern, g) else None
+
+def _replace(old, new):
+    return lambda g: g.replace(old, new) if old in g else None
+
+SIMPLE, ROOT_OR_PI = r"-?\d+|-?\\frac\{\d+\}\{\d+\}|-?\d*\\sqrt\{\d+\}", r"\d+|\d*\\sqrt\{\d+\}|\d*\\pi"
+REWRITES = {
+    "spaces": lambda g: re.sub(r"(?<=[-+=,()])(?![,!])", " ", g) if "\\" not in g else None,
+    "dollars": lambda g: f"${g}$" if "$" not in g else None,
+    "braces": lambda g: "{" + g + "}" if "," not in g else None,
+    "left and right": _left_right,
+    "dfrac": _replace(r"\frac", r"\dfrac"),
+    "full stop": lambda g: g + ".",
+    "displaystyle": lambda g: r"\displaystyle " + g,
+    "plain words": lambda g: re.sub(r"\\text\{([^{}]*)\}", r"\1", g) if r"\text" in g else None,
+    "slash": _fraction_as_slash,
+    "decimal": _decimal,
+    "thousands": _grouped,
+    "unit": _where(SIMPLE, lambda g: g + r"\text{ cm}"),
+    "unit squared": _where(r"\d+", lambda g: g + r"\text{ cm}^2"),
+    "named": _where(SIMPLE, lambda g: "x = " + g),
+    "sentence": _where(SIMPLE, lambda g: r"\text{The answer is } " + g),
+    "sum": _where(r"\d+", lambda g: f"{int(g) - 3} + 3"),
+    "times one": _where(ROOT_OR_PI, lambda g: r"1 \cdot " + g),
+    "doubled": _where(ROOT_OR_PI, lambda g: rf"\frac{{2 \cdot {g}}}{{2}}"),
+    "star for times": _where(r"[\da-z+\-^ ]*\d[a-z][\da-z+\-^ ]*",
+                             lambda g: re.sub(r"(\d)(?=[a-z])", r"\1*", g)),
+    "root as power": _where(r"-?\\sqrt\{\d+\}", lambda g: re.sub(r"\\sqrt\{(\d+)\}", r"\1^{1/2}", g)),
+    "list turned": _list_turned,
+    "set braces": lambda g: r"\{" + g + r"\}" if _list_turned(g) else None,
+    "degree sign": _replace(r"^\circ", r"^{\circ}"),
+    "degrees in words": _replace(r"^\circ", r"\text{ degrees}"),
+    "infinity": lambda g: re.sub(r"(?<!-)\\infty", r"+\\infty", g),
+    "inequality": _inequality,
+    "double backslash": _where(r"(?!.*(?:begin|\\\{)).*frac\{.*", lambda g: g.replace("\\", "\\\\")),
+    "bold": _where(r"-?\d+", lambda g: r"\mathbf{" + g + "}"),
+    "unicode": _unicode,
+    "square brackets": _replace("pmatrix", "bmatrix"),
+}
 
 def changed(gold):
     """(kind, changed gold) for each change of each place."""
