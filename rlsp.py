@@ -19,8 +19,6 @@ import dataclasses
 import json
 import math
 import os
-import re
-import signal
 import sys
 import time
 import traceback
@@ -36,15 +34,13 @@ if "PYTORCH_ALLOC_CONF" not in os.environ:
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import torch
-import torch.distributed as dist
-from safetensors import SafetensorError
 from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm import tqdm
 
-from lib import checkpoint, cli, cpu, decode, files, functions, guards, hf, judge, logs, parallel, plan
-from lib import report, threads
+from lib import checkpoint, cli, cpu, decode, evaluation, files, functions, guards, hf, judge, logs, parallel
+from lib import plan, report, threads
 from lib.cli import flag
-from lib.signals import Stopped, signals
+from lib.signals import signals
 import model as M
 from ppo import PPOConfig
 import ppo
@@ -328,99 +324,6 @@ def run_plan(args):
 
 # ---------------------------------------------------------------------------------------------------- eval
 
-def pass_at_k(n, c, k):
-    """Probability that at least one of k samples is right, estimated without bias from c right ones of n (2107.03374)."""
-    return 1.0 if n - c < k else 1.0 - math.comb(n - c, k) / math.comb(n, k)
-
-
-def majority(answers):
-    """The answer that most samples agree on, mathematically equal ones counted together; ties go to the earlier one."""
-    groups = []  # [representative, votes]
-    for a in answers:
-        if a is not None:
-            match = next((g for g in groups if g[0] == a or rewards.answers_equal(a, g[0])), None)
-            if match:
-                match[1] += 1
-            else:
-                groups.append([a, 1])
-    return max(groups, key=lambda g: g[1])[0] if groups else None
-
-
-def maj_at_k(rows, k):
-    """Share of right majorities over the disjoint groups of k samples of each problem: the verifier's verdict on the first response
-    that gave the majority's answer."""
-    votes = []
-    for r in rows:
-        for i in range(0, len(r["answers"]) - k + 1, k):
-            answers = r["answers"][i : i + k]
-            answer = majority(answers)
-            votes.append(answer is not None and r["correct"][i + answers.index(answer)])
-    return sum(votes) / len(votes)
-
-
-def summarize(rows, n):
-    """Scores of evaluated problems (rows with correct, answers, tokens, each a list of n samples)."""
-    mean = lambda values: sum(values) / len(values)
-    accuracy = [mean(r["correct"]) for r in rows]
-    out = {"problems": len(rows), "accuracy": mean(accuracy),
-           "standard_error": math.sqrt(sum((a - mean(accuracy)) ** 2 for a in accuracy) / max(1, len(rows) - 1) / len(rows)),
-           "tokens": mean([t for r in rows for t in r["tokens"]]), "truncated": mean([t for r in rows for t in r["truncated"]]),
-           "answered": mean([a is not None for r in rows for a in r["answers"]])}
-    for k in (2**i for i in range(1, n.bit_length()) if 2**i <= n):
-        out[f"pass@{k}"] = mean([pass_at_k(n, sum(r["correct"]), k) for r in rows])
-        out[f"maj@{k}"] = maj_at_k(rows, k)
-    return out
-
-
-def evaluate(folder, rows, args, device, mesh, verifier=None):
-    """Sample and verify; every rank does its share. Returns one dict a problem, in order, on every rank. With a verifier of the user's
-    own a response without a box votes for maj@k with its whole text: who verifies otherwise may well ask for no box."""
-    tokenizer = hf.load_tokenizer(folder)
-    net = hf.load(folder, M.Llama, getattr(torch, args.dtype), device, mesh if args.sampler == "sharded" else None).eval()
-    eos = hf.eos_ids(folder, tokenizer)
-    n, ranks = args.samples, parallel.world_size()
-    mine = range(parallel.rank(), len(rows) * n, ranks)
-    prompts = [hf.chat_prompt(tokenizer, r["problem"]) for r in rows]
-    longest = max(map(len, prompts)) + args.max_response
-    cache = decode.KVCache.sized(net.config, min(args.slots, max(1, len(mine))), longest, getattr(torch, args.dtype), device, args.kv_gb)
-    title = f"eval {files.visible(folder, 40)}"
-    with tqdm(total=len(mine), desc=title, disable=parallel.rank() != 0) as bar, guards.sampling_from(folder, net):
-        responses = decode.generate(net, [prompts[i // n] for i in mine], args.max_response, args.temperature, eos, seed=args.seed,
-                               streams=mine, slots=args.slots, progress=bar, cache=cache, lockstep=args.sampler == "sharded",
-                                    decoder=cpu.CPUDecoder.of(net))
-    texts = [tokenizer.decode(response, skip_special_tokens=True) for response in responses]
-    attempts = [(text, rows[i // n]) for i, text in zip(mine, texts)]
-    verdicts = functions.call_all(verifier, attempts) if verifier else [None] * len(attempts)
-    results = []
-    for i, response, text, verdict in zip(mine, responses, texts, verdicts):
-        if verifier:
-            answer = rewards.extract_answer(text, boxed_only=not args.any_answer) or text.strip() or None
-            correct, reason = verdict, "--verifier"
-        else:
-            correct, answer, reason = rewards.explain(text, rows[i // n]["answer"], boxed_only=not args.any_answer)
-        results.append((i, text, correct, answer, reason, len(response), response[-1] not in eos))
-    results = sorted(sum(parallel.gather(results), []))
-    out = []
-    for j, row in enumerate(rows):
-        _, texts, correct, answers, reasons, tokens, truncated = map(list, zip(*results[j * n : (j + 1) * n]))
-        out.append({k: row[k] for k in ("unique_id", "subject", "level", "problem", "answer") if k in row}
-                   | dict(correct=correct, answers=answers, tokens=tokens, truncated=truncated, reasons=reasons, responses=texts))
-    return out
-
-
-def earlier_results(file, rows, args):
-    """What this evaluation wrote of a model before it was stopped (a whole file or nothing); of other problems it is an error."""
-    if not file.exists():
-        return None
-    results = report.outputs(file, args.samples)
-    if len(results) != len(rows):
-        raise ValueError(f"{file}: {len(results)} problems, but {args.data} has {len(rows)}: it has changed since")
-    for number, (result, row) in enumerate(zip(results, rows), 1):
-        if any(result.get(key) != row.get(key) for key in ("problem", "answer", *files.GROUPS)):
-            raise ValueError(f"{file}:{number}: not the problem of {args.data}:{row['line']}, which has changed since")
-    return results
-
-
 def eval_input(args):
     """(problems, verifier, longest response); an error where something given is wrong."""
     cli.must_be_new(args)
@@ -453,51 +356,22 @@ def run_eval(args):
         if unread:
             logs.say(f"warning: {unread}")
         outputs = [run / f"outputs-{i + 1}.jsonl" for i in range(len(args.model))]
-        earlier = parallel.together(lambda: [earlier_results(file, rows, args) for file in outputs])[0]
+        earlier = parallel.together(lambda: [evaluation.earlier_results(file, rows, args) for file in outputs])[0]
     summaries = {}
     for folder, file, results in zip(args.model, outputs, earlier):
         if results is None:
-            results = evaluate(folder, rows, args, device, mesh, verifier)
+            results = evaluation.evaluate(folder, rows, args, device, mesh, verifier)
             parallel.together(lambda: files.write_text(file, "".join(json.dumps(row) + "\n" for row in results)))
-        total = summarize(results, args.samples)
-        summaries[folder] = {"all": total}
-        for key in files.GROUPS:
-            for value in sorted({r[key] for r in results if key in r}, key=str):
-                summaries[folder][f"{key} {value}"] = summarize([r for r in results if r.get(key) == value], args.samples)
+        summaries[folder] = evaluation.by_group(results, args.samples)
     if parallel.rank() == 0:
         files.write_text(run / "summary.json", json.dumps(summaries, indent=2) + "\n")
-        print_table(summaries, args.samples)
+        evaluation.print_table(summaries, args.samples)
         print(f"{len(rows)} problems of {files.visible(args.data, 1000)}, {args.samples} sample(s) "
               f"at temperature {args.temperature}, at most {args.max_response} tokens; "
               f"outputs in {files.visible(run, 1000)}")
 
 
-def print_table(summaries, samples):
-    """One row per model and group; accuracy with its 95 % interval in percent, response length in tokens."""
-    keys = [k for k in next(iter(summaries.values()))["all"] if "@" in k]  # pass@k and maj@k
-    names = {folder: files.visible(folder) for folder in summaries}
-    width = max(map(len, names.values()))
-    print(f"{'model':{width}}  {'group':24}  problems  accuracy %  95 % interval      tokens  truncated %"
-          + "".join(f"{k:>9}" for k in keys))
-    for folder, groups in summaries.items():
-        for group, s in groups.items():
-            name = names[folder] if group == "all" else ""
-            low, high = report.interval(s, samples)
-            print(f"{name:{width}}  {files.visible(group, 24):24}  {s['problems']:8d}  {100 * s['accuracy']:10.1f}  "
-                  f"{100 * low:5.1f} to {100 * high:5.1f}{s['tokens']:12.1f}  {100 * s['truncated']:11.1f}"
-                  + "".join(f"{100 * s[k]:9.1f}" for k in keys))
-
-
 # ---------------------------------------------------------------------------------------------------- sample
-
-def coloured(text):
-    """Text with its behaviours in colour, where standard output is a terminal and NO_COLOR is not set."""
-    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
-        return text
-    colours = dict(zip(rewards.BEHAVIOURS, (33, 36, 35, 32)))
-    phrases = "|".join(f"(?P<{name}>{phrase})" for name, phrase in rewards.BEHAVIOURS.items())
-    return re.sub(rf"\b(?:{phrases})\b", lambda m: f"\033[1;{colours[m.lastgroup]}m{m[0]}\033[0m", text, flags=re.I)
-
 
 def run_sample(args):
     """Print responses with what the verifier and Eq. 1 say of them."""
@@ -528,7 +402,7 @@ def run_sample(args):
         text = tokenizer.decode(response, skip_special_tokens=True)
         truncated = response[-1] not in eos
         print(f"--- {files.visible(row['problem'], None, LINES)}")
-        print(coloured(files.visible(text, None, LINES)))
+        print(logs.coloured(files.visible(text, None, LINES)))
         print(f"... {len(response)} tokens{', truncated' if truncated else ''}; "
               + ", ".join(f"{k} {v}" for k, v in rewards.behaviours(text).items()))
         verdict = verifier(text, row) if verifier else None
@@ -558,20 +432,6 @@ def run_report(args):
 
 # ---------------------------------------------------------------------------------------------------- main
 
-def planned(args):
-    """How long the run is to be, as RUN/done has it: a run that shall be longer than it was is not done."""
-    return json.dumps({f.name: getattr(args, f.name) for f in dataclasses.fields(args)
-                       if f.metadata["resume"] == "longer"}) + "\n"
-
-
-def is_done(args):
-    """Whether nothing is left to do for --resume; with --checkpoint there always is."""
-    if not args.resume or getattr(args, "checkpoint", None):
-        return False
-    mark = Path(args.run) / "done"
-    return mark.is_file() and mark.read_text(encoding="utf-8") == planned(args)
-
-
 @record  # under torchrun its summary then shows the error that came first
 def main():
     parallel.keep_freed_memory()
@@ -581,37 +441,17 @@ def main():
         with parallel.alike():
             args = read_flags(sys.argv[1:])
         cli.check_ranks(args)
-    writes_a_run = isinstance(args, Run)
-    if writes_a_run:
-        signals.install()
-    try:
-        stages = {"sft": sft, "ppo": run_ppo, "eval": run_eval, "sample": run_sample, "plan": run_plan,
-                  "report": run_report}
-        if writes_a_run and parallel.together(lambda: is_done(args))[0]:
+    stages = {"sft": sft, "ppo": run_ppo, "eval": run_eval, "sample": run_sample, "plan": run_plan, "report": run_report}
+    with cli.exit_statuses(args):
+        if not isinstance(args, Run):
+            stages[args.command](args)
+        elif parallel.together(lambda: cli.is_done(args))[0]:
             if parallel.rank() == 0:
                 print(f"{files.visible(args.run, 1000)} is done")
         else:
+            signals.install()
             stages[args.command](args)
-            if writes_a_run:
-                parallel.together(lambda: files.write_text(Path(args.run) / "done", planned(args)))
-        if dist.is_initialized():
-            parallel.stop()
-    except Stopped as e:
-        name = signal.Signals(signals.received).name if signals.received else "a signal to another rank"
-        begun = (Path(args.run) / "config.json").is_file()
-        if parallel.rank() == 0 and begun:
-            files.write_text(Path(args.run) / "stopped", name + "\n")
-        e.everywhere = True
-        cli.leave(checkpoint.REQUEUE, f"stopped by {name}" + (f"; go on with: rlsp.py {args.command} --resume {args.run}" if begun else ""), e)
-    except (guards.TrainingError, OSError, SafetensorError) as e:
-        cli.leave(1, e, e)
-    except RuntimeError as e:
-        if parallel.world_size() == 1 or not (isinstance(e, dist.DistError) or "gloo" in str(e)):
-            raise
-        cli.leave(1, f"rank {parallel.rank()}: lost another rank: {str(e).splitlines()[0]}")
-    finally:
-        if parallel.world_size() == 1 and dist.is_initialized():
-            dist.destroy_process_group()
+            parallel.together(lambda: files.write_text(Path(args.run) / "done", cli.planned(args)))
 
 
 if __name__ == "__main__":

@@ -6,14 +6,18 @@ import itertools
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import typing
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
 
-from lib import files, hf, parallel
+from lib import checkpoint, files, guards, hf, parallel
+from lib.signals import Stopped, signals
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIRED = dataclasses.MISSING  # as a flag's default: it must be given
@@ -354,6 +358,47 @@ def must_be_new(args):
     if not args.resume and os.environ.get("RANK", "0") == "0" and folder.exists():
         if not folder.is_dir() or {f.name for f in folder.iterdir()} - {".config.json.part"}:
             raise FileExistsError(f"{folder}: exists already; nothing was overwritten, give another --out, or --resume {folder}")
+
+
+def planned(args):
+    """How long the run is to be, as RUN/done has it: a run that shall be longer than it was is not done."""
+    return json.dumps({f.name: getattr(args, f.name) for f in dataclasses.fields(args)
+                       if f.metadata["resume"] == "longer"}) + "\n"
+
+
+def is_done(args):
+    """Whether nothing is left to do for --resume; with --checkpoint there always is."""
+    if not args.resume or getattr(args, "checkpoint", None):
+        return False
+    mark = Path(args.run) / "done"
+    return mark.is_file() and mark.read_text(encoding="utf-8") == planned(args)
+
+
+@contextlib.contextmanager
+def exit_statuses(args):
+    """How a command ends: 0, or one line and the status that rlsp.py's own text promises."""
+    try:
+        yield
+        if dist.is_initialized():
+            parallel.stop()
+    except Stopped as e:
+        name = signal.Signals(signals.received).name if signals.received else "a signal to another rank"
+        line = f"stopped by {name}"
+        if (Path(args.run) / "config.json").is_file():
+            line += f"; go on with: rlsp.py {args.command} --resume {args.run}"
+            if parallel.rank() == 0:
+                files.write_text(Path(args.run) / "stopped", name + "\n")
+        e.everywhere = True
+        leave(checkpoint.REQUEUE, line, e)
+    except (guards.TrainingError, OSError, SafetensorError) as e:
+        leave(1, e, e)
+    except RuntimeError as e:
+        if parallel.world_size() == 1 or not (isinstance(e, dist.DistError) or "gloo" in str(e)):
+            raise
+        leave(1, f"rank {parallel.rank()}: lost another rank: {str(e).splitlines()[0]}")
+    finally:
+        if parallel.world_size() == 1 and dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def leave(status, line="", error=None):

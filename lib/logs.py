@@ -1,6 +1,8 @@
 """What a run writes down as it goes: its jsonl logs, and how much of the machine it used."""
 import contextlib
 import functools
+import os
+import re
 import sys
 import time
 from dataclasses import asdict
@@ -181,3 +183,12 @@ def speeds(timer, batch, trained, epochs, peak):
         **{f"{phase}_seconds": seconds for phase, seconds in timer.seconds.items()},
         rollout_tokens_per_s=int(batch["mask"].sum()) / rollout, update_tokens_per_s=sum(lengths) * epochs / update,
         flops_per_s=flops_per_s, mfu=flops_per_s / parallel.world_size() / peak)
+
+
+def coloured(text):
+    """Text with its behaviours in colour, where standard output is a terminal and NO_COLOR is not set."""
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    colours = dict(zip(rewards.BEHAVIOURS, (33, 36, 35, 32)))
+    phrases = "|".join(f"(?P<{name}>{phrase})" for name, phrase in rewards.BEHAVIOURS.items())
+    return re.sub(rf"\b(?:{phrases})\b", lambda m: f"\033[1;{colours[m.lastgroup]}m{m[0]}\033[0m", text, flags=re.I)

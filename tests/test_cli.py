@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib import cli, decode, files, hf, parallel
+from lib import cli, decode, evaluation, files, hf, logs, parallel
 from lib.report import interval
 from lib.signals import signals
 import ppo
@@ -110,13 +110,13 @@ def test_sample_prints_a_response_and_the_verdict(runs):
 
 def test_a_terminal_shows_behaviours_in_colour(monkeypatch):
     text = "x = 2? Wait, let me check. That's wrong"
-    assert rlsp.coloured(text) == text
+    assert logs.coloured(text) == text
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    shown = rlsp.coloured(text)
+    shown = logs.coloured(text)
     assert re.findall(r"\033\[1;\d+m(.*?)\033\[0m", shown) == ["Wait", "let me check", "That's wrong"]
     assert re.sub(r"\033\[.*?m", "", shown) == text and len(set(re.findall(r"\[1;(\d+)m", shown))) == 3
     monkeypatch.setenv("NO_COLOR", "1")
-    assert rlsp.coloured(text) == text
+    assert logs.coloured(text) == text
 
 
 def bad(tmp_path, text):
@@ -185,7 +185,7 @@ def test_nothing_of_strangers_moves_the_cursor(folder, tmp_path, refused, capsys
         (tmp_path / "m/config.json").write_text(json.dumps(raw | change))
         error = refused("plan", "--model", tmp_path / "m")
         assert message in error and "\033" not in error and len(error) < 1200 and len(error.splitlines()) == 1
-    rlsp.print_table({evil: {k: rlsp.summarize([dict(correct=[True], answers=["1"], tokens=[1], truncated=[False], answer="1")], 1)
+    evaluation.print_table({evil: {k: evaluation.summarize([dict(correct=[True], answers=["1"], tokens=[1], truncated=[False], answer="1")], 1)
                              for k in ("all", "subject " + evil)}}, 1)
     assert "\033" not in (table := capsys.readouterr().out) and len(table.splitlines()) == 3 and "\\x1b" in table
     assert files.visible("a" * 50 + "b" * 50, 25) == "a" * 10 + " ... " + "b" * 10 and files.visible("é 漢\u3000🙂\n", None, "\n") == "é 漢\u3000🙂\n"
@@ -206,7 +206,7 @@ def test_evaluation_refuses_what_it_would_report_wrongly(folder, tmp_path, refus
         (run / "outputs-1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in outputs))
         assert message in refused("eval", "--resume", run)
     (run / "outputs-1.jsonl").write_text(json.dumps(good) + "\n")
-    assert rlsp.earlier_results(run / "outputs-1.jsonl", files.load_problems(data), args) == [good]
+    assert evaluation.earlier_results(run / "outputs-1.jsonl", files.load_problems(data), args) == [good]
 
 
 TINY_TOKENIZER = TINY / "model/tokenizer.json"
@@ -625,17 +625,17 @@ def test_pass_at_k_is_unbiased():
         for c in range(n + 1):
             for k in range(1, n + 1):
                 subsets = list(combinations([True] * c + [False] * (n - c), k))
-                assert rlsp.pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+                assert evaluation.pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
 
 
 def test_majority_counts_equal_answers_together_and_none_never_wins():
-    assert rlsp.majority(["1/2", "3", r"\frac{1}{2}", "4"]) == "1/2"
-    assert rlsp.majority(["3", "4"]) == "3" and rlsp.majority([None, None, "4"]) == "4" and rlsp.majority([None]) is None
+    assert evaluation.majority(["1/2", "3", r"\frac{1}{2}", "4"]) == "1/2"
+    assert evaluation.majority(["3", "4"]) == "3" and evaluation.majority([None, None, "4"]) == "4" and evaluation.majority([None]) is None
 
 
 def test_summary_by_hand():
     row = lambda correct, answers: dict(correct=correct, answers=answers, tokens=[10, 20], truncated=[False, True], answer="4")
-    s = rlsp.summarize([row([True, False], ["4", "5"]), row([True, True], ["4", "4.0"]), row([False, False], [None, "6"])], 2)
+    s = evaluation.summarize([row([True, False], ["4", "5"]), row([True, True], ["4", "4.0"]), row([False, False], [None, "6"])], 2)
     assert s["accuracy"] == pytest.approx(0.5) and s["pass@2"] == pytest.approx(2 / 3) and s["maj@2"] == pytest.approx(2 / 3)
     assert s["standard_error"] == pytest.approx(0.5 / math.sqrt(3)) and s["tokens"] == 15 and s["answered"] == pytest.approx(5 / 6)
 
@@ -643,10 +643,10 @@ def test_summary_by_hand():
 def test_the_table_has_an_interval_that_is_honest_about_few_problems(capsys):
     """Ten problems with one right of ten samples each agree by luck: the interval is not [10, 10]."""
     row = dict(correct=[True] + [False] * 9, answers=["4"] * 10, tokens=[10] * 10, truncated=[False] * 10, answer="4")
-    s = rlsp.summarize([row] * 10, 10)
+    s = evaluation.summarize([row] * 10, 10)
     low, high = interval(s, 10)
     assert s["standard_error"] == pytest.approx(0, abs=1e-9) and 0.02 < low < 0.06 and 0.2 < high < 0.3
-    rlsp.print_table({"m": {"all": s}}, 10)
+    evaluation.print_table({"m": {"all": s}}, 10)
     assert f"10.0  {100 * low:5.1f} to {100 * high:5.1f}" in capsys.readouterr().out
     # coverage, of problems that differ much and not at all: in 400 draws 95 % are 380
     generator = torch.Generator().manual_seed(0)

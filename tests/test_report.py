@@ -9,7 +9,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from lib import decode, hf
+from lib import decode, evaluation, hf
 import model as M
 import ppo
 import rewards
@@ -167,7 +167,7 @@ def eval_folder(out, name):
                  "responses": ["Wait. Let me check.", "so"]} for i in range(4)]
     write_jsonl(run / "outputs-1.jsonl", problems)
     groups = {"all": problems} | {f"{k} {v}": [p for p in problems if p[k] == v] for k in ("subject", "level") for v in {p[k] for p in problems}}
-    (run / "summary.json").write_text(json.dumps({"m/model": {k: rlsp.summarize(v, 2) for k, v in groups.items()}}))
+    (run / "summary.json").write_text(json.dumps({"m/model": {k: evaluation.summarize(v, 2) for k, v in groups.items()}}))
     (run / "config.json").write_text(json.dumps({"flags": {"command": "eval", "model": ["m/model"], "data": "d", "samples": 2, "temperature": 1,
                                                            "max_response": 9, "seed": 0}, "versions": {}}))
     return run

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from lib import evaluation  # noqa: E402
 import rewards  # noqa: E402
-import rlsp  # noqa: E402
 
 ARMS = {"start": "SFT, before PPO", "none": "outcome only", "length": "+ length", "steps": "+ steps",
         "anneal": "+ length, fading", "only": "length alone", "unguarded": "words alone", "guarded": "words alone, guarded"}
@@ -143,7 +143,7 @@ def votes(folders):
             start, trained = (rows(f / "eval" / "outputs-1.jsonl") for f in (folders["start"][seed], folder))
             tokens, long = (sum(sum(r["tokens"]) for r in x) / sum(len(r["tokens"]) for r in x) for x in (start, trained))
             k = min(len(start[0]["answers"]), max(1, round(long / tokens)))
-            vote, one = 100 * rlsp.maj_at_k(start, k), 100 * rlsp.summarize(trained, 1)["accuracy"]
+            vote, one = 100 * evaluation.maj_at_k(start, k), 100 * evaluation.summarize(trained, 1)["accuracy"]
             found.append((k, k * tokens, vote, long, one, one - vote))
         if found:
             lines.append([ARMS[arm], *map(shown, list(zip(*found))[:-1]), shown(list(zip(*found))[-1], "+")])

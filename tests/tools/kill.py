@@ -33,7 +33,7 @@ def child(words):
     sys.path.insert(0, str(ROOT))
     import ppo
     import rlsp
-    from lib import checkpoint, hf
+    from lib import checkpoint, evaluation, hf
     file = Path(os.environ["KILL_PHASES"]) / os.environ.get("RANK", "0")
 
     def show(name):
@@ -58,7 +58,7 @@ def child(words):
     for place, function, name in (
             (rlsp, "sft", "SFT"), (ppo.Trainer, "train", "logs"), (ppo.Trainer, "rollout", "rollout"), (ppo.Trainer, "experience", "scoring"),
             (ppo.Trainer, "update", "update"), (ppo.Trainer, "resume", "resume"), (checkpoint, "save", "checkpoint"),
-            (rlsp, "evaluate", "evaluation"), (hf, "save", "model")):
+            (evaluation, "evaluate", "evaluation"), (hf, "save", "model")):
         watched(place, function, name)
     sys.argv = ["rlsp.py", *words]
     rlsp.main()
