@@ -37,7 +37,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm import tqdm
 
-from lib import checkpoint, cli, cpu, decode, evaluation, files, functions, guards, hf, judge, logs, parallel
+from lib import checkpoint, cli, cpu, decode, evaluation, files, guards, hf, inputs, logs, parallel
 from lib import plan, report, threads
 from lib.cli import flag
 from lib.signals import signals
@@ -151,11 +151,6 @@ def read_flags(words):
     return cli.read_flags(parser(), COMMANDS, words)
 
 
-def needed(args):
-    """What each row of a problem file must have: a verifier of the user's own may do without answers."""
-    return ("problem",) if args.verifier else ("problem", "answer")
-
-
 def check_memory(folder, config, mesh, stage):
     """Rank 0 prints the plan; ValueError where it does not fit."""
     line = plan.check(hf.read_config(folder), config, parallel.world_size(), mesh["shard"].size(), *parallel.memory(), stage)
@@ -176,35 +171,12 @@ def sft_example(tokenizer, row):
     return ids + [hf.end_of_turn(tokenizer)], mask + [pieces[-1][1]]
 
 
-def sft_input(args):
-    """The demonstrations as sft_example has them; an error where something that was given is wrong."""
-    cli.must_be_new(args)
-    tokenizer = hf.load_tokenizer(args.model)
-    hf.tokenizer_files(args.model)
-    if not args.from_scratch:
-        hf.check_weights(args.model)
-    rows = files.load_problems(args.data, ("problem", "solution"))
-    examples = []
-    for row in rows:
-        ids, mask = sft_example(tokenizer, row)
-        if len(ids) > args.max_tokens:
-            raise ValueError(f"{args.data}:{row['line']}: {len(ids)} tokens, "
-                             f"expected at most {args.max_tokens} (--max-tokens)")
-        if not any(mask):  # a batch of such rows would have no loss
-            raise ValueError(f"{args.data}:{row['line']}: solution has no token to train, "
-                             "expected a piece of text marked true")
-        examples.append((ids, mask))
-    cli.check_length(args.model, max(len(ids) for ids, _ in examples))
-    cli.check_inputs(args)
-    return examples
-
-
 def sft(args):
     """Maximum likelihood of the demonstrations' tokens. The loss is a mean over the trained tokens of the whole
     optimizer step: a mean per sequence or micro-batch would give the tokens of long demonstrations less weight."""
     with cli.checked_input():
         with parallel.alike():
-            examples = sft_input(args)
+            examples = inputs.for_sft(args, sft_example)
         longest = max(len(ids) for ids, _ in examples)
         device, mesh = parallel.start(args.shard_ranks, args.offload)
         check_memory(args.model, ppo.PPOConfig(max_prompt=longest, max_response=0, train_batch=args.batch, micro_tokens=args.micro_tokens,
@@ -264,33 +236,10 @@ def sft(args):
 
 # ---------------------------------------------------------------------------------------------------- ppo
 
-def ppo_input(args):
-    """(tokenizer, problems, longest prompt, verifier, reward function); an error where something given is wrong."""
-    cli.must_be_new(args)
-    if args.advantage == "group" and args.samples < 2:
-        raise ValueError("--advantage group: --samples is 1, expected at least 2 (the group's mean is the baseline)")
-    if args.advantage == "gae" and args.freeze_steps >= args.steps:
-        raise ValueError(f"--freeze-steps is {args.freeze_steps}, expected fewer than --steps {args.steps}")
-    if args.exploration == "judge":
-        judge.check_judge(args.judge_url, args.judge_model)
-        judge.read_rubric(args.judge_rubric)
-    tokenizer = hf.load_tokenizer(args.model)
-    hf.tokenizer_files(args.model)
-    hf.check_weights(args.model)
-    problems = files.load_problems(args.data, needed(args))
-    longest = cli.check_prompts(args.data, problems, tokenizer, args.max_prompt)
-    cli.check_length(args.model, longest + args.max_response)
-    cli.check_responses("--rollout-batch", args.rollout_batch, args.samples)
-    verifier = functions.load("--verifier", args.verifier, functions.verdict)
-    reward = functions.load("--reward", args.reward, functions.number)
-    cli.check_inputs(args)
-    return tokenizer, problems, longest, verifier, reward
-
-
 def run_ppo(args):
     with cli.checked_input():
         with parallel.alike():
-            tokenizer, problems, longest, verifier, function = ppo_input(args)
+            tokenizer, problems, longest, verifier, function = inputs.for_ppo(args)
         device, mesh = parallel.start(args.shard_ranks, args.offload)
         check_memory(args.model, dataclasses.replace(args, max_prompt=longest), mesh, "ppo")
         found = checkpoint.find(args.run, args.checkpoint) if args.resume else None
@@ -324,31 +273,10 @@ def run_plan(args):
 
 # ---------------------------------------------------------------------------------------------------- eval
 
-def eval_input(args):
-    """(problems, verifier, longest response); an error where something given is wrong."""
-    cli.must_be_new(args)
-    rows = files.load_problems(args.data, needed(args), args.limit)
-    verifier = functions.load("--verifier", args.verifier, functions.verdict)
-    if args.temperature == 0 and args.samples > 1:
-        raise ValueError(f"--samples is {args.samples}, expected 1 at --temperature 0: greedy samples are all the same")
-    if len({Path(folder).resolve() for folder in args.model}) < len(args.model):
-        raise ValueError("--model: a folder is given twice, expected different models")
-    cli.check_responses("problems", len(rows), args.samples)
-    room = 8192  # the paper's, or what the smallest model has beside the longest prompt
-    for folder in args.model:
-        tokenizer = hf.load_tokenizer(folder)
-        hf.check_weights(folder)
-        longest = cli.check_prompts(args.data, rows, tokenizer, args.max_prompt)
-        cli.check_length(folder, longest + (args.max_response or 1))
-        room = min(room, hf.read_config(folder).max_position_embeddings - longest)
-    cli.check_inputs(args)
-    return rows, verifier, args.max_response or room
-
-
 def run_eval(args):
     with cli.checked_input():
         with parallel.alike():
-            rows, verifier, room = eval_input(args)
+            rows, verifier, room = inputs.for_eval(args)
             unread = "" if verifier else logs.gold_warning(args.data, rows)
         args = dataclasses.replace(args, max_response=room)
         device, mesh = parallel.start(args.shard_ranks)
@@ -376,23 +304,10 @@ def run_eval(args):
 def run_sample(args):
     """Print responses with what the verifier and Eq. 1 say of them."""
     with cli.checked_input():
-        if (args.problem is None) == (args.data is None):
-            raise ValueError("sample: give --problem TEXT or --data FILE.jsonl, one of the two")
-        if args.data and args.answer is not None:
-            raise ValueError("--answer belongs to --problem; the problems of --data have their own")
-        if args.exploration == "judge":
-            raise ValueError("--exploration judge: sample asks no judge, choose none, length or steps")
-        if args.data:
-            rows = files.load_problems(args.data, needed(args), args.limit)
-        else:
-            files.check_text(args.problem, "--problem")
-            rows = [{"problem": args.problem, "answer": args.answer}]
-        cli.check_responses("problems", len(rows), args.samples)
-        verifier = functions.load("--verifier", args.verifier, functions.verdict)
-        tokenizer = hf.load_tokenizer(args.model)
+        with parallel.alike():
+            tokenizer, rows, verifier = inputs.for_sample(args)
         device, _ = parallel.start()
         net, eos = hf.load(args.model, M.Llama, getattr(torch, args.dtype), device).eval(), hf.eos_ids(args.model, tokenizer)
-        cli.check_length(args.model, max(len(hf.chat_prompt(tokenizer, r["problem"])) for r in rows) + args.max_response)
     prompts = [hf.chat_prompt(tokenizer, r["problem"]) for r in rows for _ in range(args.samples)]
     with guards.sampling_from(args.model, net):
         responses = decode.generate(net, prompts, args.max_response, args.temperature, eos, seed=args.seed,

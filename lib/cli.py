@@ -22,7 +22,6 @@ from lib.signals import Stopped, signals
 ROOT = Path(__file__).resolve().parents[1]
 REQUIRED = dataclasses.MISSING  # as a flag's default: it must be given
 GROUPS = ("model and data", "machine", "rollout", "reward", "advantage", "update", "memory", "run")
-RESPONSES = 2**20  # of a step or an evaluation: what is known of each of their tokens is in memory
 KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", list: "a list of texts"}
 
 
@@ -240,29 +239,6 @@ def checked_input():
         yield
     except (ValueError, OSError) as e:
         leave(2, f"error: {e}", e)
-
-
-def check_prompts(path, rows, tokenizer, allowed):
-    """The length of the longest prompt, tokens; a ValueError names the first line whose prompt is longer than allowed,
-    before the next is read: a long text takes its time."""
-    longest = 0
-    for row in rows:
-        n = len(hf.chat_prompt(tokenizer, row["problem"]))
-        if n > allowed:
-            raise ValueError(f"{path}:{row['line']}: the prompt has {n} tokens, expected at most {allowed} (--max-prompt)")
-        longest = max(longest, n)
-    return longest
-
-
-def check_responses(what, number, samples):
-    if number * samples > RESPONSES:
-        raise ValueError(f"{what} {number} with --samples {samples}: expected at most {RESPONSES} responses")
-
-
-def check_length(folder, tokens):
-    allowed = hf.read_config(folder).max_position_embeddings
-    if tokens > allowed:
-        raise ValueError(f"{folder}/config.json: max_position_embeddings is {allowed}, but prompt and response may take {tokens} tokens")
 
 
 def kept_flags(args):

@@ -1,0 +1,129 @@
+"""What the commands are given, looked at before anything is computed: the first thing wrong is a ValueError or OSError.
+
+Every rank looks, and no function here waits for another rank (parallel.alike).
+"""
+from pathlib import Path
+
+from lib import cli, files, functions, hf, judge
+
+RESPONSES = 2**20  # of a step or an evaluation: what is known of each of their tokens is in memory
+
+
+def check_prompts(path, rows, tokenizer, allowed):
+    """The length of the longest prompt, tokens; a ValueError names the first line whose prompt is longer than allowed,
+    before the next is read: a long text takes its time."""
+    longest = 0
+    for row in rows:
+        n = len(hf.chat_prompt(tokenizer, row["problem"]))
+        if n > allowed:
+            raise ValueError(f"{path}:{row['line']}: the prompt has {n} tokens, "
+                             f"expected at most {allowed} (--max-prompt)")
+        longest = max(longest, n)
+    return longest
+
+
+def check_responses(what, number, samples):
+    if number * samples > RESPONSES:
+        raise ValueError(f"{what} {number} with --samples {samples}: expected at most {RESPONSES} responses")
+
+
+def check_length(folder, tokens):
+    allowed = hf.read_config(folder).max_position_embeddings
+    if tokens > allowed:
+        raise ValueError(f"{folder}/config.json: max_position_embeddings is {allowed}, "
+                         f"but prompt and response may take {tokens} tokens")
+
+
+def needed(args):
+    """What each row of a problem file must have: a verifier of the user's own may do without answers."""
+    return ("problem",) if args.verifier else ("problem", "answer")
+
+
+def for_sft(args, example):
+    """What example(tokenizer, row) makes of the demonstrations: (ids, mask of the trained ones)."""
+    cli.must_be_new(args)
+    tokenizer = hf.load_tokenizer(args.model)
+    hf.tokenizer_files(args.model)
+    if not args.from_scratch:
+        hf.check_weights(args.model)
+    rows = files.load_problems(args.data, ("problem", "solution"))
+    examples = []
+    for row in rows:
+        ids, mask = example(tokenizer, row)
+        if len(ids) > args.max_tokens:
+            raise ValueError(f"{args.data}:{row['line']}: {len(ids)} tokens, "
+                             f"expected at most {args.max_tokens} (--max-tokens)")
+        if not any(mask):  # a batch of such rows would have no loss
+            raise ValueError(f"{args.data}:{row['line']}: solution has no token to train, "
+                             "expected a piece of text marked true")
+        examples.append((ids, mask))
+    check_length(args.model, max(len(ids) for ids, _ in examples))
+    cli.check_inputs(args)
+    return examples
+
+
+def for_ppo(args):
+    """(tokenizer, problems, longest prompt, verifier, reward function); an error where something given is wrong."""
+    cli.must_be_new(args)
+    if args.advantage == "group" and args.samples < 2:
+        raise ValueError("--advantage group: --samples is 1, "
+                         "expected at least 2 (the group's mean is the baseline)")
+    if args.advantage == "gae" and args.freeze_steps >= args.steps:
+        raise ValueError(f"--freeze-steps is {args.freeze_steps}, expected fewer than --steps {args.steps}")
+    if args.exploration == "judge":
+        judge.check_judge(args.judge_url, args.judge_model)
+        judge.read_rubric(args.judge_rubric)
+    tokenizer = hf.load_tokenizer(args.model)
+    hf.tokenizer_files(args.model)
+    hf.check_weights(args.model)
+    problems = files.load_problems(args.data, needed(args))
+    longest = check_prompts(args.data, problems, tokenizer, args.max_prompt)
+    check_length(args.model, longest + args.max_response)
+    check_responses("--rollout-batch", args.rollout_batch, args.samples)
+    verifier = functions.load("--verifier", args.verifier, functions.verdict)
+    reward = functions.load("--reward", args.reward, functions.number)
+    cli.check_inputs(args)
+    return tokenizer, problems, longest, verifier, reward
+
+
+def for_eval(args):
+    """(problems, verifier, longest response); an error where something given is wrong."""
+    cli.must_be_new(args)
+    rows = files.load_problems(args.data, needed(args), args.limit)
+    verifier = functions.load("--verifier", args.verifier, functions.verdict)
+    if args.temperature == 0 and args.samples > 1:
+        raise ValueError(f"--samples is {args.samples}, "
+                         "expected 1 at --temperature 0: greedy samples are all the same")
+    if len({Path(folder).resolve() for folder in args.model}) < len(args.model):
+        raise ValueError("--model: a folder is given twice, expected different models")
+    check_responses("problems", len(rows), args.samples)
+    room = 8192  # the paper's, or what the smallest model has beside the longest prompt
+    for folder in args.model:
+        tokenizer = hf.load_tokenizer(folder)
+        hf.check_weights(folder)
+        longest = check_prompts(args.data, rows, tokenizer, args.max_prompt)
+        check_length(folder, longest + (args.max_response or 1))
+        room = min(room, hf.read_config(folder).max_position_embeddings - longest)
+    cli.check_inputs(args)
+    return rows, verifier, args.max_response or room
+
+
+def for_sample(args):
+    """(tokenizer, problems, verifier)."""
+    if (args.problem is None) == (args.data is None):
+        raise ValueError("sample: give --problem TEXT or --data FILE.jsonl, one of the two")
+    if args.data and args.answer is not None:
+        raise ValueError("--answer belongs to --problem; the problems of --data have their own")
+    if args.exploration == "judge":
+        raise ValueError("--exploration judge: sample asks no judge, choose none, length or steps")
+    if args.data:
+        rows = files.load_problems(args.data, needed(args), args.limit)
+    else:
+        files.check_text(args.problem, "--problem")
+        rows = [{"problem": args.problem, "answer": args.answer}]
+    check_responses("problems", len(rows), args.samples)
+    verifier = functions.load("--verifier", args.verifier, functions.verdict)
+    tokenizer = hf.load_tokenizer(args.model)
+    longest = max(len(hf.chat_prompt(tokenizer, row["problem"])) for row in rows)
+    check_length(args.model, longest + args.max_response)
+    return tokenizer, rows, verifier
