@@ -585,7 +585,7 @@ def test_the_first_tensor_that_is_not_finite_is_named(folder, run, monkeypatch):
 
 def test_weights_that_are_not_finite_replace_nothing(folder, run, monkeypatch):  # noqa: F811
     """A last update may spoil the weights after every number of the step was seen to be finite."""
-    t = trainer(folder, run, steps=3, keep=1, lr=1e308)
+    t = trainer(folder, run, steps=3, keep=1, lr=1e308, train_batch=6)
     t.resume(checkpoint.find(run))
     with pytest.raises(guards.TrainingError, match=r"^step 3: policy\.\S+ is not finite; nothing was written"):
         t.train()
