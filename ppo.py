@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from lib import checkpoint, cpu, decode, functions, guards, hf, judge, logs, parallel
 from lib.cli import flag
@@ -406,7 +405,7 @@ class Trainer:
         leave = contextlib.nullcontext() if in_lockstep else signals.may_interrupt()
         responses = logprobs = []
         named = guards.sampling_from(f"step {self.current}", self.sampler)
-        with logs.bar(total=len(chosen), desc=f"step {self.current} rollout") as bar, leave, named:
+        with logs.bar(f"step {self.current} rollout", len(chosen), inner=True) as bar, leave, named:
             responses, logprobs = decode.generate(
                 self.sampler, [self.prompts[i] for i in chosen], c.max_response, c.temperature,
                 self.eos, seed=c.seed, streams=streams, slots=c.slots, return_logprobs=True,
@@ -522,7 +521,8 @@ class Trainer:
         """{name: [N, T]} of score(tokens, mask) -> {name: [B, T]}: every rank fills in its own
         rows."""
         filled = {}
-        for shares in logs.bar(self.micro_steps(batch), f"step {self.current} {what}"):
+        micro_steps = self.micro_steps(batch)
+        for shares in logs.bar(f"step {self.current} {what}", inner=True, iterable=micro_steps):
             mine = shares[parallel.rank()]
             part = self.share(batch, mine)
             for name, x in score(part["tokens"], part["mask"]).items():
@@ -721,8 +721,7 @@ class Trainer:
         checkpoints/ and at the end model/."""
         c = self.config
         signals.leave = False
-        rank = parallel.rank()
-        with tqdm(total=c.steps, initial=self.step, desc="ppo", disable=rank != 0) as bar:
+        with logs.bar("ppo", c.steps, self.step) as bar:
             while self.step < c.steps:
                 try:
                     metrics, samples, batch = self.train_step()

@@ -10,10 +10,11 @@
 The same commands run on several processes: torchrun --nproc_per_node 8 rlsp.py ppo ...
 What was killed goes on with: rlsp.py sft | ppo | eval --resume RUN
 
-Exit status: 0 done; 2 bad input, with one line on standard error, before anything is computed or written; 1 it cannot go on (a
-number that is not finite, a full disk, ...), one line; 75 stopped by SIGTERM or SIGINT with a checkpoint written: start it again
-with --resume. torchrun makes 1 of any failure, therefore RUN/stopped exists as long as a run is stopped in this way.
-RUN/done is the last file that a run writes: with it, everything is there.
+Exit status: 0 done; 2 bad input, with one line on standard error, before anything is computed or written; 1
+it cannot go on (a number that is not finite, a full disk, ...), one line; 75 stopped by SIGTERM, SIGINT,
+SIGHUP, SIGUSR1 or SIGXCPU with a checkpoint written: start it again with --resume. torchrun makes 1 of any
+failure, therefore RUN/stopped exists as long as a run is stopped in this way. RUN/done is the last file that
+a run writes: with it, everything is there.
 """
 import dataclasses
 import json
@@ -33,14 +34,18 @@ sys.path.insert(0, str(ROOT))  # python -I leaves it out
 if "PYTORCH_ALLOC_CONF" not in os.environ:
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
+from lib.signals import REQUEUE, Stopped, end, keep_streams, signals
+
+if __name__ == "__main__":
+    keep_streams()
+    signals.install(importing=True)
+
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
-from tqdm import tqdm
 
 from lib import checkpoint, cli, cpu, decode, evaluation, files, guards, hf, inputs, logs, parallel
 from lib import plan, report, threads
 from lib.cli import flag
-from lib.signals import signals
 import model as M
 from ppo import PPOConfig
 import ppo
@@ -197,7 +202,7 @@ def sft(args):
     ranks, signals.leave = parallel.world_size(), False
     steps_an_epoch = math.ceil(len(examples) / args.batch)
     total = args.epochs * steps_an_epoch
-    with tqdm(total=total, initial=first, desc="sft", disable=parallel.rank() != 0) as bar:
+    with logs.bar("sft", total, first) as bar:
         for step in range(first + 1, total + 1):
             started = time.perf_counter()
             epoch, at = divmod(step - 1, steps_an_epoch)
@@ -365,13 +370,24 @@ def main():
                 print(f"{files.visible(args.run, 1000)} is done")
         else:
             signals.install()
+            if args.resume:
+                with cli.checked_input():
+                    cli.hold(args)
             stages[args.command](args)
             parallel.together(lambda: files.write_text(Path(args.run) / "done", cli.planned(args)))
 
 
 if __name__ == "__main__":
+    status = 1
     try:
+        signals.importing = False
         main()
+        status = 0
+    except SystemExit as e:
+        status = int(e.code or 0)
+    except Stopped:
+        print(f"rlsp.py: stopped by {signals.name()}", file=sys.stderr)
+        status = REQUEUE
     except Exception:
         print(files.visible(traceback.format_exc(), 100_000, LINES), file=sys.stderr)
-        cli.leave(1)
+    end(status, output_matters=sys.argv[1:2] not in (["sft"], ["ppo"], ["eval"]))

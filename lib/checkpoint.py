@@ -25,7 +25,6 @@ from lib.signals import Stopped, signals
 
 
 FILE_BYTES = 10**9  # of one file of a rank: DCP copies a file's tensors to the CPU and again into the file's bytes
-REQUEUE = 75  # exit status of a run that a signal stopped: EX_TEMPFAIL of sysexits.h, "try again later"
 
 
 def rewind(run, step):
@@ -62,9 +61,10 @@ def tensors(nets, optimizers, updates):
 
 
 def make_state(optimizer, updates):
-    """Let the optimizer make its state for values to be loaded into. Where its tensors lie and of which types they are is its own
-    affair: fused Adam, for example, wants its count of steps on the GPU. So it takes a step with gradients and rates of zero, which
-    changes no weight; one parameter at a time, so that one gradient alone is in memory."""
+    """Let the optimizer make its state for values to be loaded into. Where its tensors lie and of which types
+    they are is its own affair: fused Adam, for example, wants its count of steps on the GPU. So it takes a
+    step with gradients and rates of zero, which changes no weight; one parameter at a time, so that one
+    gradient alone is in memory."""
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0
@@ -95,6 +95,10 @@ def save(run, nets, optimizers, step, updates, keep, **more):
     aside = folder.with_name(f".{folder.name}.part")
 
     def publish():
+        unseen = sorted({name for mine in written for name, _ in mine} - {f.name for f in aside.iterdir()})
+        if unseen:
+            raise OSError(f"{aside / unseen[0]}: written by another rank, but rank 0 does not see it; the "
+                          "run's folder must be one that all nodes share. The checkpoint was not kept")
         state = dict(step=step, updates=updates, **more, ranks=parallel.world_size(), files=dict(sorted(x for mine in written for x in mine)))
         state["crc32"] = zlib.crc32(json.dumps(state).encode())
         files.append_jsonl(aside / "state.json", [state])

@@ -6,9 +6,10 @@ import itertools
 import json
 import os
 import platform
-import signal
+import socket
 import subprocess
 import sys
+import time
 import typing
 from pathlib import Path
 
@@ -16,13 +17,14 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from lib import checkpoint, files, guards, hf, parallel
-from lib.signals import Stopped, signals
+from lib import files, guards, hf, parallel
+from lib.signals import REQUEUE, Stopped, signals
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIRED = dataclasses.MISSING  # as a flag's default: it must be given
 GROUPS = ("model and data", "machine", "rollout", "reward", "advantage", "update", "memory", "run")
 KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", list: "a list of texts"}
+SHARED_WAIT = 20.0  # seconds until a file that one node wrote must be seen on another
 
 
 # ---------------------------------------------------------------------------------------------------- flags
@@ -247,17 +249,36 @@ def kept_flags(args):
                                         if f.metadata["resume"] != "once"}
 
 
+def commit():
+    """The commit of this program's folder; None without git, or where it is no repository of the user's."""
+    try:
+        command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        return done.stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def hold(args):
+    """Rank 0 holds the run's folder for all ranks of the job, so that no second job writes into it."""
+    if os.environ.get("RANK", "0") == "0":
+        files.lock(args.run)
+
+
 def new_run(args, found=None):
     """Make the run's folder with config.json: every flag, sizes and CRC-32 of its inputs, versions, git commit. A resumed
     run brings its flags and inputs up to date, and `changes` has what they were until the step of the checkpoint found.
-    Rank 0 alone does it, the others wait."""
+    Rank 0 alone does it, and every rank looks for it."""
     folder = Path(args.run)
 
     def write():
-        folder.mkdir(parents=True, exist_ok=True)  # must_be_new has looked
-        git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
-        versions = {"python": platform.python_version(), "torch": torch.__version__, "git": git.stdout.strip() or None,
-                    "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {parallel.world_size()} process(es), {parallel.memory()[2]}"}
+        folder.mkdir(parents=True, exist_ok=True)
+        hold(args)
+        must_be_new(args)  # another run may have come and gone since the first look
+        versions = {
+            "python": platform.python_version(), "torch": torch.__version__, "git": commit(),
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, "
+                       f"{parallel.world_size()} process(es), {parallel.memory()[2]}"}
         config = {"flags": kept_flags(args), "inputs": inputs(args), "versions": versions}
         files.write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
@@ -275,7 +296,28 @@ def new_run(args, found=None):
             now["changes"] = [*config["changes"], {"until_step": step} | then]
             files.write_text(folder / "config.json", json.dumps(config | now, indent=2) + "\n")
 
+    def marks():
+        """What this rank sees of what no other run has: the lock file names this very process of rank 0."""
+        paths = folder / "config.json", folder / files.LOCK
+        found = [path.read_bytes() if path.is_file() else b"" for path in paths]
+        return found[0], found[1].split(b', "beat"')[0].rstrip(b"}")
+
+    def look():
+        until = time.monotonic() + SHARED_WAIT
+        while marks() != first:
+            if time.monotonic() > until:
+                raise ValueError(
+                    f"{folder.absolute()}: rank {parallel.rank()} (on {socket.gethostname()}) does not see "
+                    f"the config.json that rank 0 (on {host}) has; the run's folder must be one that all nodes "
+                    "share")
+            time.sleep(0.5)
+            if folder.is_dir():
+                os.listdir(folder)  # network file systems then look anew
+
     parallel.together(update if args.resume else write)
+    if parallel.world_size() > 1:
+        first, host = parallel.together(lambda: (marks(), socket.gethostname()))[0]
+        parallel.together(look, everywhere=True)
     return folder
 
 
@@ -332,8 +374,22 @@ def must_be_new(args):
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
                 raise ValueError(f"{path}: expected a file or a folder, and no link")
     if not args.resume and os.environ.get("RANK", "0") == "0" and folder.exists():
-        if not folder.is_dir() or {f.name for f in folder.iterdir()} - {".config.json.part"}:
+        if not folder.is_dir() or {f.name for f in folder.iterdir()} - {".config.json.part", files.LOCK}:
             raise FileExistsError(f"{folder}: exists already; nothing was overwritten, give another --out, or --resume {folder}")
+
+
+def stopped(args):
+    """Leave RUN/stopped for whoever sees no exit status, and say how to go on."""
+    run, line = vars(args).get("run"), f"stopped by {signals.name()}"
+    if not run or args.command not in ("sft", "ppo", "eval") or not (Path(run) / "config.json").is_file():
+        return line
+    line += f"; go on with: rlsp.py {args.command} --resume {run}"
+    try:
+        if parallel.rank() == 0:
+            files.write_text(Path(run) / "stopped", signals.name() + "\n")
+    except OSError as e:
+        line += f" ({Path(run) / 'stopped'} could not be written: {e.strerror})"
+    return line
 
 
 def planned(args):
@@ -358,14 +414,8 @@ def exit_statuses(args):
         if dist.is_initialized():
             parallel.stop()
     except Stopped as e:
-        name = signal.Signals(signals.received).name if signals.received else "a signal to another rank"
-        line = f"stopped by {name}"
-        if (Path(args.run) / "config.json").is_file():
-            line += f"; go on with: rlsp.py {args.command} --resume {args.run}"
-            if parallel.rank() == 0:
-                files.write_text(Path(args.run) / "stopped", name + "\n")
         e.everywhere = True
-        leave(checkpoint.REQUEUE, line, e)
+        leave(REQUEUE, stopped(args), e)
     except (guards.TrainingError, OSError, SafetensorError) as e:
         leave(1, e, e)
     except RuntimeError as e:
@@ -373,6 +423,7 @@ def exit_statuses(args):
             raise
         leave(1, f"rank {parallel.rank()}: lost another rank: {str(e).splitlines()[0]}")
     finally:
+        files.release()
         if parallel.world_size() == 1 and dist.is_initialized():
             dist.destroy_process_group()
 

@@ -1,11 +1,19 @@
 """Files that strangers may have written or that a kill may cut off: JSON, jsonl, problem files, writing aside and renaming."""
+import errno
+import fcntl
 import json
 import math
 import os
+import socket
+import threading
+import time
 import unicodedata
 import zlib
 from pathlib import Path
 
+LOCK = ".lock"  # in a run's folder: who writes it
+BEAT = 5.0  # seconds between signs of life, where a file system has no locks
+held = {}  # {lock file: its descriptor} of this process
 JSON_BYTES = 2**26  # of a JSON file: the index of a model of a trillion parameters has a few MB
 LINE = 2**27  # characters of a line of a jsonl file: a hundred samples of one problem have 4 MB
 GROUPS = ("subject", "level")  # of a problem, by which `eval` makes tables
@@ -110,6 +118,82 @@ def measure(path):
         while chunk := f.read(1 << 22):
             size, crc = size + len(chunk), zlib.crc32(chunk, crc)
     return [size, crc]
+
+
+def lock(folder):
+    """Hold a run's folder until release() or the end of the process, however it ends. OSError says who holds
+    it already."""
+    path = (Path(folder) / LOCK).absolute()
+    if path in held:
+        return
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    me = dict(host=socket.gethostname(), pid=os.getpid(), since=time.strftime("%Y-%m-%d %H:%M:%S %z"))
+    try:
+        beating = not flocked(fd)
+        if beating and beats(path):
+            raise BlockingIOError
+    except BlockingIOError:
+        text = os.pread(fd, 1000, 0).decode("utf-8", "replace")
+        os.close(fd)
+        try:
+            found = json.loads(text)
+            who = f"process {found['pid']} on {found['host']} since {found['since']}"
+        except (ValueError, KeyError, TypeError):
+            who = "another process"
+        raise OSError(f"{folder}: in use by {visible(who)}; nothing was changed. Wait for its end, or stop "
+                      "it") from None
+    held[path] = fd
+
+    def write(**more):
+        text = json.dumps(me | more).encode()
+        os.pwrite(fd, text, 0)
+        os.ftruncate(fd, len(text))
+
+    def beat():
+        count = 0
+        while path in held:
+            count += 1
+            try:
+                write(beat=count)
+            except OSError:
+                pass  # a full disk, a server that is away: the next one may get through
+            time.sleep(BEAT)
+
+    write()
+    if beating:
+        threading.Thread(target=beat, daemon=True).start()
+
+
+def flocked(fd):
+    """Whether the file is locked for this process; False where its file system has no locks. BlockingIOError:
+    by another."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        raise
+    except OSError as e:
+        if e.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        return False
+
+
+def beats(path):
+    """Whether somebody writes signs of life into the lock file. They are compared with each other, since
+    clocks differ."""
+    before = path.read_bytes()
+    for _ in range(5 if b'"beat"' in before else 0):
+        time.sleep(BEAT / 2)
+        if path.read_bytes() != before:
+            return True
+    return False
+
+
+def release():
+    """Give back what lock() holds. The file stays: who opened it meanwhile would hold one that is gone."""
+    while held:
+        _, fd = held.popitem()
+        os.close(fd)
 
 
 def regular(file):

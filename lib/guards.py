@@ -37,11 +37,14 @@ def first_nonfinite(nets):
 
 
 def check_saved(where, named):
-    """Stop before (name, tensor) pairs are written that nobody could go on with. Every rank looks at its own part, all stop alike."""
-    names, bad = zip(*((name, float(not torch.isfinite(parallel.local(x)).all())) for name, x in named))
+    """Stop before (name, tensor) pairs are written that nobody could go on with. Every rank looks at its own
+    part, all stop alike."""
+    found = [(name, float(not torch.isfinite(parallel.local(x)).all())) for name, x in named]
+    names, bad = zip(*found)
     for name, n in zip(names, parallel.all_reduce(torch.tensor(bad))):
         if n:
-            raise TrainingError(f"{where}: {name} is not finite; nothing was written, what was saved before is still there")
+            raise TrainingError(f"{where}: {name} is not finite; nothing was written, what was saved before "
+                                "is still there")
 
 
 def check_finite(name, x, step, run, batch, nets):

@@ -170,21 +170,23 @@ def judge_efforts(attempts: list[tuple[str, str]], url: str, model: str, known: 
         if digests[-1] not in known: waiting[digests[-1]] = messages
     if progress: progress.update(sum(d in known for d in digests))
     stop, error, final, failed = threading.Event(), "", False, 0
-    with ThreadPoolExecutor(workers) as pool:
+    pool = ThreadPoolExecutor(workers)
+    try:
         asked = {pool.submit(ask_judge, endpoint, model, m, tokens, key, timeout, delays, stop): d for d, m in waiting.items()}
-        try:
-            for future in as_completed(asked):
-                digest = asked[future]
-                try:
-                    grades = future.result()
-                    if grades:
-                        known[digest] = effort_of(grades, tuple(grades))
-                        append_line(log, json.dumps({"key": digest, "model": model, **grades}))
-                except JudgeError as e:
-                    (error, final), failed = e.args, failed + digests.count(digest)
-                    if final or failed > allowed: break
-                if progress: progress.update(digests.count(digest))
-        finally: stop.set()                                          # also where a person interrupts: the rest is not asked
+        for future in as_completed(asked):
+            digest = asked[future]
+            try:
+                grades = future.result()
+                if grades:
+                    known[digest] = effort_of(grades, tuple(grades))
+                    append_line(log, json.dumps({"key": digest, "model": model, **grades}))
+            except JudgeError as e:
+                (error, final), failed = e.args, failed + digests.count(digest)
+                if final or failed > allowed: break
+            if progress: progress.update(digests.count(digest))
+    finally:                                         # also where a signal interrupts: the rest is not asked
+        stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)               # the judge may be silent for minutes
     return [known.get(d) for d in digests], error, final
 
 def read_judged(folder: Path, rubric: str = RUBRIC) -> dict[str, float]:
@@ -211,7 +213,8 @@ def give_efforts(samples, config, step, known, folder, rubric):
     allowed = math.floor(config.judge_failures * total + 1e-6)
     attempts = [(s.problem["problem"], rewards.reasoning_of(s.text)) for s in samples]
     efforts, error, final = [], "", False
-    with logs.bar(total=len(attempts), desc=f"step {step} judge") as bar, signals.may_interrupt():
+    bar = logs.bar(f"step {step} judge", len(attempts), inner=True)
+    with bar, signals.may_interrupt():
         efforts, error, final = judge_efforts(
             attempts, config.judge_url, config.judge_model, known, folder / f"judge-{parallel.rank()}.jsonl",
             config.judge_workers, allowed, bar, rubric, config.judge_tokens)

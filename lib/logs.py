@@ -167,9 +167,43 @@ class Timer:
         return time.process_time() - self.cpu_started
 
 
-def bar(iterable=None, desc="", **how):
-    """A progress bar of rank 0, gone when it is done."""
-    return tqdm(iterable, desc=desc, leave=False, disable=parallel.rank() != 0, **how)
+class Lines:
+    """For a log file or a pipe in place of a bar: a line for each set of numbers that is shown, or `lines` of
+    them over all of the work. It has what is used of tqdm."""
+
+    def __init__(self, desc, total, first, lines):
+        self.desc, self.total, self.first, self.n, self.lines = desc, total, first, first, lines
+        self.started = time.monotonic()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def update(self, n=1):
+        before, self.n = self.n, self.n + n
+        if self.lines and before * self.lines // self.total < self.n * self.lines // self.total:
+            self.set_postfix({})
+
+    def set_postfix(self, shown=None, **more):
+        """As tqdm writes it, but for the bar itself."""
+        postfix = ", ".join(f"{k}={v}" for k, v in ((shown or {}) | more).items())
+        form = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+        elapsed = time.monotonic() - self.started
+        line = tqdm.format_meter(self.n, self.total, elapsed, prefix=self.desc, postfix=postfix,
+                                 bar_format=form, initial=self.first)
+        print(line, file=sys.stderr)
+
+
+def bar(desc, total=None, first=0, inner=False, lines=0, iterable=None):
+    """How far rank 0 is: a progress bar on a terminal; elsewhere, where each redrawing would stay, Lines. An
+    inner bar, of a part of a step, is gone when it is done and writes no line."""
+    terminal = sys.stderr.isatty()
+    if not terminal and parallel.rank() == 0 and not inner:
+        return Lines(desc, total, first, lines)
+    return tqdm(iterable, total=total, initial=first, desc=desc, leave=not inner,
+                disable=parallel.rank() != 0 or not terminal)
 
 
 def speeds(timer, batch, trained, epochs, peak):

@@ -1,7 +1,11 @@
 """A run survives: checkpoints that are damaged or hostile, kills, signals, full disks, dead ranks, numbers that are not finite."""
+import argparse
+import fcntl
+import io
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -15,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib import checkpoint, decode, files, guards, hf, logs, parallel
+from lib import checkpoint, cli, decode, files, guards, hf, logs, parallel
 from lib import signals as lib_signals
 from lib.signals import Stopped
 import kill
@@ -226,7 +230,7 @@ def test_killed_and_resumed_equals_unbroken_byte_for_byte(folder, tmp_path):  # 
 @pytest.fixture
 def signals(monkeypatch):
     """This process's handlers, put back afterwards."""
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    before = {n: signal.getsignal(n) for n in lib_signals.ASKED}
     lib_signals.signals.install()
     yield lib_signals.signals
     for n, handler in before.items():
@@ -305,16 +309,190 @@ def last_line(error):
     return error.strip().splitlines()[-1]
 
 
-def test_sigterm_has_its_exit_status_and_the_next_command_in_its_message(folder, tmp_path):  # noqa: F811
+def test_sigterm_has_its_exit_status_and_the_next_command_in_its_message(folder, tmp_path, refused):  # noqa: F811
     process = start([ROOT / "rlsp.py", "ppo", "--model", folder, "--data", DATA, "--out", tmp_path / "run", "--steps", "500", *SMALL])
     wait_for(tmp_path / "run/metrics.jsonl", process, 2)
+    error = refused("ppo", "--resume", tmp_path / "run")  # a second process on one folder
+    assert f"{tmp_path / 'run'}: in use by process {process.pid} on {socket.gethostname()} since 20" in error, error
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 75, error[-2000:]
+    steps = [line for line in error.splitlines() if not line.startswith("rlsp.py: ")]  # a log that can be read: a line for each step
+    assert len(steps) == len(lines(tmp_path / "run")) and "\r" not in error, error
+    assert re.fullmatch(r"ppo: 2/500 \[\S+<\S+, .*, reward=.*, length=\d+\]", steps[1]), steps
     assert last_line(error) == f"rlsp.py: stopped by SIGTERM; go on with: rlsp.py ppo --resume {tmp_path / 'run'}"
     assert (tmp_path / "run/stopped").read_text() == "SIGTERM\n"
     state = checkpoint.find(tmp_path / "run")[1]
     assert state["step"] == len(lines(tmp_path / "run"))
+
+
+def test_every_request_to_stop_is_heard_and_only_a_second_term_or_ctrl_c_ends_at_once(signals, monkeypatch):
+    clock, ended = [0.0], []
+    monkeypatch.setattr(lib_signals.time, "monotonic", lambda: clock[0])
+    for first in (signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU, signal.SIGTERM, signal.SIGINT):
+        signals.__init__()
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), first)
+        signals.__init__()
+        signals.leave = False
+        os.kill(os.getpid(), first)
+        assert signals.name() == first.name
+        with monkeypatch.context() as m:
+            m.setattr(lib_signals.os, "kill", lambda pid, number: ended.append(number))
+            for number in (first, signal.SIGXCPU, signal.SIGUSR1, signal.SIGHUP):  # XCPU comes each second
+                clock[0] += 5
+                signals.handle(number, None)
+            assert ended == ([first] if first in lib_signals.PERSONAL else [])
+            if not ended:
+                for seconds, number in (5, signal.SIGTERM), (0.5, signal.SIGTERM), (5, signal.SIGTERM):
+                    assert not ended  # a batch system's TERM after its USR1 is the first one, and may come twice
+                    clock[0] += seconds
+                    signals.handle(number, None)
+            assert ended.pop() in lib_signals.PERSONAL and not ended
+        signals.install()
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_IGN)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: ended.append(number))
+    signals.install()
+    assert ended == [n for n in lib_signals.ASKED if n != signal.SIGHUP]  # nohup's wish
+
+
+def test_a_signal_while_torch_is_imported_has_its_status_and_no_traceback(tmp_path):
+    (tmp_path / "torch.py").write_text("import time\nprint('importing')\ntime.sleep(60)\n")
+    for number in signal.SIGTERM, signal.SIGINT, signal.SIGHUP:
+        process = start([ROOT / "rlsp.py", "ppo", "--help"], PYTHONPATH=str(tmp_path))
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(number)
+        assert process.communicate(timeout=10)[1] == f"rlsp.py: stopped by {number.name}\n" and process.returncode == 75
+
+
+def test_a_silent_judge_keeps_nobody_from_leaving(folder, tmp_path):  # noqa: F811
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        process = start([ROOT / "rlsp.py", "ppo", "--model", folder, "--data", DATA, "--out", tmp_path / "run", "--steps", "3", *SMALL, "--exploration",
+                         "judge", "--judge-model", "m", "--judge-url", f"http://127.0.0.1:{server.getsockname()[1]}/v1"])
+        server.settimeout(120)
+        connection, _ = server.accept()
+        with connection:
+            assert connection.recv(10)
+            started = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            _, error = process.communicate(timeout=60)
+    assert process.returncode == 75 and "Traceback" not in error, error
+    assert time.monotonic() - started < 20  # the judge may take 120
+    assert last_line(error).startswith("rlsp.py: stopped by SIGTERM; go on with")
+
+
+def test_a_disk_that_is_read_only_does_not_hide_the_signal(run, signals, monkeypatch):
+    def read_only(path, text):
+        raise OSError(30, "Read-only file system", str(path))
+    (run / "config.json").write_text("{}")
+    monkeypatch.setattr(files, "write_text", read_only)
+    signals.received = signal.SIGUSR1
+    line = cli.stopped(argparse.Namespace(command="ppo", run=str(run)))
+    assert line == (f"stopped by SIGUSR1; go on with: rlsp.py ppo --resume {run} ({run / 'stopped'} could not be written: Read-only file system)")
+
+
+# ---- standard streams
+
+def test_a_stream_that_fails_raises_nothing_and_remembers_why():
+    reader, writer = os.pipe()
+    os.close(reader)
+    for fd, failure in (os.open("/dev/full", os.O_WRONLY), "No space left on device"), (writer, None):
+        raw = lib_signals.Stream(fd, "w")
+        with io.TextIOWrapper(io.BufferedWriter(raw), "ascii", errors="backslashreplace", line_buffering=True) as stream:
+            for _ in range(3):
+                print("x" * 10_000, "\u221a", file=stream, flush=True)
+            assert raw.failure == failure
+    reader, writer = os.pipe()
+    with io.TextIOWrapper(io.BufferedWriter(lib_signals.Stream(writer, "w")), "ascii", errors="backslashreplace", line_buffering=True) as stream:
+        print("2\u221a3", file=stream)
+    assert os.read(reader, 100) == b"2\\u221a3\n"
+    os.close(reader)
+
+
+def test_nobody_reads_a_disk_is_full_a_terminal_is_closed_git_is_missing(tmp_path):
+    """None of this ends a training, and no file of the run gets a message that was meant for a closed stream."""
+    (tmp_path / "d.jsonl").write_text("".join((ROOT / "data/tiny/sft.jsonl").read_text().splitlines(True)[:8]))
+    shown = {"full": ">/dev/full 2>/dev/full", "closed": ">&- 2>&-", "dead": "2>&1 | true"}
+    for name, streams in shown.items():
+        words = [sys.executable, ROOT / "rlsp.py", "sft", "--model", ROOT / "data/tiny/model", "--from-scratch", "--data", tmp_path / "d.jsonl", "--batch", "4",
+                 "--epochs", "1", "--dtype", "float32", "--out", tmp_path / name]
+        done = subprocess.run(["/bin/bash", "-c", f'"$@" {streams}; exit ${{PIPESTATUS[0]}}', "bash", *map(str, words)], env=os.environ | {"PATH": "/nowhere"},
+                              timeout=120, capture_output=True, text=True)
+        assert done.returncode == 0, (name, done.stderr)
+        assert (tmp_path / name / "done").is_file() and len(lines(tmp_path / name)) == 2
+        assert json.loads((tmp_path / name / "config.json").read_text())["versions"]["git"] is None
+
+
+def test_lost_output_that_was_asked_for_is_a_failure_and_a_reader_who_has_enough_is_none():
+    help_ = [sys.executable, str(ROOT / "rlsp.py"), "--help"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(help_, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr == "rlsp.py: standard output: No space left on device\n"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(help_, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(writer)
+    assert done.returncode == 0 and done.stderr == ""
+
+
+def test_where_there_is_no_terminal_a_bar_is_a_line_for_each_step(capsys):
+    with logs.bar("sft", 3, first=1) as bar:
+        for loss in "ab":
+            bar.update()
+            bar.set_postfix(loss=loss)
+    with logs.bar("eval m", 57, lines=10) as bar:
+        for _ in range(57):
+            bar.update()
+    for _ in logs.bar("scoring", 3, inner=True, iterable=range(3)):
+        pass
+    error = capsys.readouterr().err
+    assert "\r" not in error and len(error.splitlines()) == 12
+    assert error.startswith("sft: 2/3 [00:00<") and error.splitlines()[1].endswith(", loss=b]")
+    assert [line.split(" [")[0] for line in error.splitlines()[2:4]] == ["eval m: 6/57", "eval m: 12/57"] and "eval m: 57/57 [" in error
+
+
+# ---- one run, one process
+
+@pytest.fixture
+def released():
+    yield
+    files.release()
+
+
+def test_a_folder_is_held_by_one_process_until_its_end(tmp_path, released):
+    path = tmp_path / ".lock"
+    other = os.open(path, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(other, fcntl.LOCK_EX)  # as another process would
+    for text, who in (b"", "another process"), (b"[1]", "another process"), (
+            b'{"host": "h", "pid": 7, "since": "now", "beat": 3}', "process 7 on h since now"):
+        os.ftruncate(other, 0)
+        os.pwrite(other, text, 0)
+        with pytest.raises(OSError, match=f"in use by {who}; nothing was changed"):
+            files.lock(tmp_path)
+    os.close(other)  # a kill does that, too
+    files.lock(tmp_path)
+    files.lock(tmp_path)
+    assert json.loads(path.read_text())["pid"] == os.getpid()
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(path.open(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    files.release()
+    fcntl.flock(path.open(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_without_locks_a_heartbeat_tells_who_lives(tmp_path, monkeypatch, released):
+    def no_locks(*args):
+        raise OSError(38, "Function not implemented")
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    monkeypatch.setattr(files, "BEAT", 0.1)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "run")  # by another path this process is another one
+    files.lock(tmp_path / "run")
+    time.sleep(0.05)
+    with pytest.raises(OSError, match=f"in use by process {os.getpid()} on {re.escape(socket.gethostname())} since"):
+        files.lock(tmp_path / "link")
+    files.release()
+    time.sleep(0.2)
+    files.lock(tmp_path / "link")  # the file still names a process, which shows no sign of life
 
 
 def test_sft_stops_on_ctrl_c_and_goes_on(tmp_path):
@@ -498,6 +676,43 @@ def test_a_run_and_its_inputs_may_move(begun, main, tmp_path, refused):  # noqa:
     assert len(lines(moved / "run")) == 2
     (moved / "run/done").unlink()
     main(*words)  # where they are now is remembered
+
+
+# ---- folders that nodes do not share
+
+def test_ranks_that_see_different_folders_are_told_so_at_the_start(tmp_path):
+    """The same words in a folder for each rank, as on nodes whose disks are their own; on rank 1 a run of that name lies already."""
+    (tmp_path / "d.jsonl").write_text("".join((ROOT / "data/tiny/sft.jsonl").read_text().splitlines(True)[:8]))
+    (tmp_path / "1/run").mkdir(parents=True)
+    (tmp_path / "1/run/config.json").write_text("{}")
+    (tmp_path / "0").mkdir()
+    (tmp_path / "go.py").write_text(f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nos.chdir(os.environ['RANK'])\nimport rlsp\n"
+                                    "rlsp.cli.SHARED_WAIT = 1\nrlsp.main()\n")
+    process = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "go.py", "sft", "--model",
+                              str(ROOT / "data/tiny/model"), "--from-scratch", "--data", str(tmp_path / "d.jsonl"), "--batch", "4", "--dtype", "float32",
+                              "--out", "run"], cwd=tmp_path, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    ours = [line for line in process.stderr.splitlines() if line.startswith("rlsp.py: ")]
+    host = socket.gethostname()
+    assert process.returncode == 1 and ours == [
+        f"rlsp.py: error: {tmp_path}/1/run: rank 1 (on {host}) does not see the config.json that rank 0 (on {host}) has; the run's folder must be one "
+        "that all nodes share"], process.stderr[-2000:]
+    assert "exitcode  : 2" in process.stderr and not (tmp_path / "0/run/metrics.jsonl").exists()
+
+
+def test_a_checkpoint_whose_files_rank_0_does_not_see_is_none(folder, run, monkeypatch):  # noqa: F811
+    t = trainer(folder, run, steps=3)
+    t.resume()
+    t.train_step()
+    inner = parallel.together
+
+    def two_ranks(f, everywhere=False):
+        found = inner(f, everywhere)
+        return (*found, [("shard-00002-model-00001-of-00001.safetensors", [1, 1])]) if everywhere else found
+    monkeypatch.setattr(parallel, "together", two_ranks)
+    with pytest.raises(OSError, match="shard-00002-model-00001-of-00001.safetensors: written by another rank, but rank 0 does not see it"):
+        t.save()
+    monkeypatch.undo()
+    assert checkpoint.find(run)[1]["step"] == 2 and [f.name for f in checkpoint.steps(run)] == ["step-000001", "step-000002"]
 
 
 # ---- ranks that differ, and ranks that die
