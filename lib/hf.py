@@ -345,5 +345,8 @@ def tokenizer_files(folder):
 
 
 def copy_tokenizer(source, target):
-    for path in tokenizer_files(source):
+    paths = tokenizer_files(source)
+    if not any(path.name == "tokenizer.json" for path in paths):  # it was there when the run began
+        raise FileNotFoundError(f"{Path(source) / 'tokenizer.json'}: no such file any more")
+    for path in paths:
         files.write_text(Path(target) / path.name, path.read_bytes())
