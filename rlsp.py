@@ -372,7 +372,7 @@ def main():
             signals.install()
             if args.resume:
                 with cli.checked_input():
-                    cli.hold(args)
+                    parallel.together(lambda: files.lock(args.run))
             stages[args.command](args)
             parallel.together(lambda: files.write_text(Path(args.run) / "done", cli.planned(args)))
 

@@ -259,12 +259,6 @@ def commit():
         return None
 
 
-def hold(args):
-    """Rank 0 holds the run's folder for all ranks of the job, so that no second job writes into it."""
-    if os.environ.get("RANK", "0") == "0":
-        files.lock(args.run)
-
-
 def new_run(args, found=None):
     """Make the run's folder with config.json: every flag, sizes and CRC-32 of its inputs, versions, git commit. A resumed
     run brings its flags and inputs up to date, and `changes` has what they were until the step of the checkpoint found.
@@ -273,7 +267,7 @@ def new_run(args, found=None):
 
     def write():
         folder.mkdir(parents=True, exist_ok=True)
-        hold(args)
+        files.lock(folder)  # for all ranks of this job
         must_be_new(args)  # another run may have come and gone since the first look
         versions = {
             "python": platform.python_version(), "torch": torch.__version__, "git": commit(),
@@ -317,7 +311,7 @@ def new_run(args, found=None):
     parallel.together(update if args.resume else write)
     if parallel.world_size() > 1:
         first, host = parallel.together(lambda: (marks(), socket.gethostname()))[0]
-        parallel.together(look, everywhere=True)
+        parallel.together(look, all_ranks=True)
     return folder
 
 

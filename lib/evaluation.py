@@ -2,9 +2,8 @@
 import math
 
 import torch
-from tqdm import tqdm
 
-from lib import cpu, decode, files, functions, guards, hf, parallel, report
+from lib import cpu, decode, files, functions, guards, hf, logs, parallel, report
 import model as M
 import rewards
 
@@ -65,7 +64,7 @@ def evaluate(folder, rows, args, device, mesh, verifier=None):
     longest = max(map(len, prompts)) + args.max_response
     cache = decode.KVCache.sized(net.config, min(args.slots, max(1, len(mine))), longest, getattr(torch, args.dtype), device, args.kv_gb)
     title = f"eval {files.visible(folder, 40)}"
-    with tqdm(total=len(mine), desc=title, disable=parallel.rank() != 0) as bar, guards.sampling_from(folder, net):
+    with logs.bar(title, len(mine), lines=10) as bar, guards.sampling_from(folder, net):
         responses = decode.generate(net, [prompts[i // n] for i in mine], args.max_response, args.temperature, eos, seed=args.seed,
                                streams=mine, slots=args.slots, progress=bar, cache=cache, lockstep=args.sampler == "sharded",
                                     decoder=cpu.CPUDecoder.of(net))

@@ -705,9 +705,9 @@ def test_a_checkpoint_whose_files_rank_0_does_not_see_is_none(folder, run, monke
     t.train_step()
     inner = parallel.together
 
-    def two_ranks(f, everywhere=False):
-        found = inner(f, everywhere)
-        return (*found, [("shard-00002-model-00001-of-00001.safetensors", [1, 1])]) if everywhere else found
+    def two_ranks(f, all_ranks=False):
+        found = inner(f, all_ranks)
+        return (*found, [("shard-00002-model-00001-of-00001.safetensors", [1, 1])]) if all_ranks else found
     monkeypatch.setattr(parallel, "together", two_ranks)
     with pytest.raises(OSError, match="shard-00002-model-00001-of-00001.safetensors: written by another rank, but rank 0 does not see it"):
         t.save()
