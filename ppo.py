@@ -2,7 +2,7 @@
 
     1. Settings          every value of the recipe, with the paper's defaults for an 8B model
     2. The mathematics   KL estimates, GAE, whitening, losses: pure functions of [B, T] tensors
-    3. Order             what each step samples and trains on, as functions of the seed
+    3. Samples           a response with its reward; a batch of them
     4. Trainer           rollout -> experience -> update
 
 Conventions: a sequence is prompt + response, padded on the right. Every number per token is a [B,
@@ -19,7 +19,6 @@ References: PPO (1707.06347), GAE (1506.02438), RLHF's KL penalty per token (190
 its official code departs from it where marked).
 """
 import contextlib
-import hashlib
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ import torch
 
 from lib import checkpoint, cpu, decode, functions, guards, hf, judge, logs, parallel
 from lib.cli import flag
-from lib.parallel import micro_batches, pad
+from lib.parallel import generator, micro_batches, pad, problems_of_step
 from lib.signals import Stopped, signals
 import model as M
 import rewards
@@ -38,99 +37,78 @@ import rewards
 
 @dataclass
 class PPOConfig:
-    """Every setting of PPO, and a flag of `rlsp.py ppo` each."""
+    """Every setting of PPO, each a flag of `rlsp.py ppo`."""
     # The paper: 512 prompts, one sample each, temperature 0.7, top-p 1.
-    steps: int = flag("rollout", 200, "PPO steps; each is one rollout and its updates", 1, resume="longer")
+    steps: int = flag("rollout", 200, "PPO steps: a rollout and its updates", 1, resume="longer")
     rollout_batch: int = flag("rollout", 512, "prompts per step, over all ranks", 1)
     samples: int = flag("rollout", 1, "responses per prompt", 1)
     max_prompt: int = flag("rollout", 2048, "longest prompt allowed, tokens", 1)
-    max_response: int = flag("rollout", 4096, "longest response, tokens; longer ones are truncated", 1)
-    temperature: float = flag(
-        "rollout", 0.7, "sampling temperature; log-probs are scored at the same one", 1e-3)
+    max_response: int = flag("rollout", 4096, "most tokens of a response; it is truncated there", 1)
+    temperature: float = flag("rollout", 0.7, "of sampling, and of all log-probs", 1e-3)
     slots: int = flag("rollout", 64, "sequences decoded at once on each rank", 1, resume="any")
-    sampler: str = flag(
-        "rollout", "whole", "the rollout's copy of the policy: whole on each rank, or sharded as the "
-        "reference is, which gathers all weights for every token",
-        choices=("whole", "sharded"), resume="any")
+    sampler: str = flag("rollout", "whole", "the rollout's copy of the policy: whole on each rank, "
+                        "or sharded, which gathers all weights for every token",
+                        choices=("whole", "sharded"), resume="any")
     # Eq. 1
     exploration: str = flag("reward", "length", "exploration reward R_ex",
                             choices=("none", "length", "steps", "judge"))
-    alpha: float = flag("reward", 0.8, "weight of correctness in Eq. 1 (ignored by exploration none)", 0, 1)
-    alpha_end: float | None = flag(
-        "reward", None, "alpha at the last step, reached linearly; without it alpha stays", 0, 1)
+    alpha: float = flag("reward", 0.8, "weight of correctness (not with exploration none)", 0, 1)
+    alpha_end: float | None = flag("reward", None, "alpha at the last step, if it moves", 0, 1)
     length_scale: float = flag("reward", 1000.0, "C of the length reward -C/|o|, tokens", 1e-9)
-    length_floor: float = flag("reward", 4.0, "the length reward never falls below minus this", 1e-9)
+    length_floor: float = flag("reward", 4.0, "the length reward is at least minus this", 1e-9)
     steps_scale: float = flag("reward", 10.0, "S of the steps reward min(1, steps/S)", 1e-9)
-    judge_url: str = flag(
-        "reward", "", "OpenAI-compatible endpoint, such as http://localhost:8000/v1; its key is read from "
-        "RLSP_JUDGE_KEY", resume="any", again=True)
+    judge_url: str = flag("reward", "", "OpenAI-compatible endpoint, as http://localhost:8000/v1; "
+                          "its key is read from RLSP_JUDGE_KEY", resume="any", again=True)
     judge_model: str = flag("reward", "", "model that grades effort for exploration judge")
     judge_rubric: str = flag(
-        "reward", "", "text file with the judge's instructions in place of lib/judge.py's RUBRIC; it shows "
-        'the JSON to reply with, such as {"depth": n}, and the effort is the mean of these grades from 0 to 10',
-        resume="content", again=True)
-    judge_tokens: int = flag(
-        "reward", 2000, "longest reply of the judge, tokens; models that think first need more", 1,
-        resume="any")
-    judge_workers: int = flag("reward", 16, "requests to the judge at once, on each rank", 1, 1024,
-                              resume="any")
-    judge_failures: float = flag(
-        "reward", 0.02, "largest share of a step's responses that may stay unjudged (R_ex = 0)", 0, 1,
-        resume="any")
-    verifier: str = flag(
-        "reward", "", "FILE.py:FUNCTION(response, problem) -> bool that says what is right, in place of the "
-        "mathematics verifier; called from several threads at once", resume="content", again=True)
-    reward: str = flag(
-        "reward", "", "FILE.py:FUNCTION(response, problem) -> float that replaces Eq. 1; called from several "
-        "threads at once", resume="content", again=True)
+        "reward", "", "text file with the judge's instructions in place of lib/judge.py's RUBRIC; "
+        'it shows the JSON to reply with, such as {"depth": n}; the effort is the mean of these '
+        "grades from 0 to 10", resume="content", again=True)
+    judge_tokens: int = flag("reward", 2000, "longest reply of the judge, tokens; models that "
+                             "think first need more", 1, resume="any")
+    judge_workers: int = flag("reward", 16, "requests at once, on each rank", 1, 1024, resume="any")
+    judge_failures: float = flag("reward", 0.02, "largest share of a step's responses that stay "
+                                 "unjudged (R_ex = 0)", 0, 1, resume="any")
+    verifier: str = flag("reward", "", "FILE.py:FUNCTION(response, problem) -> bool in place of "
+                         "the mathematics verifier; called in threads",
+                         resume="content", again=True)
+    reward: str = flag("reward", "", "FILE.py:FUNCTION(response, problem) -> float that replaces "
+                       "Eq. 1; called in threads", resume="content", again=True)
     reward_clip: float = flag("reward", 10.0, "rewards are clipped to plus or minus this", 1e-9)
-    kl_coef: float = flag("reward", 0.05, "beta, the weight of the per-token KL penalty", 0)
-    kl_target: float = flag(
-        "reward", 0.0, "if positive, beta adapts towards this KL per response, in nats", 0)
-    advantage: str = flag(
-        "advantage", "gae", "gae (with a critic), or group (group mean as the baseline, no critic)",
-        choices=("gae", "group"))
+    kl_coef: float = flag("reward", 0.05, "beta, the weight of the KL penalty per token", 0)
+    kl_target: float = flag("reward", 0.0, "if positive, beta adapts to this KL per response", 0)
+    advantage: str = flag("advantage", "gae", "gae (with a critic), or group (group mean as the "
+                          "baseline, no critic)", choices=("gae", "group"))
     gamma: float = flag("advantage", 1.0, "discount", 0, 1)
     lam: float = flag("advantage", 0.95, "lambda of GAE", 0, 1)
     train_batch: int = flag("update", 128, "responses per minibatch, over all ranks", 1)
     epochs: int = flag("update", 1, "passes over a rollout", 1)
     lr: float = flag("update", 2e-7, "learning rate of the policy", 0)
     critic_lr: float = flag("update", 2e-6, "learning rate of the critic", 0)
-    warmup: float = flag("update", 0.03, "share of all updates over which the learning rate rises", 0, 1)
-    lr_end: float = flag("update", 0.1, "the learning rate falls along a cosine to this share", 0, 1)
+    warmup: float = flag("update", 0.03, "share of all updates in which the rate rises", 0, 1)
+    lr_end: float = flag("update", 0.1, "the rate falls along a cosine to this share", 0, 1)
     clip: float = flag("update", 0.2, "clip range of the probability ratio", 0)
     value_clip: float = flag("update", 0.2, "clip range of the value around the old value", 0)
-    adam_eps: float = flag(
-        "update", 1e-8, "epsilon of Adam; the root mean square of a gradient of norm 1 over 8e9 parameters "
-        "is 1e-5, and is damped by a larger one", 1e-16)
+    adam_eps: float = flag("update", 1e-8, "epsilon of Adam; it damps gradients that are not far "
+                           "above it: of norm 1 over 8e9 parameters they are 1e-5", 1e-16)
     grad_clip: float = flag("update", 1.0, "largest gradient norm", 1e-9)
-    freeze_steps: int = flag(
-        "update", 4, "first steps that train the critic alone (ignored by advantage group)", 0)
+    freeze_steps: int = flag("update", 4, "first steps that train the critic alone", 0)
     dtype: str = flag("memory", "bfloat16", "compute type; master weights are float32",
                       choices=("bfloat16", "float32"))
-    micro_tokens: int = flag(
-        "memory", 16384, "tokens in one forward and backward pass on each rank", 1, resume="any")
-    kv_gb: float = flag(
-        "memory", 24.0, "most GB of keys and values on each rank, which then limit the slots; 0: what the "
-        "slots need", 0, resume="any")
-    recompute: bool = flag("memory", True, "activation checkpointing: less memory, a third more compute",
-                           resume="any")
-    offload: bool = flag(
-        "memory", False, "policy and critic with gradients and optimizer stay in host memory, for few GPUs",
-        resume="any")
-    shard_ranks: int = flag(
-        "memory", 0, "processes over which weights are sharded, the rest are replicas; 0: those of a node",
-        0, resume="any")
-    compile: bool = flag(
-        "memory", False, "torch.compile of the blocks of policy and critic; needs a C++ compiler, on a GPU "
-        "Triton; bfloat16 on CPU has kernels of its own (cpu.py) and ignores it")
+    micro_tokens: int = flag("memory", 16384, "tokens per pass of a rank", 1, resume="any")
+    kv_gb: float = flag("memory", 24.0, "most GB of keys and values on each rank, which then limit "
+                        "the slots; 0: what the slots need", 0, resume="any")
+    recompute: bool = flag("memory", True, "less memory for a third more compute", resume="any")
+    offload: bool = flag("memory", False, "keep what is trained in host memory", resume="any")
+    shard_ranks: int = flag("memory", 0, "processes over which weights are sharded, the rest are "
+                            "replicas; 0: those of a node", 0, resume="any")
+    compile: bool = flag("memory", False, "torch.compile of the blocks; needs a C++ compiler, on a "
+                         "GPU Triton; not for bfloat16 on CPU (lib/cpu.py)")
     seed: int = flag("run", 0, "seed of everything random", 0)
-    save_every: int = flag("run", 20, "steps between checkpoints; 0: only at the end", 0, resume="any")
+    save_every: int = flag("run", 20, "steps between checkpoints; 0: at the end", 0, resume="any")
     keep: int = flag("run", 2, "checkpoints kept", 1, resume="any")
-    log_rollouts: int = flag("run", 16, "responses per step written to rollouts.jsonl", 0, resume="any")
-    log_tokens: int = flag(
-        "run", 2, "responses per step written to tokens.jsonl with every number of every token", 0,
-        resume="any")
+    log_rollouts: int = flag("run", 16, "responses per step in rollouts.jsonl", 0, resume="any")
+    log_tokens: int = flag("run", 2, "responses per step in tokens.jsonl", 0, resume="any")
 
 
 # ------------------------------------------------------------------------------- 2. The mathematics
@@ -263,27 +241,7 @@ def lr_factor(update, total, warmup, end):
     return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-# ----------------------------------------------------------------------------------------- 3. Order
-
-def generator(seed, *purpose):
-    """One generator for each purpose and place, a function of (seed, purpose): resuming needs no
-    random state."""
-    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def epoch_order(n, seed, epoch):
-    return torch.randperm(n, generator=generator(seed, "epoch", epoch)).tolist()
-
-
-def problems_of_step(n, step, batch, seed):
-    """Indices of the `batch` problems of a step, counted from 1: the data in a new order each
-    epoch; a batch may cross an epoch's end."""
-    first = (step - 1) * batch
-    places = [divmod(first + k, n) for k in range(batch)]  # (epoch, place in its order)
-    orders = {epoch: epoch_order(n, seed, epoch) for epoch in {e for e, _ in places}}
-    return [orders[epoch][i] for epoch, i in places]
-
+# -------------------------------------------------------------------------------------- 3. Samples
 
 @dataclass
 class Sample:
@@ -461,16 +419,6 @@ class Trainer:
         rows = range(len(lengths)) if rows is None else rows
         return micro_batches(rows, lengths, self.config.micro_tokens, parallel.world_size())
 
-    def share(self, batch, indices):
-        """This rank's rows of a batch on its device, cut to their longest; one fully masked row
-        where it has none."""
-        rows = torch.tensor(indices or [0])
-        T = max(1, int(batch["length"][rows].max())) if indices else 2
-        part = {k: v[rows, :T].to(self.device) for k, v in batch.items() if k != "length"}
-        if not indices:
-            part["mask"] = torch.zeros_like(part["mask"])
-        return part
-
     @torch.no_grad()
     def experience(self, samples):
         """Score samples with policy, reference and critic, and turn rewards into advantages.
@@ -524,7 +472,7 @@ class Trainer:
         micro_steps = self.micro_steps(batch)
         for shares in logs.bar(f"step {self.current} {what}", inner=True, iterable=micro_steps):
             mine = shares[parallel.rank()]
-            part = self.share(batch, mine)
+            part = parallel.share(batch, mine, self.device)
             for name, x in score(part["tokens"], part["mask"]).items():
                 whole = filled.setdefault(name, torch.zeros(batch["tokens"].shape))
                 if mine:
@@ -559,7 +507,7 @@ class Trainer:
         for shares in self.micro_steps(batch, rows):
             if first:  # no weight has changed yet; later the step is finished
                 signals.stop_if_asked()
-            part = self.share(batch, shares[parallel.rank()])
+            part = parallel.share(batch, shares[parallel.rank()], self.device)
             found = self.policy_step(part, count) if "policy" in trained else {}
             found |= self.value_step(part, count) if "critic" in trained else {}
             for name, x in found.items():
@@ -568,7 +516,7 @@ class Trainer:
         if "policy" in trained:
             error = metrics.pop("ratio_error")
             if first:
-                metrics |= self.first_ratio(metrics["ratio"], error)
+                metrics |= guards.first_ratio(self.current, metrics["ratio"], error, self.dtype)
         for name in trained:
             metrics |= self.optimizer_step(name, metrics, batch)
         return metrics
@@ -600,15 +548,6 @@ class Trainer:
                           self.config.value_clip, count)
         (loss * parallel.world_size()).backward()
         return dict(value_loss=loss)
-
-    def first_ratio(self, ratio, error):
-        """The old log-probs are this very model's: a ratio away from 1 before any update is a bug.
-        Other batch shapes round otherwise, bfloat16 by percents."""
-        limit = 1e-3 if self.dtype == torch.float32 else 0.1
-        if math.isnan(error) or error >= limit:
-            raise guards.TrainingError(f"step {self.current}: the ratio on the first minibatch is "
-                                       f"off 1 by {error:.2g} on average")
-        return dict(first_ratio=ratio, first_ratio_error=error)
 
     def optimizer_step(self, name, metrics, batch):
         """Clip the gradients of a network and take its step; nothing is changed where a number is
@@ -651,24 +590,10 @@ class Trainer:
             parallel.copy_weights(self.policy, self.sampler)
         self.adapt_kl_coef(metrics["kl_response"], len(samples))
         self.step += 1
-        metrics |= self.warnings(samples)
-        metrics = {"step": self.step, **metrics, "timing": self.timing(timer, batch, metrics)}
-        return metrics, samples, batch
-
-    def warnings(self, samples):
-        """{"warnings": what makes a step teach nothing, in words}, at the first step and every
-        tenth; {} of a healthy one."""
-        if self.step > 1 and self.step % 10:
-            return {}
         score = torch.tensor([s.parts.total for s in samples])
-        differ = scores_differ(score, self.compared(samples))
-        boxes = not (self.verifier or self.reward_function)
-        found = guards.unhealthy(samples, differ, self.config, boxes)
-        if found:
-            logs.say(f"step {self.step}: warning: {'; '.join(found)}")
-        if self.step == 1 and self.gold_warning:  # said at the start
-            found.append(self.gold_warning)
-        return {"warnings": "; ".join(found)} if found else {}
+        metrics |= logs.warnings(self, samples, scores_differ(score, self.compared(samples)))
+        metrics = {"step": self.step, **metrics, "timing": logs.timing(self, timer, batch, metrics)}
+        return metrics, samples, batch
 
     def adapt_kl_coef(self, kl_response, responses):
         """The adaptive controller of 1909.08593, with its horizon of 10,000 responses."""
@@ -676,45 +601,12 @@ class Trainer:
             error = max(-0.2, min(0.2, kl_response / self.config.kl_target - 1))
             self.kl_coef *= 1 + error * responses / 10_000
 
-    def timing(self, timer, batch, metrics):
-        """A line of timing.jsonl: seconds of each phase, what was reached in it, and how decoding
-        used its rows."""
-        heads = {"policy": int(batch["mask"].sum()), "critic": 0}  # tokens that need the token head
-        trained = [(net.config, heads[name]) for name, net in self.nets.items()
-                   if f"{name}_lr" in metrics]
-        peak = logs.matrix_peak(self.device, self.dtype)
-        speeds = logs.speeds(timer, batch, trained, self.config.epochs, peak)
-        padding = parallel.idle_share(self.micro_steps(batch), batch["length"].tolist())
-        return speeds | {"padding": padding, **self.decoding}
-
     def describe(self, samples, batch):
         """Metrics of a rollout, of its rewards and of the models that scored it."""
-        metrics = logs.describe(samples, batch) | {"kl_coef": self.kl_coef}
+        explained = None
         if "critic" in self.nets:
-            metrics["explained_variance"] = explained_variance(
-                batch["value"], batch["return"], batch["mask"])
-        else:
-            del metrics["value"]
-        if self.reward_function:
-            metrics = logs.without_equation_1(metrics, self.verifier)
-        if self.config.exploration == "judge":
-            metrics["judge_failed"] = sum(s.effort is None for s in samples) / len(samples)
-        return metrics
-
-    @torch.no_grad()
-    def token_rows(self, samples, batch):
-        """Lines of tokens.jsonl: responses token by token. new_logprob is of the policy as it is
-        now, after the step's updates: one more scoring, which changes no number of the training."""
-        if not samples:
-            return []
-
-        def score(tokens, mask):
-            return {"new_logprob": self.policy.logprobs(tokens, mask, self.config.temperature)[0]}
-
-        batch = {k: v[: len(samples)] for k, v in batch.items()}
-        batch |= self.fill(batch, score, "tokens")
-        texts = [hf.token_texts(self.tokenizer, s.response) for s in samples]
-        return logs.token_rows(self.step, samples, texts, batch, "critic" in self.nets)
+            explained = explained_variance(batch["value"], batch["return"], batch["mask"])
+        return logs.describe(self, samples, batch, explained)
 
     def train(self):
         """Run to the last step, writing metrics.jsonl, timing.jsonl, rollouts.jsonl, tokens.jsonl,
@@ -730,23 +622,12 @@ class Trainer:
                     if self.step > self.saved:
                         self.save()
                     raise
-                self.log(metrics, samples, batch)
+                logs.log_step(self, metrics, samples, batch)
                 bar.update()
-                names = ("reward", "accuracy", "k1", "explained_variance")
-                shown = {name: f"{metrics[name]:.3f}" for name in names if name in metrics}
-                bar.set_postfix(shown | {"length": f"{metrics['response_length']:.0f}"})
+                bar.set_postfix(logs.shown(metrics))
                 checkpoint.after_step(self.step, c.steps, c.save_every, self.save)
         hf.save(self.policy, self.run / "model", self.dtype)
         parallel.together(lambda: hf.copy_tokenizer(self.folder, self.run / "model"))
-
-    def log(self, metrics, samples, batch):
-        """Append this step's lines to the run's logs."""
-        timing = {"step": self.step, **metrics.pop("timing")}
-        rollouts = [logs.rollout_row(self.step, s, self.reward_function, self.verifier)
-                    for s in samples[: self.config.log_rollouts]]
-        tokens = self.token_rows(samples[: self.config.log_tokens], batch)
-        logs.log(self.run, {"metrics": [metrics], "timing": [timing], "tokens": tokens,
-                            "rollouts": rollouts})
 
     def save(self):
         """Everything a resumed run needs, in checkpoints/step-N."""

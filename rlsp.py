@@ -206,7 +206,7 @@ def sft(args):
         for step in range(first + 1, total + 1):
             started = time.perf_counter()
             epoch, at = divmod(step - 1, steps_an_epoch)
-            chosen = [examples[i] for i in ppo.epoch_order(len(examples), args.seed, epoch)[at * args.batch : (at + 1) * args.batch]]
+            chosen = [examples[i] for i in parallel.epoch_order(len(examples), args.seed, epoch)[at * args.batch : (at + 1) * args.batch]]
             lengths = [len(ids) for ids, _ in chosen]
             count, loss_sum = sum(sum(mask) for _, mask in chosen), torch.zeros(1)
             for shares in ppo.micro_batches(range(len(chosen)), lengths, args.micro_tokens, ranks):

@@ -79,3 +79,12 @@ def unhealthy(samples, differ, config, boxes):
     if 2 * cut > n:
         found.append(f"{cut} of {n} responses are cut off at --max-response {config.max_response}")
     return found
+
+
+def first_ratio(step, ratio, error, dtype):
+    """Metrics of the first minibatch. The old log-probs are the very model's that is trained: a mean ratio away from 1
+    before any update is a bug. Other batch shapes round otherwise, bfloat16 by percents."""
+    limit = 1e-3 if dtype == torch.float32 else 0.1
+    if math.isnan(error) or error >= limit:
+        raise TrainingError(f"step {step}: the ratio on the first minibatch is off 1 by {error:.2g} on average")
+    return dict(first_ratio=ratio, first_ratio_error=error)

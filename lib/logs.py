@@ -10,7 +10,7 @@ from dataclasses import asdict
 import torch
 from tqdm import tqdm
 
-from lib import files, parallel
+from lib import files, guards, hf, parallel
 from lib.answers import bare, parse
 import rewards
 
@@ -65,21 +65,45 @@ def rollout_row(step, sample, own_reward, own_verifier):
             "reward": without_equation_1(parts, own_verifier) if own_reward else parts}
 
 
-def token_rows(step, samples, texts, batch, critic):
-    """Lines of tokens.jsonl: the texts of each response's tokens, and for each token the numbers that trained it."""
+def token_rows(trainer, samples, batch):
+    """Lines of tokens.jsonl: each response's tokens, and for each token the numbers that trained it. new_logprob is of the
+    policy as it is now, after the step's updates: one more scoring, which changes no number of the training."""
+    if not samples:
+        return []
+
+    @torch.no_grad()
+    def score(tokens, mask):
+        return {"new_logprob": trainer.policy.logprobs(tokens, mask, trainer.config.temperature)[0]}
+
+    batch = {k: v[: len(samples)] for k, v in batch.items()}
+    batch |= trainer.fill(batch, score, "tokens")
     names = ["old_logprob", "new_logprob", "ref_logprob", "entropy", "reward", "advantage", "raw_advantage"]
-    names += ["value", "return"] if critic else []
+    names += ["value", "return"] if "critic" in trainer.nets else []
     rows = []
     for i, sample in enumerate(samples):
         mask = batch["mask"][i]
         numbers = {name: [float(f"{x:.6g}") for x in batch[name][i, mask].tolist()] for name in names}
-        rows.append({"step": step, "problem": sample.problem["problem"], "gold": sample.problem.get("answer"),
-                     "score": sample.parts.total, "tokens": texts[i], **numbers})
+        rows.append({"step": trainer.step, "problem": sample.problem["problem"], "gold": sample.problem.get("answer"),
+                     "score": sample.parts.total, "tokens": hf.token_texts(trainer.tokenizer, sample.response), **numbers})
     return rows
 
 
-def describe(samples, batch):
-    """Metrics of a rollout. What is a number per token is a mean over actions, everything else a mean over responses."""
+def describe(trainer, samples, batch, explained):
+    """Metrics of a rollout. What is a number per token is a mean over actions, everything else a mean over responses.
+    explained: the critic's explained variance, or None without a critic."""
+    metrics = describe_rollout(samples, batch) | {"kl_coef": trainer.kl_coef}
+    if explained is None:
+        del metrics["value"]
+    else:
+        metrics["explained_variance"] = explained
+    if trainer.reward_function:
+        metrics = without_equation_1(metrics, trainer.verifier)
+    if trainer.config.exploration == "judge":
+        metrics["judge_failed"] = sum(s.effort is None for s in samples) / len(samples)
+    return metrics
+
+
+def describe_rollout(samples, batch):
     def mean(values):
         return sum(values) / len(samples)
 
@@ -206,17 +230,57 @@ def bar(desc, total=None, first=0, inner=False, lines=0, iterable=None):
                 disable=parallel.rank() != 0 or not terminal)
 
 
-def speeds(timer, batch, trained, epochs, peak):
-    """Seconds of a step's phases and what was reached in them: tokens per second, and the update's model FLOPs per second,
-    over all ranks, beside the peak of a rank. trained: (config, tokens that need the token head) of each trained network."""
-    lengths = batch["length"].tolist()
+def update_flops(trainer, lengths, actions, metrics):
+    """Model FLOPs of a step's update, over all ranks: of what was trained, each network over every epoch."""
+    heads = {"policy": actions, "critic": 0}  # tokens that need the token head
+    return trainer.config.epochs * sum(flops(net.config, lengths, heads[name]) for name, net in trainer.nets.items()
+                                       if f"{name}_lr" in metrics)
+
+
+def timing(trainer, timer, batch, metrics):
+    """A line of timing.jsonl: seconds of a step's phases and what was reached in them. Tokens and the update's model FLOPs
+    per second are those of all ranks; mfu is the share of the ranks' measured peaks."""
+    lengths, actions = batch["length"].tolist(), int(batch["mask"].sum())
     rollout, update = timer.seconds["rollout"], timer.seconds["update"]
-    flops_per_s = epochs * sum(flops(config, lengths, scored) for config, scored in trained) / update
+    flops_per_s = update_flops(trainer, lengths, actions, metrics) / update
+    peak = parallel.world_size() * matrix_peak(trainer.device, trainer.dtype)
     return dict(
         seconds=sum(timer.seconds.values()), cpu_seconds=timer.cpu_seconds(),
         **{f"{phase}_seconds": seconds for phase, seconds in timer.seconds.items()},
-        rollout_tokens_per_s=int(batch["mask"].sum()) / rollout, update_tokens_per_s=sum(lengths) * epochs / update,
-        flops_per_s=flops_per_s, mfu=flops_per_s / parallel.world_size() / peak)
+        rollout_tokens_per_s=actions / rollout, update_tokens_per_s=sum(lengths) * trainer.config.epochs / update,
+        flops_per_s=flops_per_s, mfu=flops_per_s / peak,
+        padding=parallel.idle_share(trainer.micro_steps(batch), lengths), **trainer.decoding)
+
+
+def log_step(trainer, metrics, samples, batch):
+    """Append a step's lines to the run's logs."""
+    step = trainer.step
+    tokens = token_rows(trainer, samples[: trainer.config.log_tokens], batch)
+    timing = {"step": step, **metrics.pop("timing")}
+    rollouts = [rollout_row(step, s, trainer.reward_function, trainer.verifier)
+                for s in samples[: trainer.config.log_rollouts]]
+    log(trainer.run, {"metrics": [metrics], "timing": [timing], "tokens": tokens, "rollouts": rollouts})
+
+
+def shown(metrics):
+    """What the progress bar shows of a step."""
+    names = ("reward", "accuracy", "k1", "explained_variance")
+    return ({name: f"{metrics[name]:.3f}" for name in names if name in metrics}
+            | {"length": f"{metrics['response_length']:.0f}"})
+
+
+def warnings(trainer, samples, differ):
+    """{"warnings": what makes a step teach nothing, in words}, at the first step and every tenth; {} of a healthy one."""
+    step = trainer.step
+    if step > 1 and step % 10:
+        return {}
+    boxes = not (trainer.verifier or trainer.reward_function)
+    found = guards.unhealthy(samples, differ, trainer.config, boxes)
+    if found:
+        say(f"step {step}: warning: {'; '.join(found)}")
+    if step == 1 and trainer.gold_warning:  # said at the start
+        found.append(trainer.gold_warning)
+    return {"warnings": "; ".join(found)} if found else {}
 
 
 def coloured(text):

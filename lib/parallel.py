@@ -1,6 +1,7 @@
 """Many processes: rank and collectives, joining and leaving torchrun's job, plain FSDP. A single process does without."""
 import contextlib
 import ctypes
+import hashlib
 import os
 import re
 import sys
@@ -281,3 +282,33 @@ def idle_share(steps, lengths):
 
 def pad(rows, dtype):  # lists of numbers -> [B, T], zeros on the right
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(r, dtype=dtype) for r in rows], batch_first=True)
+
+
+def share(batch, indices, device):
+    """This rank's rows of a batch on its device, cut to their longest; one fully masked row where it has none."""
+    rows = torch.tensor(indices or [0])
+    T = max(1, int(batch["length"][rows].max())) if indices else 2
+    part = {k: v[rows, :T].to(device) for k, v in batch.items() if k != "length"}
+    if not indices:
+        part["mask"] = torch.zeros_like(part["mask"])
+    return part
+
+
+def generator(seed, *purpose):
+    """One generator for each purpose and place, a function of (seed, purpose): resuming needs no
+    random state."""
+    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def epoch_order(n, seed, epoch):
+    return torch.randperm(n, generator=generator(seed, "epoch", epoch)).tolist()
+
+
+def problems_of_step(n, step, batch, seed):
+    """Indices of the `batch` problems of a step, counted from 1: the data in a new order each
+    epoch; a batch may cross an epoch's end."""
+    first = (step - 1) * batch
+    places = [divmod(first + k, n) for k in range(batch)]  # (epoch, place in its order)
+    orders = {epoch: epoch_order(n, seed, epoch) for epoch in {e for e, _ in places}}
+    return [orders[epoch][i] for epoch, i in places]

@@ -434,7 +434,7 @@ def test_a_users_verifier_takes_the_place_of_c(folder, tmp_path, exploration):
         assert s.parts.exploration == plain.exploration and s.parts.alpha == plain.alpha
         assert s.parts.total == pytest.approx(plain.alpha * s.parts.outcome + (1 - plain.alpha) * plain.exploration)
         assert logs.rollout_row(1, samples[0], None, t.verifier)["reward"]["correct"] == samples[0].parts.correct
-    assert t.token_rows(samples, batch)[0]["gold"] is None
+    assert logs.token_rows(t, samples, batch)[0]["gold"] is None
 
 
 def test_with_a_reward_of_ones_own_accuracy_is_named_for_what_it_is(folder, tmp_path):
@@ -576,7 +576,7 @@ import test_ppo
 t = test_ppo.trainer(Path(sys.argv[1]), Path(sys.argv[2]), steps=60, log_tokens=2)
 for step in range(50):
     _, samples, batch = t.train_step()
-    t.token_rows(samples, batch)
+    logs.token_rows(t, samples, batch)
     print(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
 """
     done = subprocess.run([sys.executable, "-c", code, str(folder), str(tmp_path), str(ROOT / "tests"), str(ROOT)],

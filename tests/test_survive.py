@@ -271,9 +271,9 @@ def test_a_signal_stops_at_a_whole_step_with_a_checkpoint(folder, tmp_path, sign
     elif where == "second minibatch":
         at(t, "minibatch", call=4)
     elif where == "logs":
-        at(t, "token_rows")
+        at(logs, "token_rows")
     else:
-        at(t, "token_rows", call=3)
+        at(logs, "token_rows", call=3)
     if where == "last step":
         t.train()  # nothing is left to do: the run ends as it would have
         assert (tmp_path / "run/model/model.safetensors").is_file()

@@ -314,7 +314,7 @@ def score_and_update(args):
                 took["score"].append(scored - started)
                 took["update"].append(time.perf_counter() - scored)
             lengths, actions = batch["length"].tolist(), int(batch["mask"].sum())
-            flops = {"update": trainer.flops(lengths, actions, metrics)}
+            flops = {"update": logs.update_flops(trainer, lengths, actions, metrics)}
             flops["score"] = (flops["update"] + logs.flops(config, lengths, actions)) / 3  # forward alone, and the reference beside the two nets
             for phase, times in took.items():
                 seconds, work = statistics.median(times[1:]), flops[phase]
