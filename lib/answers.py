@@ -303,7 +303,8 @@ class Parser:
             self.at = at + 1
             return bool(self.raw_argument() and self.raw_argument())
         seconds = token in ("\\min", "\\sec") and self.tokens[at + 1] in ("", ",", "\\and", ")")
-        if not (len(word) > 1 or word in UNITS or seconds or at > self.at and token in ("h", "s")):
+        article = more and word == "a" and self.tokens[at + 1][:1] == '"'
+        if not (len(word) > 1 or word in UNITS or article or seconds or at > self.at and token in ("h", "s")):
             return False
         self.at = at + 1
         if self.take("^"):

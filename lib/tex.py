@@ -51,7 +51,8 @@ _SPELT = sorted({*FUNCTIONS} - set("abs ceil sec sign sgn lcm gcd hcf max min de
 UNITS = set("m s g h l L N J W V K C F A T H Hz kHz cm mm km kg mg ft mph kph lb lbs oz ml mL hr hrs rad sq "
             "mi yd USD".split())
 _SHORT = set("the The of is are to no No yes Yes all for if not per by at on an as only old day ago men way "
-             "pet dog cat You How Her His else out".split())
+             "pet dog cat You How Her His else out cup can pen box bag "
+             "egg toy ton car bus bed".split())
 
 # Words of prose.  Nouns and units are an open class; what calculates, denies or hedges is a closed one.
 TIMES = dict(hundred=100, thousand=1000, million=10 ** 6, billion=10 ** 9, trillion=10 ** 12, dozen=12)

@@ -114,14 +114,17 @@ def unsigned(node: tuple, sign: str) -> tuple:
 def label(node: tuple) -> bool:
     """Can this left side be dropped from 'left = value'?  Names, words, f(x), T(10), P(X = 2), f^{-1}, sums
     of names."""
-    if node[0] in ("name", "text"):
+    op, args = node[0], children(node)
+    if op in ("name", "text"):
         return node not in (("name", "pi"), INFINITY)
-    if node[0] == "*" or node[0] == "^" and node[2] == ("neg", UNIT):
-        return label(node[1])
-    if node[0] == "call" and node[1] in ("f", "g", "h", "max", "min", "det", "gcd", "lcm") or node[0] in BIG:
+    if op == "^":
+        return node[2] == ("neg", UNIT) and label(node[1])
+    if op == "*":                                         # T(10), P(X = 2), but not x/2
+        return label(args[0]) and all(label(arg) or arg[0] in ("num", "relation", "sequence") for arg in args)
+    if op == "call" and node[1] in ("f", "g", "h", "max", "min", "det", "gcd", "lcm") or op in BIG:
         return len(node) != 5 or bool(free_names(node))
-    whole = node[0] in ("+", "inverse", "call", "sequence", "\\cap", "\\cup", ":")
-    return whole and all(map(label, children(node)))
+    args = [arg[1] if op == "+" and arg[0] == "neg" else arg for arg in args]
+    return op in ("+", "inverse", "call", "sequence", "\\cap", "\\cup", ":") and all(map(label, args))
 
 def real_set(node: tuple, part: bool = False) -> tuple[set, list, list] | None:
     """({the unknown}, [end points], [relations that hide theirs]) of a set of real numbers, else None.
@@ -168,9 +171,8 @@ def name_value(name: str, point: int) -> Fraction:
         raise Undefined(name)
     digest = blake2b(f"{name}/{point}".encode("utf-8", "replace"), digest_size=8).digest()
     seed = int.from_bytes(digest, "big")
-    ranges = ((1, 996), (-3989, -1101), (19_940_000, 99_700_000), (-99_700_000, -19_940_000), (1009, 4001),
-              (1, 996), (-996, -1))
-    low, high = ranges[point]
+    low, high = ((1, 996), (-3989, -1101), (19_940_000, 99_700_000), (-99_700_000, -19_940_000),
+                 (1009, 4001), (1, 996), (-996, -1))[point]
     return Fraction(low + seed % (high - low + 1), 997)
 
 class Evaluator:

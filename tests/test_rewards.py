@@ -770,6 +770,241 @@ x = \frac{3\pm\sqrt{17}}{2} ~ \frac{3+\sqrt{17}}{2},\frac{3-\sqrt{17}}{2}
 \frac{2}{3}\pi ~ \frac{2\pi}{3}
 \pi\sqrt2 ~ \sqrt2\pi
 e\pi ~ \pi e
+5.819*10^-5 ~ 58.19 \times 10^{-6}
+3.2 \cdot 10^{-3} ~ 0.0032
+1.0 \times 10^{0} ~ 1
+-2 1/2 ~ -5/2
+\frac{5}{2} ~ 2 1/2
+10 dozen ~ 120
+1.5 thousand ~ 1500
+$2.5 million ~ 2500000
+\$1.2 \text{ million} ~ 1200000
+3.5 trillion ~ 3500000000000
+5 \text{ ft } 3 \text{ in} ~ 5 \text{ ft } 3 \text{ in}
+12 feet ~ 12 inches
+20% ~ 0.2
+20% ~ 0.20
+\frac{1}{2}\% ~ 0.005
+0.5\% ~ \frac{1}{200}
+50 percent ~ 1/2
+180^\circ ~ \pi
+60^{\circ} ~ \frac{\pi}{3}
+0.\overline{1} ~ 1/9
+0.1111111111 ~ 1/9
+0.111... ~ 1/9
+0.1\dot{6} ~ 1/6
+1101_2 ~ 1101_{\text{two}}
+FF_{16} ~ FF_{16}
+12_{10} ~ 12
+x=-4, 6 ~ x=6, x=-4
+x = 6 \text{ or } -4 ~ -4, 6
+x \in \{-4, 6\} ~ x=-4 \text{ or } x=6
+n=2k, n=3k ~ n=3k, n=2k
+f(x)=-1, f(x)=2x^2+bx, f(x)=0 ~ f(x)=0, f(x)=-1, f(x)=2x^2+bx
+1, 3, 5, \ldots, 99 ~ 1,3,\ldots,99
+{1,2} \cup {3} ~ {1,2,3}
+(x,y)=(7,5) ~ x=7, y=5
+(-\infty,0)\cup\{\frac12\} ~ x<0 \text{ or } x = 0.5
+[-6/5,\infty) ~ x\ge-1.2
+(0,4/9] ~ 0<k\le\frac49
+|x|\ge5 ~ x\le-5 \text{ or } x\ge5
+\{x\in\mathbb{R}\mid x\ne10\} ~ \mathbb{R}\setminus\{10\}
+x^2<4 ~ |x|<2
+x<-1 or x>3 ~ x^2-2x-3>0
+x^2 - 4 >= 0 ~ x^2>=4
+x != 2 ~ x<2 or x>2
+(-inf, 1] ~ (-\infty,1]
+(-\infty,\infty) ~ \mathbb{R}
+\begin{pmatrix}1&2\\2&3\end{pmatrix} ~ [[1,2],[2,3]]
+(1,2,3) ~ \begin{bmatrix}1\\2\\3\end{bmatrix}
+\hat{i}+2\hat{j} ~ \hat{i} + 2\hat{j}
+i+2j ~ 2j+i
+f(x)=\begin{cases}x&x\ge0\\x^2&x<0\end{cases} ~ \begin{cases}x&x\ge0\\x^2&x<0\end{cases}
+\begin{cases} 1 & x = 0 \\ 0 & x \ne 0 \end{cases} ~ \begin{cases} 0 & x \ne 0 \\ 1 & x=0 \end{cases}
+\begin{cases} 2x & 0 \le x < 1 \\ 2 & x \ge 1 \end{cases} ~ \begin{cases} 2x & 0 \le x \le 1 \\ 2 & x > 1 \end{cases}
+\frac34 ~ .75
+4\sqrt(2) ~ 4\sqrt2
+\sqrt 2 ~ \sqrt{2}
+sqrt 2 ~ \sqrt2
+\sqrt{20} ~ 2\sqrt5
+3+sqrt(2) ~ sqrt(11+6*sqrt(2))
+ln(x)/ln(2) ~ log_2(x)
+\log_{10}(1000) ~ 3
+acos(0) ~ pi/2
+\sin^{-1}(1) ~ \frac{\pi}{2}
+\operatorname{arcosh}(x) ~ \ln(x+\sqrt{x^2-1})
+\operatorname{artanh} x ~ \frac12\ln\frac{1+x}{1-x}
+\sec x ~ \frac1{\cos x}
+\csc^2 x - \cot^2 x ~ 1
+2\cos^2 x - 1 ~ \cos 2x
+\tan(\pi/4) ~ 1
+\operatorname{arccot}(1) ~ \pi/4
+\max(a,b) ~ \max(b,a)
+n!/(k!(n-k)!) ~ \binom{n}{k}
+\frac{(2n)!}{2^n n!} ~ (2n-1)!!
+(2n)!! ~ 2^n n!
+n/n! ~ 1/(n-1)!
+\lfloor 17.8 \rfloor ~ 17
+\lceil 17.2 \rceil ~ 18
+\lfloor n/2 \rfloor + \lceil n/2 \rceil ~ n
+\lfloor -n \rfloor ~ -n
+\left[\frac{n}{2}\right] ~ \left[\frac{n}{2}\right]
+2^{2024}+1 ~ 4^{1012}+1
+\frac{pq}{p+q} ~ \frac{1}{1/p+1/q}
+3a^2-b^2=3 ~ a^2-b^2/3=1
+Q(x)=c(x+2)(x-4)(x-1)^2 ~ c(x-1)^2(x-4)(x+2)
+2x=4 ~ x=2
+All powers of 2 ~ all powers of $2$
+No solution ~ \text{no solutions}
+\text{undefined} ~ undefined
+\text{DNE} ~ DNE
+infinity ~ \infty
+infinitely many ~ \text{infinitely many}
+E: some text ~ E
+B. \frac12 ~ B
+A) 5 ~ A
+Option B ~ b
+42. ~ 42
+$42$. ~ 42
+42 \checkmark ~ 42
+\fbox{42} ~ 42
+42\% ~ 42
+\mathbf{42} ~ 42
+\text{42} ~ 42
+\textit{42} ~ 42
+5=5 ~ 5
+\csc 10^\circ ~ \frac{1}{\sin 10^\circ}
+\frac{\sin 10^\circ}{\cos 10^\circ} ~ \tan 10^\circ
+\sqrt{3}\tan{20^\circ} ~ \sqrt3\tan 20^{\circ}
+(90^\circ,45^\circ) ~ (90,45)
+2\mathrm{e}^{2} ~ 2e^2
+\mathrm{C} ~ C
+\boldsymbol{x+1} ~ x+1
+3!\cdot7! ~ 3!7!
+5!2^3 ~ 960
+z=3, y=2, x=1 ~ (1,2,3)
+q=2, p=5 ~ (5,2)
+\lceil\sqrt{n}\rceil-1 ~ \lfloor\sqrt{n-1}\rfloor
+46.5384615385 ~ 605/13
+46.53846154 ~ 605/13
+3 hundred ~ 300
+2 thirds ~ 2/3
+4 fifths ~ 0.8
+5 factorial ~ 120
+12 years old ~ 12
+12 dollars per hour ~ 12
+12 minutes ~ 12
+12 hrs ~ 12
+12 units^2 ~ 12
+12 sq. ft ~ 12
+12 sq ft ~ 12
+12 cubic cm ~ 12
+12 gallons of milk ~ 12
+12\text{ people} ~ 12
+\text{around } 12 ~ 12
+\text{roughly } 12 ~ 12
+12 \text{ approx} ~ 12
+3:10 ~ 3/10
+6:20 ~ 3:10
+\text{rank}(A) = 2 ~ 2
+\operatorname{tr}(A)=3 ~ 3
+\text{Var}(X)=2 ~ 2
+N = 7 ~ 7
+\text{Perimeter} = 12 ~ 12
+\angle A = 30^\circ ~ 30
+m\angle A = 30^\circ ~ 30
+\triangle ABC = 12 ~ 12
+AB = 5 cm ~ 5
+\approx 3.14 ~ 3.14
+(1,2)^T ~ (1,2)
+x=\frac\pi4+2\pi n, n\in\mathbb{Z} ~ \frac\pi4+2n\pi
+\frac{\pi}{4}+2k\pi\ (k\in\mathbb{Z}) ~ \frac{\pi}{4}+2k\pi
+\{(2,3)\} ~ x=2,y=3
+x=1, y=2, z=3 ~ (x,y,z)=(1,2,3)
+x=1,y=2 and x=2,y=1 ~ (1,2),(2,1)
+\alpha=1, \beta=2 ~ (1,2)
+x_1=3, x_2=1 ~ (3,1)
+f(1)=2, f(2)=3 ~ (2,3)
+xy=6 ~ 6
+3x = 6 ~ x = 2
+y=5 ~ 5=y
+\sin x = 1 ~ 1
+x-1=2 ~ x=3
+x/y = 2 ~ 2
+a+b=5 ~ 5
+a-b=5 ~ 5
+n(A)=3 ~ 3
+\log x = 2 ~ 2
+\frac{1}{7} ~ 0.142857143
+\frac{1}{7} ~ 0.142857142
+\frac17 ~ 0.14285714285714285
+100/3 ~ 33.333333333333336
+2/3 ~ 0.6666666666666666
+2/3 ~ 0.6666666666666667
+\sqrt{3} ~ 1.7320508075688772
+\pi ~ 3.141592653589793
+e ~ 2.718281828
+\frac{1}{3}\% ~ 0.00333333333
+\frac{\pi}{180} ~ 0.0174532925
+1.0\times 10^3 ~ 1000
+10^{-3} ~ 0.001
+10^3\text{ km} ~ 1000
+5 \times 10^{3}\, \text{J/kg} ~ 5000
+5\,\text{N}\cdot\text{m} ~ 5
+5\ \text{N m} ~ 5
+5\text{N} ~ 5
+5\mathrm{N} ~ 5
+5\,\mathrm{kg\,m/s^2} ~ 5
+5\,\mathrm{kg\cdot m\cdot s^{-2}} ~ 5
+72^\circ F ~ 72
+\frac{3}{4} \text{ of a cup} ~ 3/4
+3/4 cup ~ 0.75
+2:30 hours ~ 2:30
+-5^\circ ~ -5
+5^{\circ}\text{ C} ~ 5
+7\text{th} ~ 7
+7^{\text{th}}\text{ term} ~ 7
+n^{\text{th}} ~ n
+3^\text{rd} ~ 3
+\text{Thursday} ~ \text{thursday}
+x\le 3 \text{ or } x\ge 5 ~ (-\infty,3]\cup[5,\infty)
+3\le x\le5 ~ x\ge3,\ x\le5
+x>3, x\ne5 ~ (3,5)\cup(5,\infty)
+(1,2)\cup[2,3) ~ (1,3)
+\{1\} ~ 1
+\mathbb{Z} ~ \text{all integers}
+n \text{ even} ~ n\equiv 0\pmod 2
+2k\pi ~ 2\pi k
+k\pi, k\in\mathbb{Z} ~ \pi k
+A\cap B' ~ A \cap B'
+\vec{v} = (1,2) ~ (1,2)
+\vec{AB} = \langle 1,2\rangle ~ (1,2)
+2\mathbf{i}+3\mathbf{j} ~ 3\mathbf{j}+2\mathbf{i}
+3\mathbf{i} ~ 3i
+\begin{pmatrix}1/2\\0.5\end{pmatrix} ~ \begin{pmatrix}0.5\\\frac12\end{pmatrix}
+x^2+2x+1=0 ~ (x+1)^2=0
+y=\sqrt{x^2} ~ y=|x|
+y > x ~ x < y
+y \ge 2x+1 ~ 2x - y + 1 \le 0
+\sqrt{x+1} \cdot \sqrt{x+1} ~ x+1
+\frac{x^2-4}{x-2} ~ x+2
+\frac{1}{\sqrt{x}} ~ x^{-1/2}
+x^{1/3} ~ \sqrt[3]{x}
+x^{2/3} ~ \sqrt[3]{x^2}
+\sin(\arcsin x) ~ x
+e^{\ln x} ~ x
+\ln e^x ~ x
+\log_a b \cdot \log_b a ~ 1
+a^{\log_a b} ~ b
+\tan x \cot x ~ 1
+i^i ~ e^{-\pi/2}
+(-1)^{1/2} ~ i
+(-1)^{1/3} ~ -1
+0^0 ~ 1
+\frac{\sqrt{2}+\sqrt{6}}{4} ~ \cos 15^\circ
+\binom{10}{3} ~ 120
+\binom{5}{2}\binom{3}{1} ~ 30
+2^5 - 1 ~ 31
 """
 
 DIFFERENT = r"""
@@ -1285,6 +1520,151 @@ x^{-1} ~ -x
 \sqrt{a+b} ~ \sqrt a + \sqrt b
 \frac{1}{x+y} ~ \frac1x+\frac1y
 10^{10^{10}} ~ 10^{10^{10}}+1
+4.5*10^3 ~ 4.5*10^2
+11 5/6 ~ 11*5/6
+4 10/3 ~ 22/3
+-2 1/2 ~ -3/2
+2 \frac{1}{2} ~ 1
+2.5M ~ 2500000
+10k ~ 10000
+5 ft 3 in ~ 63 in
+20 ~ 0.2
+0.18 ~ 18
+5^\circ ~ 0.05
+60 ~ \frac{\pi}{3}
+0.11111 ~ 1/9
+1101_2 ~ 13
+x=-4 ~ x=-4 or x=6
+1,2,\ldots,1235 ~ 1,2,\ldots,1234
+2, 4, 8, \ldots ~ 2,4,\ldots
+x=7,y=5 ~ x=5,y=7
+(7,5) ~ (5,7)
+(-\infty,0)\cup\{\frac12\} ~ x\le0 \text{ or } x = 0.5
+|x|>5 ~ (-\infty,-5]\cup[5,\infty)
+x>1 ~ -2<-2x
+x<-1 or x>3 ~ x^2-2x-3\ge0
+x>=1 and x<=1 ~ 1
+ab\le e^3 ~ ab \ge e^3
+\begin{cases}x&x\ge0\\x^2&x<0\end{cases} ~ \begin{cases}x^2&x\ge0\\x&x<0\end{cases}
+\begin{cases} 1 & x = 0 \\ 0 & x \ne 0 \end{cases} ~ 0
+\frac12+\sqrt2 ~ \frac{1}{2}+2
+\frac{a+b}2 ~ a+b/2
+(x-1)(x+1) ~ x^2+1
+log2(8) ~ 3
+log10(1000) ~ 3
+\gcd(n,m) ~ \operatorname{lcm}(n,m)
+\binom{n}{k} ~ \binom{n}{k+1}
+2^{2024}+1 ~ 2^{2024}
+P(x)=x-4 ~ P(x)=4-x
+1/x+1/y=2 ~ x+y=2xy
+x^2=4 ~ x=\pm2
+y^2=4x ~ y=2\sqrt{x}
+none ~ \emptyset
+does not exist ~ DNE
+forty-two ~ 42
+D. 7 ~ 7
+42 \text{ or } 43 ~ 42
+0=0 ~ x=5
+m=2,n=3 ~ (3,2)
+\lfloor\frac{a+2}{2}\rfloor ~ \lfloor\frac{a+3}{2}\rfloor
+|t-5| ~ t-5
+\lceil \log_2 (n+1) \rceil ~ \lceil \log_2 n \rceil
+\lfloor \sqrt{n} \rfloor ~ \lceil \sqrt{n} \rceil - 1
+1000000000.5 ~ 1000000000
+999999999.9 ~ 1000000000
+46.538461 ~ 605/13
+five hundred ~ 500
+4 out of 5 ~ 5/4
+4 in 5 ~ 4/5
+12 m^2 ~ 12
+12\pm 1 ~ 12
+3:10 ~ 10:3
+3 to 10 ~ 3:10
+2,5 ~ (2,5)
+\frac{e^{110}}{e^{110}+1} ~ 1
+\deg f = 3 ~ 3
+0.5 \text{ or } \frac12 ~ \frac12
+\approx 3.14 ~ \pi
+\frac{\pi}{4}+2\pi k ~ \frac{\pi}{4}+\pi k
+x=2,y=3 ~ x=2
+(x,y)=(2,3) ~ (3,2)
+x=2 or y=3 ~ x=2, y=3
+x = 1, 2, y = 3 ~ x=1, y=3
+a=b=1 ~ a=1,b=1
+a=b=c=1 ~ (1,1,1)
+A=2, B=3 ~ a=2, b=3
+\frac{x}{2}=3 ~ 3
+2x+1 = 5 ~ 5
+-x=5 ~ 5
+x^2=5 ~ 5
+\sqrt{x}=5 ~ 5
+x+1=2 ~ 2
+|x|=3 ~ x=3
+|x|=3 ~ x=3 or x=-3
+1/x = 2 ~ 2
+2a+b=5 ~ 5
+ab+1=5 ~ 5
+x! = 6 ~ 6
+f(x)=3 ~ f=3
+e^x = 2 ~ 2
+10 ~ 10.0000000001
+10 ~ 9.99999999999
+\frac{1}{7} ~ 0.142857144
+100/3 ~ 33.33333333333334
+2/3 ~ 0.66666666666666663
+\pi ~ 3.1415926535897931
+1\text{ m} = 100\text{ cm} ~ 100
+5 N ~ 5
+2 \text{ and } \frac12 ~ 2.5
+2\text{ hours and }30\text{ minutes} ~ 2
+2 hours ~ 120 minutes
+\text{third} ~ 3
+\text{Yes, it is} ~ \text{yes}
+\text{No} ~ \text{no solution}
+x\le3,\ x\ge5 ~ (-\infty,3]\cup[5,\infty)
+(3,5)\cup(5,\infty) ~ x>3
+(1,2)\cup(2,3) ~ (1,3)
+[1,2]\cup\{3\} ~ [1,3]
+\{1,2,3\} ~ [1,3]
+\{1,2,3\} ~ (1,2,3)
+\{1,1,2\} ~ \{1,2\}
+\{x : x^2=4\} ~ \{2,-2\}
+\text{all integers greater than } 3 ~ \text{all integers greater than } 4
+\text{all } x>3 ~ x>3
+\text{all even integers} ~ \text{all odd integers}
+n \text{ is even} ~ n \text{ is odd}
+n \equiv 0, 1 \pmod 4 ~ n \equiv 0 \pmod 4
+4k+1 ~ 4k+5
+4k+1, k\in\mathbb{Z} ~ 4n+1
+\frac{\pi}{2}+k\pi ~ \frac{\pi}{2}-k\pi
+A\cup B ~ B\cup A
+\neg p \lor q ~ q \lor \neg p
+\begin{pmatrix}a&b\\c&d\end{pmatrix} ~ \begin{pmatrix}a&c\\b&d\end{pmatrix}
+\begin{bmatrix}1&0\\0&1\end{bmatrix} ~ I
+(1,2)+(3,4) ~ (4,6)
+2(1,2) ~ (2,4)
+[1, 2, 3] ~ (1,2,3)
+(1, 2, 3) ~ 1, 2, 3
+\frac{d}{dx}x^2 ~ 2x
+\int x\,dx ~ \frac{x^2}{2}
+\int_0^1 x\,dx ~ 0.5
+\lim_{x\to0} x ~ 0
+x^2+y^2=1 ~ x^2+y^2=-1
+y=x^2 ~ x=y^2
+y = |x| ~ y = x
+x^2 - y^2 = 0 ~ x = y
+y \ge 2x+1 ~ 2x - y + 1 \ge 0
+(x^2)^{1/2} ~ x
+\arcsin(\sin x) ~ x
+\sqrt{-x} ~ i\sqrt{x}
+\sin 15 ~ \sin 15^\circ
+5P2 ~ 20
+{}_5P_2 ~ 20
+P(5,2) ~ 20
+2^{5-1} ~ 31
+100! ~ 100! + 1
+10^{1000} ~ 10^{1000}+1
+\frac{10^{50}+1}{10^{50}} ~ 1
 """
 
 
