@@ -1,20 +1,26 @@
 """RLSP on the command line: one subcommand a stage.
 
-    python rlsp.py sft    --model FOLDER --data FILE.jsonl --out runs/sft     supervised fine-tuning on demonstrations
-    python rlsp.py ppo    --model FOLDER --data FILE.jsonl --out runs/ppo     PPO with verifier and exploration reward
-    python rlsp.py eval   --model FOLDER ... --data FILE.jsonl --out runs/ev  accuracy, pass@k, maj@k, lengths
-    python rlsp.py sample --model FOLDER --problem TEXT                       look at some responses
-    python rlsp.py plan   --model FOLDER --gpus N --gpu-memory GB             memory and hours of PPO, from config.json alone
-    python rlsp.py report runs/ppo runs/ev ...                                one HTML page of runs and evaluations
+    python rlsp.py sft    --model FOLDER --data FILE.jsonl --out runs/sft
+                          supervised fine-tuning on demonstrations
+    python rlsp.py ppo    --model FOLDER --data FILE.jsonl --out runs/ppo
+                          PPO with verifier and exploration reward
+    python rlsp.py eval   --model FOLDER ... --data FILE.jsonl --out runs/eval
+                          accuracy, pass@k, maj@k, lengths
+    python rlsp.py sample --model FOLDER --problem TEXT
+                          look at some responses
+    python rlsp.py plan   --model FOLDER --gpus N --gpu-memory GB
+                          memory and hours of PPO, from config.json alone
+    python rlsp.py report runs/ppo runs/eval ...
+                          one HTML page of runs and evaluations
 
 The same commands run on several processes: torchrun --nproc_per_node 8 rlsp.py ppo ...
 What was killed goes on with: rlsp.py sft | ppo | eval --resume RUN
 
-Exit status: 0 done; 2 bad input, with one line on standard error, before anything is computed or written; 1
-it cannot go on (a number that is not finite, a full disk, ...), one line; 75 stopped by SIGTERM, SIGINT,
-SIGHUP, SIGUSR1 or SIGXCPU with a checkpoint written: start it again with --resume. torchrun makes 1 of any
-failure, therefore RUN/stopped exists as long as a run is stopped in this way. RUN/done is the last file that
-a run writes: with it, everything is there.
+Exit status: 0 done; 2 bad input, with one line on standard error, before anything is computed or
+written; 1 it cannot go on (a number that is not finite, a full disk, ...), one line; 75 stopped by
+SIGTERM, SIGINT, SIGHUP, SIGUSR1 or SIGXCPU with a checkpoint written: start it again with --resume.
+torchrun makes 1 of any failure, therefore RUN/stopped exists as long as a run is stopped in this
+way. RUN/done is the last file that a run writes: with it, everything is there.
 """
 import dataclasses
 import json
@@ -43,9 +49,9 @@ if __name__ == "__main__":
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from lib import checkpoint, cli, cpu, decode, evaluation, files, guards, hf, inputs, logs, parallel
-from lib import plan, report, threads
-from lib.cli import flag
+from lib import checkpoint, cli, cpu, decode, evaluation, files, guards, hf, inputs, logs
+from lib import parallel, plan, report, threads
+from lib.cli import REQUIRED, flag
 import model as M
 from ppo import PPOConfig
 import ppo
@@ -54,95 +60,122 @@ import rewards
 LINES = "\n\t"  # what a response may do on a terminal
 
 
-# ---------------------------------------------------------------------------------------------------- flags
+# ---------------------------------------------------------------------------------- flags
 
 @dataclass(kw_only=True)
 class Run:
     """What the commands that write a run's folder share."""
-    model: str = flag("model and data", cli.REQUIRED, "Hugging Face model folder", resume="content")
-    data: str = flag("model and data", cli.REQUIRED, "jsonl with problem and answer", resume="content")
-    dtype: str = flag("memory", "auto", "compute type, of float32 master weights; auto: bfloat16 on GPUs and on "
-                      "processors that multiply it, else float32", choices=("auto", "bfloat16", "float32"))
-    resume: str | None = flag("run", None, "folder of a run to go on with; its flags need not be given again",
-                              resume="once")
-    changed_input: bool = flag("run", False, "with --resume: go on though data, model, verifier, reward or rubric are not "
-                               "what they were", resume="once")
+    model: str = flag("model and data", REQUIRED, "Hugging Face model folder", resume="content")
+    data: str = flag("model and data", REQUIRED, "jsonl with problem and answer", resume="content")
+    dtype: str = flag(
+        "memory", "auto", "compute type, of float32 master weights; auto: bfloat16 on GPUs and on "
+        "processors that multiply it, else float32", choices=("auto", "bfloat16", "float32"))
+    resume: str | None = flag(
+        "run", None, "folder of a run to go on with; its flags need not be given again",
+        resume="once")
+    changed_input: bool = flag(
+        "run", False, "with --resume: go on though data, model, verifier, reward or rubric are not "
+        "what they were", resume="once")
 
 
 @dataclass(kw_only=True)
 class Training(Run):
-    checkpoint: str | None = flag("run", None, "the checkpoint for --resume, such as step-000020; without it the "
-                                  "newest one", resume="once")
+    checkpoint: str | None = flag(
+        "run", None, "the checkpoint for --resume, such as step-000020; without it the newest one",
+        resume="once")
 
 
 @dataclass(kw_only=True)
-class SFT(Training, cli.pick(PPOConfig, "seed", "keep", "warmup", "lr_end", "adam_eps", "grad_clip", "micro_tokens", "recompute",
-                             "compile", "offload", "shard_ranks", save_every=200)):
+class SFT(Training, cli.pick(
+        PPOConfig, "seed", "keep", "warmup", "lr_end", "adam_eps", "grad_clip", "micro_tokens",
+        "recompute", "compile", "offload", "shard_ranks", save_every=200)):
     """Supervised fine-tuning on demonstrations of the reasoning process."""
     command = "sft"
-    data: str = flag("model and data", cli.REQUIRED, "jsonl with problem and solution", resume="content")
-    from_scratch: bool = flag("model and data", False, "start from random weights instead of the folder's")
-    max_tokens: int = flag("model and data", 8192, "longest prompt and demonstration allowed, tokens", 1)
+    data: str = flag(
+        "model and data", REQUIRED, "jsonl with problem and solution", resume="content")
+    from_scratch: bool = flag(
+        "model and data", False, "start from random weights instead of the folder's")
+    max_tokens: int = flag(
+        "model and data", 8192, "longest prompt and demonstration allowed, tokens", 1)
     epochs: int = flag("update", 2, "passes over the data", 1, resume="longer")
     batch: int = flag("update", 64, "demonstrations per optimizer step, over all ranks", 1)
     lr: float = flag("update", 1e-5, "learning rate", 0)
-    run: str = flag("run", "runs/sft", "folder to write; must not exist", resume="any", option="--out")
+    run: str = flag(
+        "run", "runs/sft", "folder to write; must not exist", resume="any", option="--out")
 
 
 @dataclass(kw_only=True)
 class PPO(Training, PPOConfig):
-    """PPO with outcome verifier and exploration reward; defaults are the paper's for an 8B model."""
+    """PPO with outcome verifier and exploration reward; defaults are the paper's for an 8B
+    model."""
     command = "ppo"
-    run: str = flag("run", "runs/ppo", "folder to write; must not exist", resume="any", option="--out")
+    run: str = flag(
+        "run", "runs/ppo", "folder to write; must not exist", resume="any", option="--out")
 
 
 @dataclass(kw_only=True)
-class Eval(Run, cli.pick(PPOConfig, "seed", "max_prompt", "samples", "verifier", "slots", "kv_gb", "sampler", "shard_ranks")):
+class Eval(Run, cli.pick(
+        PPOConfig, "seed", "max_prompt", "samples", "verifier", "slots", "kv_gb", "sampler",
+        "shard_ranks")):
     """Accuracy of one or more models on a problem file."""
     command = "eval"
-    model: list[str] = flag("model and data", cli.REQUIRED, "Hugging Face model folders; the table has a row for each",
-                            resume="content")
+    model: list[str] = flag(
+        "model and data", REQUIRED, "Hugging Face model folders; the table has a row for each",
+        resume="content")
     limit: int | None = flag("model and data", None, "only the first problems of the file", 1)
     temperature: float = flag("rollout", 0.7, "0 is greedy", 0)
-    max_response: int | None = flag("rollout", None, "longest response, tokens; without it 8192, or what the model "
-                                    "leaves room for", 1)
-    any_answer: bool = flag("reward", False, "without a box, take 'the answer is', #### or the last number")
-    run: str = flag("run", "runs/eval", "folder to write; must not exist", resume="any", option="--out")
+    max_response: int | None = flag(
+        "rollout", None, "longest response, tokens; without it 8192, or what the model leaves room "
+        "for", 1)
+    any_answer: bool = flag(
+        "reward", False, "without a box, take 'the answer is', #### or the last number")
+    run: str = flag(
+        "run", "runs/eval", "folder to write; must not exist", resume="any", option="--out")
 
 
 @dataclass(kw_only=True)
-class Sample(cli.pick(PPOConfig, "samples", "exploration", "alpha", "length_scale", "length_floor", "steps_scale",
-                      "verifier", "seed", max_response=1024),
-             cli.pick(Eval, "limit", "temperature"), cli.pick(Run, "model", "dtype")):
+class Sample(cli.pick(
+        PPOConfig, "samples", "exploration", "alpha", "length_scale", "length_floor", "steps_scale",
+        "verifier", "seed", max_response=1024),
+        cli.pick(Eval, "limit", "temperature"), cli.pick(Run, "model", "dtype")):
     """Print responses to a problem."""
     command = "sample"
     problem: str | None = flag("model and data", None, "text of a problem")
     answer: str | None = flag("model and data", None, "its answer, if the verifier shall judge")
-    data: str | None = flag("model and data", None, "jsonl with problem and answer, instead of --problem")
+    data: str | None = flag(
+        "model and data", None, "jsonl with problem and answer, instead of --problem")
 
 
 @dataclass(kw_only=True)
 class Plan(PPOConfig):
-    """Memory of each phase, FLOPs and hours of PPO, from config.json alone; exit status 2 if it does not fit. It takes
-    all settings of ppo; those that cost neither memory nor time change nothing."""
+    """Memory of each phase, FLOPs and hours of PPO, from config.json alone; exit status 2 if it
+    does not fit. It takes all settings of ppo; those that cost neither memory nor time change
+    nothing."""
     command = "plan"
-    model: str = flag("model and data", cli.REQUIRED, "folder with config.json; no weights are needed")
-    mean_prompt: float = flag("model and data", 150.0, "mean tokens of a prompt, for the hours", 1)
-    mean_response: float = flag("model and data", 1000.0, "mean tokens of a response, for the hours", 1)
+    model: str = flag("model and data", REQUIRED, "folder with config.json; no weights are needed")
+    mean_prompt: float = flag(
+        "model and data", 150.0, "mean tokens of a prompt, for the hours", 1)
+    mean_response: float = flag(
+        "model and data", 1000.0, "mean tokens of a response, for the hours", 1)
     gpus: int = flag("machine", 8, "GPUs, one process each", 1)
-    gpus_per_node: int = flag("machine", 8, "over these weights are sharded unless --shard-ranks says otherwise", 1)
+    gpus_per_node: int = flag(
+        "machine", 8, "over these weights are sharded unless --shard-ranks says otherwise", 1)
     gpu_memory: float = flag("machine", 80.0, "GB (1e9 bytes) per GPU", 1e-3)
-    flops: float = flag("machine", 1.5e14, "FLOP/s per GPU that matrix products reach, not its peak", 1)
+    flops: float = flag(
+        "machine", 1.5e14, "FLOP/s per GPU that matrix products reach, not its peak", 1)
     bandwidth: float = flag("machine", 1e12, "bytes/s at which decoding reads a GPU's memory", 1)
-    network: float = flag("machine", 5e10, "bytes/s at which a GPU gathers others' weights (sharded sampler)", 1)
+    network: float = flag(
+        "machine", 5e10, "bytes/s at which a GPU gathers others' weights (sharded sampler)", 1)
 
 
 @dataclass(kw_only=True)
 class Report:
     """One HTML page: curves, rollouts and tokens of runs, tables of evaluations."""
     command = "report"
-    runs: list[str] = flag("model and data", cli.REQUIRED, "folders that sft, ppo or eval wrote", option="RUN")
-    out: str | None = flag("run", None, "file to write; without it report.html in the first RUN")
+    runs: list[str] = flag(
+        "model and data", REQUIRED, "folders that sft, ppo or eval wrote", option="RUN")
+    out: str | None = flag(
+        "run", None, "file to write; without it report.html in the first RUN")
 
 
 COMMANDS = {flags.command: flags for flags in (SFT, PPO, Eval, Sample, Plan, Report)}
@@ -158,12 +191,13 @@ def read_flags(words):
 
 def check_memory(folder, config, mesh, stage):
     """Rank 0 prints the plan; ValueError where it does not fit."""
-    line = plan.check(hf.read_config(folder), config, parallel.world_size(), mesh["shard"].size(), *parallel.memory(), stage)
+    line = plan.check(hf.read_config(folder), config, parallel.world_size(), mesh["shard"].size(),
+                      *parallel.memory(), stage)
     if parallel.rank() == 0:
         print(line, flush=True)
 
 
-# ---------------------------------------------------------------------------------------------------- sft
+# ---------------------------------------------------------------------------------- sft
 
 def sft_example(tokenizer, row):
     """Prompt + demonstration + end of turn, as (ids, mask of the trained ones)."""
@@ -177,48 +211,59 @@ def sft_example(tokenizer, row):
 
 
 def sft(args):
-    """Maximum likelihood of the demonstrations' tokens. The loss is a mean over the trained tokens of the whole
-    optimizer step: a mean per sequence or micro-batch would give the tokens of long demonstrations less weight."""
+    """Maximum likelihood of the demonstrations' tokens. The loss is a mean over the trained tokens
+    of the whole optimizer step: a mean per sequence or micro-batch would give the tokens of long
+    demonstrations less weight."""
     with cli.checked_input():
         with parallel.alike():
             examples = inputs.for_sft(args, sft_example)
         longest = max(len(ids) for ids, _ in examples)
+        dtype = getattr(torch, args.dtype)
         device, mesh = parallel.start(args.shard_ranks, args.offload)
-        check_memory(args.model, ppo.PPOConfig(max_prompt=longest, max_response=0, train_batch=args.batch, micro_tokens=args.micro_tokens,
-                                               dtype=args.dtype, recompute=args.recompute, offload=args.offload), mesh, "sft")
+        size = PPOConfig(
+            max_prompt=longest, max_response=0, train_batch=args.batch, dtype=args.dtype,
+            micro_tokens=args.micro_tokens, recompute=args.recompute, offload=args.offload)
+        check_memory(args.model, size, mesh, "sft")
         found = checkpoint.find(args.run, args.checkpoint) if args.resume else None
-        policy = hf.load(args.model, M.Llama, torch.float32, device, mesh, getattr(torch, args.dtype),
-                              init_seed=args.seed if args.from_scratch else None, offload=args.offload)
+        policy = hf.load(args.model, M.Llama, torch.float32, device, mesh, dtype,
+                         init_seed=args.seed if args.from_scratch else None, offload=args.offload)
         run = cli.new_run(args, found)
         policy.model.recompute = args.recompute
         if args.compile:
             parallel.compile_blocks(policy)
-        optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, betas=(0.9, 0.95), eps=args.adam_eps,
-                                      weight_decay=0.0, fused=True)
+        optimizer = torch.optim.AdamW(
+            policy.parameters(), lr=args.lr, betas=(0.9, 0.95), eps=args.adam_eps, weight_decay=0.0,
+            fused=True)
         nets, optimizers, first = {"policy": policy}, {"policy": optimizer}, 0
         if args.resume:
             first = checkpoint.resume(run, nets, optimizers, found)["step"]
     save = lambda: checkpoint.save(run, nets, optimizers, step, {"policy": step}, args.keep)
-    ranks, signals.leave = parallel.world_size(), False
-    steps_an_epoch = math.ceil(len(examples) / args.batch)
-    total = args.epochs * steps_an_epoch
+    signals.leave = False
+    ranks = parallel.world_size()
+    steps_per_epoch = math.ceil(len(examples) / args.batch)
+    total = args.epochs * steps_per_epoch
     with logs.bar("sft", total, first) as bar:
         for step in range(first + 1, total + 1):
             started = time.perf_counter()
-            epoch, at = divmod(step - 1, steps_an_epoch)
-            chosen = [examples[i] for i in parallel.epoch_order(len(examples), args.seed, epoch)[at * args.batch : (at + 1) * args.batch]]
+            epoch, at = divmod(step - 1, steps_per_epoch)
+            order = parallel.epoch_order(len(examples), args.seed, epoch)
+            chosen = [examples[i] for i in order[at * args.batch : (at + 1) * args.batch]]
             lengths = [len(ids) for ids, _ in chosen]
-            count, loss_sum = sum(sum(mask) for _, mask in chosen), torch.zeros(1)
+            count = sum(sum(mask) for _, mask in chosen)
+            loss_sum = torch.zeros(1)
             for shares in ppo.micro_batches(range(len(chosen)), lengths, args.micro_tokens, ranks):
-                mine = [chosen[i] for i in shares[parallel.rank()]] or [(chosen[0][0][:2], [False, False])]
+                nothing = (chosen[0][0][:2], [False, False])
+                mine = [chosen[i] for i in shares[parallel.rank()]] or [nothing]
                 tokens = ppo.pad([ids for ids, _ in mine], torch.long).to(device)
                 mask = ppo.pad([m for _, m in mine], torch.bool).to(device)
                 loss = -policy.logprobs(tokens, mask, entropy=False)[0].sum() / count
                 (loss * ranks).backward()
                 loss_sum += loss.detach().cpu()
-            loss, norm = float(parallel.all_reduce(loss_sum)), guards.clip_gradients(policy, args.grad_clip)
+            loss = float(parallel.all_reduce(loss_sum))
+            norm = guards.clip_gradients(policy, args.grad_clip)
             batch = {} if math.isfinite(loss + norm) else {
-                k: ppo.pad([example[i] for example in chosen], torch.long) for i, k in enumerate(("tokens", "mask"))}
+                k: ppo.pad([example[i] for example in chosen], torch.long)
+                for i, k in enumerate(("tokens", "mask"))}
             for name, x in (("loss", loss), ("grad_norm", norm)):
                 guards.check_finite(name, x, step, run, batch, nets)
             lr = args.lr * ppo.lr_factor(step - 1, total, args.warmup, args.lr_end)
@@ -227,19 +272,21 @@ def sft(args):
             optimizer.zero_grad()
             seconds = time.perf_counter() - started
             flops_per_s = logs.flops(policy.config, lengths, count) / seconds
-            timing = dict(step=step, seconds=seconds, tokens_per_s=sum(lengths) / seconds, flops_per_s=flops_per_s,
-                          mfu=flops_per_s / ranks / logs.matrix_peak(device, getattr(torch, args.dtype)))
-            logs.log(run, {"metrics": [{"step": step, "loss": loss, "grad_norm": norm, "lr": lr, "tokens": count}], "timing": [timing]})
+            timing = dict(step=step, seconds=seconds, tokens_per_s=sum(lengths) / seconds,
+                          flops_per_s=flops_per_s,
+                          mfu=flops_per_s / ranks / logs.matrix_peak(device, dtype))
+            metrics = dict(step=step, loss=loss, grad_norm=norm, lr=lr, tokens=count)
+            logs.log(run, {"metrics": [metrics], "timing": [timing]})
             bar.update()
             bar.set_postfix(loss=f"{loss:.4f}", grad_norm=f"{norm:.2f}")
             checkpoint.after_step(step, total, args.save_every, save)
-    hf.save(policy, run / "model", getattr(torch, args.dtype))
+    hf.save(policy, run / "model", dtype)
     parallel.together(lambda: hf.copy_tokenizer(args.model, run / "model"))
     if parallel.rank() == 0:
         print(f"wrote {files.visible(run / 'model', 1000)}")
 
 
-# ---------------------------------------------------------------------------------------------------- ppo
+# ---------------------------------------------------------------------------------- ppo
 
 def run_ppo(args):
     with cli.checked_input():
@@ -248,7 +295,8 @@ def run_ppo(args):
         device, mesh = parallel.start(args.shard_ranks, args.offload)
         check_memory(args.model, dataclasses.replace(args, max_prompt=longest), mesh, "ppo")
         found = checkpoint.find(args.run, args.checkpoint) if args.resume else None
-        trainer = ppo.Trainer(args, args.model, problems, tokenizer, args.run, device, mesh, function, verifier)
+        trainer = ppo.Trainer(args, args.model, problems, tokenizer, args.run, device, mesh,
+                              function, verifier)
         if not (verifier or function):
             trainer.gold_warning = logs.gold_warning(args.data, problems)
             if trainer.gold_warning:
@@ -261,10 +309,11 @@ def run_ppo(args):
         print(f"wrote {files.visible(Path(args.run) / 'model', 1000)}")
 
 
-# ---------------------------------------------------------------------------------------------------- plan
+# ---------------------------------------------------------------------------------- plan
 
 def run_plan(args):
-    """Print what PPO would need on GPUs that nobody has to have; exit status 2 where it does not fit."""
+    """Print what PPO would need on GPUs that nobody has to have; exit status 2 where it does not
+    fit."""
     with cli.checked_input():
         config = hf.read_config(args.model)
         shards = args.shard_ranks or min(args.gpus, args.gpus_per_node)
@@ -276,7 +325,7 @@ def run_plan(args):
     sys.exit(0 if fits else 2)
 
 
-# ---------------------------------------------------------------------------------------------------- eval
+# ---------------------------------------------------------------------------------- eval
 
 def run_eval(args):
     with cli.checked_input():
@@ -289,12 +338,14 @@ def run_eval(args):
         if unread:
             logs.say(f"warning: {unread}")
         outputs = [run / f"outputs-{i + 1}.jsonl" for i in range(len(args.model))]
-        earlier = parallel.together(lambda: [evaluation.earlier_results(file, rows, args) for file in outputs])[0]
+        earlier = parallel.together(
+            lambda: [evaluation.earlier_results(file, rows, args) for file in outputs])[0]
     summaries = {}
     for folder, file, results in zip(args.model, outputs, earlier):
         if results is None:
             results = evaluation.evaluate(folder, rows, args, device, mesh, verifier)
-            parallel.together(lambda: files.write_text(file, "".join(json.dumps(row) + "\n" for row in results)))
+            lines = "".join(json.dumps(row) + "\n" for row in results)
+            parallel.together(lambda: files.write_text(file, lines))
         summaries[folder] = evaluation.by_group(results, args.samples)
     if parallel.rank() == 0:
         files.write_text(run / "summary.json", json.dumps(summaries, indent=2) + "\n")
@@ -304,7 +355,7 @@ def run_eval(args):
               f"outputs in {files.visible(run, 1000)}")
 
 
-# ---------------------------------------------------------------------------------------------------- sample
+# ---------------------------------------------------------------------------------- sample
 
 def run_sample(args):
     """Print responses with what the verifier and Eq. 1 say of them."""
@@ -312,11 +363,12 @@ def run_sample(args):
         with parallel.alike():
             tokenizer, rows, verifier = inputs.for_sample(args)
         device, _ = parallel.start()
-        net, eos = hf.load(args.model, M.Llama, getattr(torch, args.dtype), device).eval(), hf.eos_ids(args.model, tokenizer)
+        net = hf.load(args.model, M.Llama, getattr(torch, args.dtype), device).eval()
+        eos = hf.eos_ids(args.model, tokenizer)
     prompts = [hf.chat_prompt(tokenizer, r["problem"]) for r in rows for _ in range(args.samples)]
     with guards.sampling_from(args.model, net):
-        responses = decode.generate(net, prompts, args.max_response, args.temperature, eos, seed=args.seed,
-                                    decoder=cpu.CPUDecoder.of(net))
+        responses = decode.generate(net, prompts, args.max_response, args.temperature, eos,
+                                    seed=args.seed, decoder=cpu.CPUDecoder.of(net))
     for i, response in enumerate(responses):
         row = rows[i // args.samples]
         text = tokenizer.decode(response, skip_special_tokens=True)
@@ -329,28 +381,33 @@ def run_sample(args):
         if verifier or row["answer"] is not None:
             count = lambda s: len(tokenizer.encode(s, add_special_tokens=False).ids)
             parts = rewards.score(
-                text, row.get("answer") or "", truncated=truncated, count_tokens=count, verdict=verdict,
-                exploration=args.exploration, alpha=args.alpha, length_scale=args.length_scale,
-                length_floor=args.length_floor, steps_scale=args.steps_scale)
+                text, row.get("answer") or "", truncated=truncated, count_tokens=count,
+                verdict=verdict, exploration=args.exploration, alpha=args.alpha,
+                length_scale=args.length_scale, length_floor=args.length_floor,
+                steps_scale=args.steps_scale)
             found, gold = (files.visible(repr(x)) for x in (parts.answer, row.get("answer")))
-            print(f"... {'right' if parts.correct else 'wrong'}: answer {found} against {gold} ({parts.reason})\n"
-                  f"... reward {round(parts.total, 6):.4g} = {parts.alpha:.4g} * {parts.outcome:.4g} + "
-                  f"{1 - parts.alpha:.4g} * {parts.exploration:.4g} (alpha, outcome, "
-                  f"exploration); {parts.length} reasoning tokens, {parts.steps} steps" + ", floored" * parts.floored)
+            print(f"... {'right' if parts.correct else 'wrong'}: "
+                  f"answer {found} against {gold} ({parts.reason})")
+            print(f"... reward {round(parts.total, 6):.4g} = "
+                  f"{parts.alpha:.4g} * {parts.outcome:.4g} + "
+                  f"{1 - parts.alpha:.4g} * {parts.exploration:.4g} (alpha, outcome, exploration); "
+                  f"{parts.length} reasoning tokens, {parts.steps} steps"
+                  + ", floored" * parts.floored)
 
 
-# ---------------------------------------------------------------------------------------------------- report
+# ---------------------------------------------------------------------------------- report
 
 def run_report(args):
     with cli.checked_input():
         out = Path(args.out or Path(args.runs[0]) / "report.html")
+        # what may change within a run does not make another one
         free = {f.name for flags in COMMANDS.values() for f in dataclasses.fields(flags)
-                if f.metadata["resume"] in ("any", "once")}  # what may change within a run does not make another one
+                if f.metadata["resume"] in ("any", "once")}
         report.write(args.runs, out, free)
     print(f"wrote {files.visible(out, 1000)} ({out.stat().st_size / 1e6:.1f} MB)")
 
 
-# ---------------------------------------------------------------------------------------------------- main
+# ---------------------------------------------------------------------------------- main
 
 @record  # under torchrun its summary then shows the error that came first
 def main():
@@ -361,7 +418,8 @@ def main():
         with parallel.alike():
             args = read_flags(sys.argv[1:])
         cli.check_ranks(args)
-    stages = {"sft": sft, "ppo": run_ppo, "eval": run_eval, "sample": run_sample, "plan": run_plan, "report": run_report}
+    stages = {"sft": sft, "ppo": run_ppo, "eval": run_eval, "sample": run_sample,
+              "plan": run_plan, "report": run_report}
     with cli.exit_statuses(args):
         if not isinstance(args, Run):
             stages[args.command](args)

@@ -1,4 +1,4 @@
-"""The command line's parts: flags as fields of dataclasses, checks of what was given, a run's folder, how a process ends."""
+"""The command line's parts: flags as fields of dataclasses, a run's folder, how a process ends."""
 import argparse
 import contextlib
 import dataclasses
@@ -32,10 +32,10 @@ SHARED_WAIT = 20.0  # seconds until a file that one node wrote must be seen on a
 def flag(group, default, help, low=None, high=None, choices=None, resume="same", again=False, option=None):
     """A dataclass field that is a flag of the command line. Everything about it is said here and nowhere else.
 
-    group: its section in --help; low, high: inclusive bounds; option: how it is spelled, if not --like-its-name; without dashes it has a
-    place instead of a name.
+    group: its section in --help; low, high: inclusive bounds; option: how it is spelled, if not --like-its-name;
+    without dashes it has a place instead of a name.
     resume: what a resumed run may do with it: nothing but the "same" value, "any" value, one that makes the run
-    "longer", another path to the same "content"; a "once" flag is of this start alone and not kept in config.json.
+    "longer", another path to the same "content"; a "once" flag is of this start alone, not kept in config.json.
     again: it says what code runs or who gets a key, so it is never taken from a file, maybe a stranger's.
     """
     assert group in GROUPS and resume in ("same", "any", "longer", "content", "once"), (group, resume)
@@ -47,15 +47,19 @@ def pick(cls, *names, **defaults):
     """A dataclass of some flags of another one, of which those in `defaults` get other defaults: a base for
     commands that share them."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    chosen = [(name, fields[name].type,
-               dataclasses.field(default=defaults.get(name, fields[name].default), metadata=fields[name].metadata))
-              for name in (*names, *defaults)]
+    chosen = []
+    for name in (*names, *defaults):
+        f = fields[name]
+        new = dataclasses.field(default=defaults.get(name, f.default), metadata=f.metadata)
+        chosen.append((name, f.type, new))
     return dataclasses.make_dataclass("Picked", chosen, kw_only=True)
 
 
 def kind(f):
     """The type of a flag's values, None aside: int, float, bool, str or list."""
-    return typing.get_origin(f.type) if typing.get_origin(f.type) is list else (*typing.get_args(f.type), f.type)[0]
+    if typing.get_origin(f.type) is list:
+        return list
+    return (*typing.get_args(f.type), f.type)[0]  # of `float | None` the float
 
 
 def option(f):
@@ -77,7 +81,8 @@ def checked(f, value):
         shown = f"{value:g}" if type(value) is float else f"{value!r:.60}"
         largest = high if high is not None else 2**63 - 1 if type(value) is int else sys.float_info.max
         if not (-largest if low is None else low) <= value <= largest:  # NaN neither
-            bounds = [f"at least {low}"] * (low is not None) + [f"at most {largest}"] * (high is not None or value > 0)
+            bounds = [f"at least {low}"] if low is not None else []
+            bounds += [f"at most {largest}"] if high is not None or value > 0 else []
             raise ValueError(f"{shown} is out of range, expected {' and '.join(bounds) or 'a finite number'}")
     return float(value) if expected is float else value
 
@@ -146,11 +151,11 @@ def converter(f):
 
 
 def read_flags(parser, commands, words):
-    """The command line as an instance of its command's dataclass; with --resume RUN, RUN/config.json has the flags that
-    are not given."""
+    """The command line as an instance of its command's dataclass; with --resume RUN, RUN/config.json has the flags
+    that are not given."""
     given = vars(parser.parse_args(words))
     flags = commands[given.pop("command")]
-    if given.get("dtype") == "auto":  # config.json has the type it became, so that a resumed run keeps it on any machine
+    if given.get("dtype") == "auto":  # config.json has the type it became: a resumed run keeps it on any machine
         given["dtype"] = parallel.compute_type()
     if "resume" in given:
         given = resumed(flags, given)
@@ -164,13 +169,14 @@ def read_flags(parser, commands, words):
 
 
 def resumed(flags, given):
-    """The flags of the run's config.json with those given now, which may say nothing else but what `resume` allows."""
+    """The flags of the run's config.json with those given now, which may differ as each flag's `resume` allows."""
     run = given["resume"]
     if not run:
         raise ValueError(f"--resume: expected the run's folder: rlsp.py {flags.command} --resume RUN")
     file = Path(run) / "config.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file, no run to resume (one that was killed before it wrote this starts anew)")
+        raise FileNotFoundError(f"{file}: no such file, no run to resume "
+                                "(one that was killed before it wrote this starts anew)")
     if Path(given.setdefault("run", run)) != Path(run):
         raise ValueError(f"--out {given['run']}: the run goes on in its own folder, --resume {run}")
     saved = saved_flags(flags, file)
@@ -191,8 +197,8 @@ def check_ranks(args):
     for rank, other in enumerate(flags):
         for name, value in other.items():
             if flags[0].get(name) != value:
-                error = ValueError(f"{name} is {flags[0].get(name)!r:.60} on rank 0 and {value!r:.60} on rank {rank}, expected "
-                                   "the same flags on all ranks")
+                error = ValueError(f"{name} is {flags[0].get(name)!r:.60} on rank 0 and {value!r:.60} on rank {rank}, "
+                                   "expected the same flags on all ranks")
                 error.everywhere = True
                 raise error
 
@@ -260,9 +266,9 @@ def commit():
 
 
 def new_run(args, found=None):
-    """Make the run's folder with config.json: every flag, sizes and CRC-32 of its inputs, versions, git commit. A resumed
-    run brings its flags and inputs up to date, and `changes` has what they were until the step of the checkpoint found.
-    Rank 0 alone does it, and every rank looks for it."""
+    """Make the run's folder with config.json: every flag, sizes and CRC-32 of its inputs, versions, git commit.
+    A resumed run brings its flags and inputs up to date, and `changes` has what they were until the step of the
+    checkpoint found. Rank 0 alone does it, and every rank looks for it."""
     folder = Path(args.run)
 
     def write():
@@ -280,13 +286,13 @@ def new_run(args, found=None):
         config = saved_run(folder)
         now = {"flags": kept_flags(args), "inputs": inputs(args)}
         now["flags"]["run"] = config["flags"].get("run")  # a folder that was moved is the same run
-        then = {part: {name: config[part].get(name) for name, value in now[part].items() if config[part].get(name) != value}
-                for part in now}
+        then = {part: {name: config[part].get(name) for name, value in now[part].items()
+                       if config[part].get(name) != value} for part in now}
         if any(then.values()):
             step = found[1]["step"] if found else 0
             for name in then["flags"].keys() & {"steps", "epochs"}:
-                print(f"{folder}: {name} is {getattr(args, name)} after {then['flags'][name]} until step {step}; the "
-                      "schedules now go to the new end", flush=True)
+                print(f"{folder}: {name} is {getattr(args, name)} after {then['flags'][name]} until step {step}; "
+                      "the schedules now go to the new end", flush=True)
             now["changes"] = [*config["changes"], {"until_step": step} | then]
             files.write_text(folder / "config.json", json.dumps(config | now, indent=2) + "\n")
 
