@@ -451,7 +451,7 @@ def test_with_a_reward_of_ones_own_accuracy_is_named_for_what_it_is(folder, tmp_
 
 
 @pytest.mark.parametrize("source, words", [
-    ("def f(response, problem):\n    x = 1\n    raise RuntimeError('down\\n\\x1b[31m')\n", ":3: RuntimeError: down [31m"),
+    ("def f(response, problem):\n    x = 1\n    raise RuntimeError('down\\n\\x1b[31m')\n", ":3: RuntimeError: down \\x1b[31m"),
     ("import sys\ndef f(response, problem):\n    sys.exit(0)\n", ":3: sys.exit(0) was called, but no run ends in this way"),
     ("\ndef f(response, problem):\n    x = 1\n", ":2: TypeError: returned None, expected a number"),
     ("def f(response, problem):\n    return '1'\n", ":1: TypeError: returned '1', expected a number"),
@@ -570,7 +570,7 @@ def test_memory_stays_flat_over_50_steps(folder, tmp_path):
 import sys
 from pathlib import Path
 sys.path[:0] = sys.argv[3:]
-from lib import parallel
+from lib import logs, parallel
 parallel.keep_freed_memory()
 import test_ppo
 t = test_ppo.trainer(Path(sys.argv[1]), Path(sys.argv[2]), steps=60, log_tokens=2)
