@@ -74,12 +74,13 @@ _SPANS = re.compile(
     r"\$\$?([^$]{1,400})\$|\\\(((?:[^\\]|\\(?![()])){1,400})\\\)"
     r"|\\\[((?:[^\\]|\\(?![\[\]])){1,400})\\\]"
     r"|(\\[dt]?frac\{[^{}]{1,40}\}\{[^{}]{1,40}\})"
-    r"|([-+]?(?:\\?\$)?(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)|\d+)?(?:\.?\d+)(?:/\d+)?"
+    r"|([-+]?(?:\\?\$)?(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)(?:\.\d+)?|\d*\.?\d+)(?:/\d+)?"
     r"\s*(?:\\?%)?)", re.A)
 _NO_CLAIM = re.compile(
-    r"\b(?:not|or)\s+$|\w\($|[\w)]\*+$|[@~^#&|?;_{\\]$|[<>!]=?$|==$|__\w+__|/\w*/$"
-    r"|\b(?:lambda|import|print|eval|exec|return|globals|echo|yield)\b")
-_NO_END = re.compile(r"[@#^_~`]|\+\+|--|\s*(?://|/\*|[#&|=!<>]\S)")
+    r"\b(?:not|or|and|least|most|than)\s+\Z|\w\(\Z|[\w)]\*+\Z|[@~^#&|?;_{\\%]\Z|[<>!]=?\Z|==\Z"
+    r"|__\w+__|/\w*/\Z|\b(?:lambda|import|print|eval|exec|return|globals|echo|yield)\b")
+_NO_END = re.compile(
+    r"[@#^_~]|[ijnxy]\b|\+\+|--|\s*(?://|/\*|[#&|=!<>]\S|(?:hundred|thousand|million|billion)\b)")
 _SPECIAL = re.compile(r"<\|[^<>|]*\|>")          # tokens that a decoder left in the text
 
 def extract_answer(text: str, boxed_only: bool = True, strip_think: bool = False) -> str | None:
@@ -130,16 +131,18 @@ def box(text: str, start: int) -> tuple[str, int | None]:
     return text[head.end():].partition("\n")[0].rstrip(" $."), None
 
 def _stated_answer(text: str) -> str | None:
-    text, last = text.replace("\\$", ""), None
+    text, last = re.sub(r"\\\$|</?[a-z]+/?>", "", text), None
     for stated in list(_STATED.finditer(text))[-1:]:
-        text = text[stated.end():].strip()
+        bold = text[:stated.start()].count("**") % 2
+        text = text[stated.end():].strip().replace("**", "", bold)
         rest, span = re.split(r"\n|\.(?:\s|$)|<\|", text, maxsplit=1)[0], _SPANS.match(text)
         if span and "$" in span[0][:1] + span[0][-1:]:
             return span[span.lastindex]
         if letter := re.match(rf"{_LETTER}(?=[,.;:]|\s*$)", rest):
             return letter[0]
-        kind = parse(rest, True)[0]
-        if kind not in ("text", "list", "unreadable"):
+        kind, *items = parse(rest, True)
+        stated = kind != "list" or all(item[0] not in ("text", "list") for item in items[1:])
+        if stated and kind not in ("text", "unreadable"):
             return rest
         if kind == "text" and not re.search(r"\d", text):
             return rest
@@ -148,8 +151,10 @@ def _stated_answer(text: str) -> str | None:
             last = span
     if last is None or _NO_CLAIM.search(text[max(0, last.start() - 80):last.start()]):
         return None                              # "not 3", print(3), lambda: 3, @3
-    bold = text[last.start() - 1:last.start()] == "*", text[last.end():last.end() + 1] == "*"
-    if _NO_END.match(text, last.end()) or bold[0] != bold[1]:
+    line = text[text.rfind("\n", 0, last.start()) + 1:].partition("\n")[0]
+    star = text[last.start() - 1:last.start()] == "*", text[last.end():last.end() + 1] == "*"
+    emphasis = line.count("**") % 2 == 0 if "**" in line else star[0] == star[1]
+    if _NO_END.match(text, last.end()) or not emphasis:
         return None                              # 3 // 4, 3++, 3**
     return last[last.lastindex].strip() or None
 

@@ -159,6 +159,8 @@ def test_what_is_left_in_a_box_or_after_it(text, content):
 
 @pytest.mark.parametrize("text, content", [
     ("so 64 + 67 = **131**", "131"), ("Final answer: The final answer is Evelyn. I hope it is correct.", "Evelyn"), ("in all $14{,}916$", "14{,}916"),
+    ("**Answer: 42**", "42"), ("the total is **131 apples**", "131"), ("<answer>42</answer>", "42"), ("the answer is -3, 4", "-3, 4"),
+    ("2+3i", None), ("3 million", None), ("at least 3", None), ("between 2 and 3", None), ("x^3", None),
     ("The answer is D, because B fails.", "D"), ("3**", None), ("@3", None), ("~3", None), ("9**9**9 or 3", None),
 ])
 def test_the_answer_of_a_text_without_a_box(text, content):
