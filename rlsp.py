@@ -55,9 +55,7 @@ from lib.cli import REQUIRED, flag
 import model as M
 from ppo import PPOConfig
 import ppo
-import rewards
 
-LINES = "\n\t"  # what a response may do on a terminal
 
 
 # ---------------------------------------------------------------------------------- flags
@@ -373,26 +371,7 @@ def run_sample(args):
         row = rows[i // args.samples]
         text = tokenizer.decode(response, skip_special_tokens=True)
         truncated = response[-1] not in eos
-        print(f"--- {files.visible(row['problem'], None, LINES)}")
-        print(logs.coloured(files.visible(text, None, LINES)))
-        print(f"... {len(response)} tokens{', truncated' if truncated else ''}; "
-              + ", ".join(f"{k} {v}" for k, v in rewards.behaviours(text).items()))
-        verdict = verifier(text, row) if verifier else None
-        if verifier or row["answer"] is not None:
-            count = lambda s: len(tokenizer.encode(s, add_special_tokens=False).ids)
-            parts = rewards.score(
-                text, row.get("answer") or "", truncated=truncated, count_tokens=count,
-                verdict=verdict, exploration=args.exploration, alpha=args.alpha,
-                length_scale=args.length_scale, length_floor=args.length_floor,
-                steps_scale=args.steps_scale)
-            found, gold = (files.visible(repr(x)) for x in (parts.answer, row.get("answer")))
-            print(f"... {'right' if parts.correct else 'wrong'}: "
-                  f"answer {found} against {gold} ({parts.reason})")
-            print(f"... reward {round(parts.total, 6):.4g} = "
-                  f"{parts.alpha:.4g} * {parts.outcome:.4g} + "
-                  f"{1 - parts.alpha:.4g} * {parts.exploration:.4g} (alpha, outcome, exploration); "
-                  f"{parts.length} reasoning tokens, {parts.steps} steps"
-                  + ", floored" * parts.floored)
+        evaluation.show(row, text, len(response), truncated, tokenizer, verifier, args)
 
 
 # ---------------------------------------------------------------------------------- report
@@ -447,5 +426,5 @@ if __name__ == "__main__":
         print(f"rlsp.py: stopped by {signals.name()}", file=sys.stderr)
         status = REQUEUE
     except Exception:
-        print(files.visible(traceback.format_exc(), 100_000, LINES), file=sys.stderr)
+        print(files.visible(traceback.format_exc(), 100_000, files.LINES), file=sys.stderr)
     end(status, output_matters=sys.argv[1:2] not in (["sft"], ["ppo"], ["eval"]))

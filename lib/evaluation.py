@@ -124,3 +124,23 @@ def print_table(summaries, samples):
             print(f"{name:{width}}  {files.visible(group, 24):24}  {s['problems']:8d}  {100 * s['accuracy']:10.1f}  "
                   f"{100 * low:5.1f} to {100 * high:5.1f}{s['tokens']:12.1f}  {100 * s['truncated']:11.1f}"
                   + "".join(f"{100 * s[k]:9.1f}" for k in keys))
+
+
+def show(row, text, tokens, truncated, tokenizer, verifier, args):
+    """Print a response with what the verifier and Eq. 1 say of it."""
+    print(f"--- {files.visible(row['problem'], None, files.LINES)}")
+    print(logs.coloured(files.visible(text, None, files.LINES)))
+    print(f"... {tokens} tokens{', truncated' if truncated else ''}; "
+          + ", ".join(f"{k} {v}" for k, v in rewards.behaviours(text).items()))
+    if not verifier and row["answer"] is None:
+        return
+    parts = rewards.score(
+        text, row.get("answer") or "", truncated=truncated,
+        count_tokens=lambda s: len(tokenizer.encode(s, add_special_tokens=False).ids),
+        verdict=verifier(text, row) if verifier else None, exploration=args.exploration, alpha=args.alpha,
+        length_scale=args.length_scale, length_floor=args.length_floor, steps_scale=args.steps_scale)
+    found, gold = (files.visible(repr(x)) for x in (parts.answer, row.get("answer")))
+    print(f"... {'right' if parts.correct else 'wrong'}: answer {found} against {gold} ({parts.reason})")
+    print(f"... reward {round(parts.total, 6):.4g} = {parts.alpha:.4g} * {parts.outcome:.4g} + "
+          f"{1 - parts.alpha:.4g} * {parts.exploration:.4g} (alpha, outcome, exploration); "
+          f"{parts.length} reasoning tokens, {parts.steps} steps" + ", floored" * parts.floored)

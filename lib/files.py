@@ -18,6 +18,7 @@ JSON_BYTES = 2**26  # of a JSON file: the index of a model of a trillion paramet
 LINE = 2**27  # characters of a line of a jsonl file: a hundred samples of one problem have 4 MB
 GROUPS = ("subject", "level")  # of a problem, by which `eval` makes tables
 TEXT = 2**20  # characters of a problem, an answer or a solution: some 250,000 tokens
+LINES = "\n\t"  # what a response may do on a terminal
 
 
 def visible(text, length=100, keep=""):
