@@ -1,10 +1,12 @@
-"""What a run will need, before it is paid for: bytes on each rank in each phase, FLOPs and hours, from config.json alone.
+"""What a run will need, before it is paid for: bytes on each rank in each phase, FLOPs and hours.
 
-One function a quantity; bytes are those of the rank with the most. c is a ppo.PPOConfig (or SFT's flags under the same names),
-shards the number of ranks over which weights are sharded, S in the comments below. tests/test_plan.py holds these functions
-against arithmetic by hand, against measured runs and against PyTorch's own memory tracker on the 8B model.
+Everything follows from config.json. There is one function per quantity, and bytes are those of the rank with
+the most. c is a ppo.PPOConfig (or SFT's flags under the same names), ranks the number of processes, and
+shards the number of ranks over which weights are sharded. tests/test_plan.py holds these functions against
+arithmetic by hand, against measured runs and against PyTorch's own memory tracker on the 8B model.
 
-Not counted: the rollout's numbers in host memory (some hundred bytes a token), checkpoints that wait for the disk.
+Two things are not counted: the rollout's numbers in host memory (some hundred bytes per token), and
+checkpoints that wait for the disk.
 """
 import functools
 import math
@@ -16,13 +18,15 @@ from lib import decode
 import model as M
 
 GB = 1e9
-GPU_OVERHEAD = 3e9  # CUDA context, NCCL's buffers, what the allocator cannot hand out: an assumption, nobody measured it here
+GPU_OVERHEAD = 3e9  # CUDA context, NCCL's buffers, what the allocator cannot hand out: assumed, not measured
 CPU_OVERHEAD = 0.4e9  # Python and torch themselves
-PCIE = 20e9  # bytes a second between GPU and host under --offload; an assumption
+PCIE = 20e9  # bytes per second between GPU and host under --offload: assumed, not measured
+# The rows of the table, in this order.
 ITEMS = ("weights", "gradients", "optimizer", "reference", "sampler", "kv cache", "gathered", "activations")
 
 
-# ---------------------------------------------------------------------------------------------------- parameters
+# --------------------------------------------------------------------------------------------------------
+# Parameters
 
 @functools.lru_cache(maxsize=8)
 def shapes(config, critic=False):
@@ -33,32 +37,34 @@ def shapes(config, critic=False):
 
 
 def elements(shapes, shards=1):
-    """Numbers that one rank holds: FSDP cuts dimension 0 and pads every rank to the largest piece."""
+    """How many numbers one rank holds: FSDP cuts dimension 0 and pads every rank to the largest piece."""
     return sum(-(-shape[0] // shards) * math.prod(shape[1:]) for shape in shapes.values())
 
 
 def block(shapes):
     """The parameters of one block, an FSDP unit."""
-    return {n: s for n, s in shapes.items() if n.startswith("model.layers.0.")}
+    return {name: shape for name, shape in shapes.items() if name.startswith("model.layers.0.")}
 
 
 def root(shapes):
     """The parameters outside of the blocks: embedding, last norm, head."""
-    return {n: s for n, s in shapes.items() if not n.startswith("model.layers.")}
+    return {name: shape for name, shape in shapes.items() if not name.startswith("model.layers.")}
 
 
 def item_size(c):
+    """Bytes of a number in the compute type."""
     return getattr(torch, c.dtype).itemsize
 
 
-# ---------------------------------------------------------------------------------------------------- what stays
+# --------------------------------------------------------------------------------------------------------
+# What stays
 
 def weights(nets, shards):
     """Float32 masters of the trained networks."""
     return sum(4 * elements(net, shards) for net in nets)
 
 
-gradients = weights  # float32, too, summed over micro-steps
+gradients = weights  # also in float32, summed over micro-steps
 
 
 def optimizer(nets, shards):
@@ -74,14 +80,17 @@ def frozen_copy(config, c, shards):
 def cache_rows(config, c, ranks):
     """(sequences decoded at once on a rank, bytes of the keys and values of each)."""
     rows = min(c.slots, -(-c.rollout_batch * c.samples // ranks))
-    return decode.KVCache.rows(config, rows, c.max_prompt + c.max_response, getattr(torch, c.dtype), c.kv_gb)
+    longest = c.max_prompt + c.max_response
+    return decode.KVCache.rows(config, rows, longest, getattr(torch, c.dtype), c.kv_gb)
 
 
 def kv_cache(config, c, ranks):
+    """Keys and values of all sequences that are decoded at once."""
     return math.prod(cache_rows(config, c, ranks))
 
 
-# ---------------------------------------------------------------------------------------------------- what comes and goes
+# --------------------------------------------------------------------------------------------------------
+# What comes and goes
 
 def micro_step_tokens(c, ranks):
     """Tokens of the largest micro-step on a rank; a sequence is never cut."""
@@ -90,22 +99,37 @@ def micro_step_tokens(c, ranks):
 
 
 def saved(config, c, tokens):
-    """What autograd keeps of one block: of each of two norms two float32 widths, a root and the output; q, k, v, attention's output
-    by the sequence and joined, its log-sum-exp; four widths of the MLP. (CUDA's fused norm keeps less than this, the CPU's.)"""
-    D, F, H, K, d, b = (config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_key_value_heads,
-                        config.head_dim, item_size(c))
-    return tokens * (2 * (8 * D + 4 + b * D) + b * (3 * H * d + 2 * K * d) + 4 * H + 4 * b * F)
+    """What autograd keeps of one block.
+
+    Of each of the two norms these are two widths in float32, a root and the output. Of attention they are q,
+    k, v, the output by sequence and joined, and its log-sum-exp. Of the MLP they are four widths. This is the
+    CPU's norm; CUDA's fused norm keeps less.
+    """
+    D = config.hidden_size
+    F = config.intermediate_size
+    H = config.num_attention_heads
+    K = config.num_key_value_heads
+    d = config.head_dim
+    b = item_size(c)
+    norm = 8 * D + 4 + b * D
+    attention = b * (3 * H * d + 2 * K * d) + 4 * H
+    return tokens * (2 * norm + attention + 4 * b * F)
 
 
 def block_backward(config, c, tokens):
-    """What is alive at the worst moment of a block's backward: in the MLP, or for narrow MLPs in a norm."""
-    D, F, b = config.hidden_size, config.intermediate_size, item_size(c)
+    """What is alive at the worst moment of a block's backward pass: in the MLP, or for narrow MLPs in a
+    norm."""
+    D = config.hidden_size
+    F = config.intermediate_size
+    b = item_size(c)
     return saved(config, c, tokens) + tokens * max(2 * b * F, 16 * D - 4 * b * F)
 
 
 def block_forward(config, c, tokens):
-    """The same of a forward without gradients: the MLP's three widths, the residual stream, a norm in float32."""
-    return tokens * (3 * item_size(c) * config.intermediate_size + (2 * item_size(c) + 8) * config.hidden_size)
+    """The same of a forward pass without gradients: the MLP's three widths, the residual stream, a float32
+    norm."""
+    b = item_size(c)
+    return tokens * (3 * b * config.intermediate_size + (2 * b + 8) * config.hidden_size)
 
 
 def logits(config, tokens):
@@ -114,40 +138,52 @@ def logits(config, tokens):
 
 
 def cached_attention(config, c, tokens, length):
-    """A block of `tokens` new tokens over `length` cached positions: float32 scores, before and after the softmax and in the
-    compute type, and the mask; the residual stream, its norm, q and k and v, two sums of values."""
-    H, b = config.num_attention_heads, item_size(c)
+    """A block's attention of `tokens` new tokens over `length` cached positions.
+
+    It holds scores, in float32 before and after the softmax and in the compute type, and the mask; beside
+    them the residual stream, its norm, q, k, v and two sums of values.
+    """
+    H = config.num_attention_heads
+    b = item_size(c)
     length = -(-length // decode.BLOCK) * decode.BLOCK
     width = 2 * config.hidden_size + (3 * H + 2 * config.num_key_value_heads) * config.head_dim
     return tokens * (length * (H * (8 + (b if b < 4 else 0)) + 4) + b * width)
 
 
 def decoding(config, c, ranks):
-    """The rollout's most, of four moments: a prefill's MLP or scores, decoding's scores or logits: as computed, in float32, over
-    the temperature and as probabilities."""
+    """The rollout's worst moment, of four: a prefill's MLP or scores, and decoding's scores or logits.
+
+    The logits exist as computed, in float32, divided by the temperature and as probabilities.
+    """
+    b = item_size(c)
     rows, _ = cache_rows(config, c, ranks)
     prefill = min(max(decode.PREFILL_TOKENS, c.max_prompt), rows * c.max_prompt)
     return max(block_forward(config, c, prefill), cached_attention(config, c, prefill, c.max_prompt),
                cached_attention(config, c, rows, c.max_prompt + c.max_response),
-               (12 + (item_size(c) if item_size(c) < 4 else 0)) * rows * config.vocab_size)
+               (12 + (b if b < 4 else 0)) * rows * config.vocab_size)
 
 
 def gathered_weights(c, net):
-    """The root, one block, the next one's all-gather."""
+    """The root, one block, and the next block's all-gather."""
     return item_size(c) * (elements(root(net)) + 2 * elements(block(net)))
 
 
 def forward(config, c, shards, tokens, net):
-    """(gathered, activations) of a forward without gradients."""
+    """(gathered, activations) of a forward pass without gradients."""
     return gathered_weights(c, net), max(block_forward(config, c, tokens), logits(config, tokens))
 
 
 def backward(config, c, shards, tokens, net):
-    """(gathered, activations) of a training pass at its worst moment, of three: the logits, a block's backward, and the end, when
-    the root's gradients are reduced. "Gathered" are a unit's whole weights, gradients and float32 reduction; one process alone rounds
-    its weights layer by layer, and without activation checkpointing keeps them until their backward."""
-    b, D = item_size(c), config.hidden_size
-    r, k = elements(root(net)), elements(block(net))
+    """(gathered, activations) of a training pass at its worst moment.
+
+    That is one of three: the logits, a block's backward pass, and the end, when the root's gradients are
+    reduced. "Gathered" are a unit's whole weights, gradients and float32 reduction. A single process rounds
+    its weights layer by layer, and without activation checkpointing keeps them until their backward pass.
+    """
+    b = item_size(c)
+    D = config.hidden_size
+    r = elements(root(net))
+    k = elements(block(net))
     policy = "value_head.weight" not in net
     elements_of_head = config.vocab_size * D if policy else 0
     head = b * elements_of_head
@@ -155,32 +191,46 @@ def backward(config, c, shards, tokens, net):
     kept = b * (elements(net) - r - k) if shards == 1 and b < 4 and not c.recompute else 0
     inputs = config.num_hidden_layers * (b * tokens * D if c.recompute else saved(config, c, tokens))
     last_norm = tokens * (8 * D + 4 + 2 * b * D)  # with its output, of which the scored states are taken
-    backward_of_a_block = block_backward(config, c, tokens) - (0 if c.recompute else saved(config, c, tokens))
+    in_head = logits(config, tokens) + b * tokens * D if policy else 8 * tokens * D
+    in_block = block_backward(config, c, tokens) - (0 if c.recompute else saved(config, c, tokens))
     moments = [
-        (b * (r + k) + summed + kept, inputs + last_norm + (logits(config, tokens) + b * tokens * D if policy else 8 * tokens * D)),
-        (b * (r + 2 * k) + head + 4 * k + kept, inputs + backward_of_a_block),
+        (b * (r + k) + summed + kept, inputs + last_norm + in_head),
+        (b * (r + 2 * k) + head + 4 * k + kept, inputs + in_block),
         ((b + 4) * r + 4 * elements(root(net), shards), b * tokens * D)]
     return max(moments, key=sum)
 
 
-# ---------------------------------------------------------------------------------------------------- phases
+# --------------------------------------------------------------------------------------------------------
+# Phases
 
 def phases(config, c, ranks, shards, stage="ppo"):
-    """{phase: {item: bytes on a rank}}; under --offload weights, gradients and optimizer are not there but in host memory."""
+    """{phase: {item: bytes on a rank}} of a stage, "ppo" or "sft".
+
+    Under --offload weights, gradients and optimizer count nothing here: they lie in host memory (see
+    host_bytes).
+    """
     policy = shapes(config)
     nets = trained(config, c, stage)
-    device = 0 if c.offload else 1
-    w, g, o = (device * f(nets, shards) for f in (weights, gradients, optimizer))
-    largest = max(math.prod(s) for s in policy.values())
+    on_device = 0 if c.offload else 1
+    w = on_device * weights(nets, shards)
+    g = on_device * gradients(nets, shards)
+    o = on_device * optimizer(nets, shards)
+    largest = max(math.prod(shape) for shape in policy.values())
     gathered_tensor = {"gathered": 2 * 4 * largest}  # a tensor is gathered in pieces, then joined
     tokens = micro_step_tokens(c, ranks)
-    passes = lambda f, nets: dict(zip(("gathered", "activations"), max((f(config, c, shards, tokens, n) for n in nets), key=sum)))
+
+    def passes(need, nets):
+        gathered, activations = max((need(config, c, shards, tokens, net) for net in nets), key=sum)
+        return {"gathered": gathered, "activations": activations}
+
     base = {"weights": w}
     if stage == "ppo":
-        base |= {"reference": frozen_copy(config, c, shards), "kv cache": kv_cache(config, c, ranks)}  # kept over the whole run
+        base["reference"] = frozen_copy(config, c, shards)  # this and the cache are kept over the whole run
+        base["kv cache"] = kv_cache(config, c, ranks)
         whole = c.sampler == "whole"
         sampler = {"sampler": frozen_copy(config, c, 1 if whole else shards)}
-        rollout = {"gathered": 0 if whole else gathered_weights(c, policy), "activations": decoding(config, c, ranks)}
+        gathered = 0 if whole else gathered_weights(c, policy)
+        rollout = {"gathered": gathered, "activations": decoding(config, c, ranks)}
         keep = {} if whole else sampler  # a whole copy is freed until its refresh
         return {
             "load": base | sampler,
@@ -192,144 +242,196 @@ def phases(config, c, ranks, shards, stage="ppo"):
             "save": base | {"optimizer": o} | gathered_tensor}
 
 
-def peak(table):
-    """(phase, bytes) of the phase that needs most."""
-    return max(((phase, sum(items.values())) for phase, items in table.items()), key=lambda x: x[1])
+def peak(found):
+    """(phase, bytes) of the phase that needs most, of what `phases` found."""
+    need = {phase: sum(items.values()) for phase, items in found.items()}
+    phase = max(need, key=need.get)
+    return phase, need[phase]
 
 
 def trained(config, c, stage="ppo"):
-    """Shapes of the networks that are trained."""
-    return [shapes(config)] + ([shapes(config, critic=True)] if stage == "ppo" and c.advantage == "gae" else [])
+    """The shapes of each network that is trained."""
+    critics = [shapes(config, critic=True)] if stage == "ppo" and c.advantage == "gae" else []
+    return [shapes(config)] + critics
 
 
 def host_bytes(config, c, shards, stage="ppo"):
-    """Host memory a rank under --offload: weights, gradients and optimizer."""
+    """Host memory of a rank under --offload: weights, gradients and optimizer."""
+    if not c.offload:
+        return 0
     nets = trained(config, c, stage)
-    return weights(nets, shards) + gradients(nets, shards) + optimizer(nets, shards) if c.offload else 0
+    return weights(nets, shards) + gradients(nets, shards) + optimizer(nets, shards)
 
 
 def advice(config, c, ranks, shards, memory):
-    """Flags, as {name: value}, with which the run fits; None if there are none."""
-    changes, longest = {}, c.max_prompt + c.max_response
-    at = lambda changes: (replace(c, **changes), changes.get("shard_ranks", shards))
-    ladder = [("recompute", True), ("kv_gb", 8), ("micro_tokens", max(longest, c.micro_tokens // 2)), ("kv_gb", 8), ("micro_tokens", longest),
-              ("kv_gb", 8), ("shard_ranks", ranks), ("kv_gb", 8), ("sampler", "sharded"), ("kv_gb", 1), ("offload", True), ("kv_gb", 1),
-              ("advantage", "group")]
-    for name, value in ladder:
-        now, s = at(changes)
-        _, need = peak(phases(config, now, ranks, s))
-        if need <= memory:
+    """Flags, as {name: value}, with which the run fits into `memory` bytes; None if there are none.
+
+    The flags of the ladder are tried from the cheapest one on, and one is kept if it lowers the peak. For kv_gb
+    the ladder names the number of sequences that the cache must hold to be worth reading the weights for; its
+    value is the memory that is left.
+    """
+    longest = c.max_prompt + c.max_response
+    changes = {}
+
+    def need(changes):
+        found = phases(config, replace(c, **changes), ranks, changes.get("shard_ranks", shards))
+        return peak(found)[1]
+
+    half = max(longest, c.micro_tokens // 2)
+    ladder = [("recompute", True), ("kv_gb", 8), ("micro_tokens", half), ("kv_gb", 8),
+              ("micro_tokens", longest), ("kv_gb", 8), ("shard_ranks", ranks), ("kv_gb", 8),
+              ("sampler", "sharded"), ("kv_gb", 1), ("offload", True), ("kv_gb", 1), ("advantage", "group")]
+    for name, rung in ladder:
+        before = need(changes)
+        if before <= memory:
             break
-        if name == "kv_gb":  # the cache must hold some sequences, here value, to be worth its weights' reading
-            rows, row = cache_rows(config, now, ranks)
-            least, value = min(rows, value) * row, math.floor((memory - need + rows * row) / GB * 10) / 10
-            if value * GB < least:
+        value = rung
+        if name == "kv_gb":
+            rows, row = cache_rows(config, replace(c, **changes), ranks)
+            value = math.floor((memory - before + rows * row) / GB * 10) / 10
+            if value * GB < min(rows, rung) * row:
                 continue
-        trial, s = at(changes | {name: value})
-        if peak(phases(config, trial, ranks, s))[1] < need:
+        if need(changes | {name: value}) < before:
             changes[name] = value
-    now, s = at(changes)
-    return changes if peak(phases(config, now, ranks, s))[1] <= memory else None
+    return changes if need(changes) <= memory else None
 
 
-# ---------------------------------------------------------------------------------------------------- time
+# --------------------------------------------------------------------------------------------------------
+# Time
 
 def flops_token(config, context, critic=False):
-    """FLOPs of one token's forward: 2 a weight in a matrix product, attention over half the context, causal."""
+    """FLOPs of one token's forward pass: 2 per weight in a matrix product, and causal attention over half the
+    context."""
     net = shapes(config, critic)
-    n = sum(math.prod(s) for name, s in net.items() if len(s) == 2 and not name.endswith("embed_tokens.weight"))
-    n += math.prod(net["model.embed_tokens.weight"]) if config.tie_word_embeddings and not critic else 0
+    embedding = net["model.embed_tokens.weight"]
+    n = sum(math.prod(shape) for name, shape in net.items()
+            if len(shape) == 2 and not name.endswith("embed_tokens.weight"))
+    if config.tie_word_embeddings and not critic:
+        n += math.prod(embedding)  # the embedding is the head
     return 2 * n + 2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * context
 
 
 def flops(config, c, prompt, response):
-    """FLOPs of a step over all ranks, for mean lengths: rollout, scoring, update."""
-    context, responses = prompt + response, c.rollout_batch * c.samples
-    tokens = responses * context
-    policy, critic = flops_token(config, context), flops_token(config, context, critic=True) if c.advantage == "gae" else 0
+    """FLOPs of a step over all ranks, as {"rollout", "scoring", "update"}, for mean lengths in tokens."""
+    context = prompt + response
+    tokens = c.rollout_batch * c.samples * context
+    policy = flops_token(config, context)
+    critic = flops_token(config, context, critic=True) if c.advantage == "gae" else 0
+    passes = 4 if c.recompute else 3  # a backward pass is two forward passes, and recomputing is one more
     return {"rollout": tokens * policy, "scoring": tokens * (2 * policy + critic),
-            "update": tokens * c.epochs * (4 if c.recompute else 3) * (policy + critic)}  # backward is two forwards, recompute one more
+            "update": tokens * c.epochs * passes * (policy + critic)}
 
 
 def seconds(config, c, ranks, shards, prompt, response, flops_s, bandwidth, network):
-    """Seconds of a step's phases. Decoding waits for memory, not for arithmetic: each new token of a batch reads the weights and
-    the cache, and a sharded sampler gathers all weights over the network. bytes and FLOPs are per second and rank."""
+    """Seconds of a step's phases, as {phase: seconds}, for mean lengths in tokens.
+
+    flops_s is FLOPs, and bandwidth (of memory) and network are bytes, per second and rank. Decoding waits for
+    memory, not for arithmetic: each new token of a batch reads the weights and the cache, and a sharded
+    sampler gathers all weights over the network.
+    """
     need = flops(config, c, prompt, response)
-    per_rank, longest = -(-c.rollout_batch * c.samples // ranks), c.max_response
+    per_rank = -(-c.rollout_batch * c.samples // ranks)
     at_once, row = cache_rows(config, c, ranks)
     # the slots stay full until the last responses, one of which is likely to be as long as allowed
-    turns = max(longest, math.ceil(per_rank * response / at_once))
+    turns = max(c.max_response, math.ceil(per_rank * response / at_once))
     whole = frozen_copy(config, c, 1)
-    turn = (whole + at_once * row * (prompt + response / 2) / (c.max_prompt + c.max_response)) / bandwidth
+    filled = (prompt + response / 2) / (c.max_prompt + c.max_response)  # the share of a row that is read
+    turn = (whole + at_once * row * filled) / bandwidth
     if c.sampler == "sharded":
         turn = max(turn, whole * (shards - 1) / shards / network)
-    out = {"rollout": turns * turn + need["rollout"] / ranks / flops_s}
-    out |= {phase: need[phase] / ranks / flops_s for phase in ("scoring", "update")}
+    out = {phase: need[phase] / ranks / flops_s for phase in ("rollout", "scoring", "update")}
+    out["rollout"] += turns * turn
     if c.offload:  # each micro-step brings the float32 weights twice and takes the gradients once
-        micro_steps = c.epochs * math.ceil(c.rollout_batch * c.samples * (prompt + response) / (ranks * c.micro_tokens))
+        tokens = c.rollout_batch * c.samples * (prompt + response)
+        micro_steps = c.epochs * math.ceil(tokens / (ranks * c.micro_tokens))
         out["offload"] = micro_steps * 3 * weights(trained(config, c), shards) / PCIE
     return out
 
 
-# ---------------------------------------------------------------------------------------------------- text
+# --------------------------------------------------------------------------------------------------------
+# Text
 
 def table(found):
-    """The phases as lines of text, GB."""
+    """The phases as lines of text, in GB."""
     lines = [f"{'GB':12}" + "".join(f"{phase:>9}" for phase in found)]
+
+    def add(name, numbers):
+        lines.append(f"{name:12}" + "".join(f"{number / GB:9.1f}" for number in numbers))
+
     for item in ITEMS:
         if any(items.get(item) for items in found.values()):
-            lines.append(f"{item:12}" + "".join(f"{items.get(item, 0) / GB:9.1f}" for items in found.values()))
-    return [*lines, f"{'sum':12}" + "".join(f"{sum(items.values()) / GB:9.1f}" for items in found.values())]
+            add(item, [items.get(item, 0) for items in found.values()])
+    add("sum", [sum(items.values()) for items in found.values()])
+    return lines
 
 
 def line(found):
     """The worst phase in one line."""
     phase, need = peak(found)
-    return f"{need / GB:.2f} GB in {phase} ({', '.join(f'{k} {v / GB:.2f}' for k, v in found[phase].items() if v)})"
+    items = ", ".join(f"{item} {size / GB:.2f}" for item, size in found[phase].items() if size)
+    return f"{need / GB:.2f} GB in {phase} ({items})"
 
 
 def words(changes):
-    """Changed settings as flags."""
-    flag = lambda name, value: ("--" if value is not False else "--no-") + name.replace("_", "-") + ("" if value in (True, False) else f" {value}")
-    return " ".join(flag(*change) for change in changes.items())
+    """Changed settings as flags of the command line."""
+    flags = []
+    for name, value in changes.items():
+        flag = ("--no-" if value is False else "--") + name.replace("_", "-")
+        flags.append(flag if value in (True, False) else f"{flag} {value}")
+    return " ".join(flags)
 
 
 def check(config, c, ranks, shards, gpu, host, what, stage):
-    """One line about a run that fits; a ValueError with the arithmetic and what to change for one that does not.
-    gpu, host, what: as of model.memory."""
+    """One line about a run that fits. Raises ValueError, with the arithmetic and what to change, for one that
+    does not.
+
+    gpu, host and what are those of lib.parallel.memory.
+    """
     if gpu is None:  # a CPU's own memory is the host's
         c = replace(c, offload=False)
-    memory, overhead = (host, CPU_OVERHEAD) if gpu is None else (gpu, GPU_OVERHEAD)
+    memory = host if gpu is None else gpu
+    overhead = CPU_OVERHEAD if gpu is None else GPU_OVERHEAD
     found = phases(config, c, ranks, shards, stage)
     if peak(found)[1] + overhead > memory:
         changes = advice(config, c, ranks, shards, memory - overhead) if stage == "ppo" else None
-        raise ValueError(f"does not fit into {what}: each process needs {line(found)} and {overhead / GB:.1f} GB beside"
-                         + (f"; it fits with {words(changes)}" if changes else ""))
-    if host_bytes(config, c, shards, stage) > host:
-        raise ValueError(f"--offload: each process needs {host_bytes(config, c, shards, stage) / GB:.1f} GB of host memory, of {what}")
+        remedy = f"; it fits with {words(changes)}" if changes else ""
+        raise ValueError(f"does not fit into {what}: each process needs {line(found)} "
+                         f"and {overhead / GB:.1f} GB beside{remedy}")
+    on_host = host_bytes(config, c, shards, stage)
+    if on_host > host:
+        raise ValueError(f"--offload: each process needs {on_host / GB:.1f} GB of host memory, of {what}")
     return f"plan: each process needs {line(found)}; there are {memory / GB:.2f} GB; it computes in {c.dtype}"
 
 
 def report(config, c, ranks, shards, memory, prompt, response, flops_s, bandwidth, network):
-    """Print everything about a PPO run on GPUs; returns whether it fits."""
-    count = lambda critic: elements(shapes(config, critic)) / GB
+    """Print everything about a PPO run on GPUs; returns whether it fits.
+
+    memory is in bytes, prompt and response are mean lengths in tokens, and the rest is as for `seconds`.
+    """
+    policy = elements(shapes(config)) / GB
+    critic = elements(shapes(config, critic=True)) / GB if c.advantage == "gae" else 0
     found = phases(config, c, ranks, shards)
     phase, need = peak(found)
     fits = need + GPU_OVERHEAD <= memory
-    print(f"{count(False):.2f}e9 parameters, critic {count(True) if c.advantage == 'gae' else 0:.2f}e9; {ranks} GPU(s), "
+    print(f"{policy:.2f}e9 parameters, critic {critic:.2f}e9; {ranks} GPU(s), "
           f"weights sharded over {shards}, {ranks // shards} replica(s)\n")
     print("\n".join(table(found)))
-    print(f"\npeak: {need / GB:.1f} GB in {phase} + {GPU_OVERHEAD / GB:.1f} for CUDA and NCCL (assumed), of {memory / GB:.1f}: "
-          + ("fits" if fits else "DOES NOT FIT"))
+    print(f"\npeak: {need / GB:.1f} GB in {phase} + {GPU_OVERHEAD / GB:.1f} for CUDA and NCCL (assumed), "
+          f"of {memory / GB:.1f}: " + ("fits" if fits else "DOES NOT FIT"))
     if not fits:
         changes = advice(config, c, ranks, shards, memory - GPU_OVERHEAD)
-        print(f"it fits with {words(changes)}" if changes else "no flag of this table makes it fit: it needs more GPUs, or larger ones")
+        print(f"it fits with {words(changes)}" if changes else
+              "no flag of this table makes it fit: it needs more GPUs, or larger ones")
     if c.offload:
-        print(f"host memory: {host_bytes(config, c, shards) / GB:.1f} GB a GPU for weights, gradients and optimizer")
-    need = flops(config, c, prompt, response)
+        on_host = host_bytes(config, c, shards)
+        print(f"host memory: {on_host / GB:.1f} GB per GPU for weights, gradients and optimizer")
+    work = flops(config, c, prompt, response)
     took = seconds(config, c, ranks, shards, prompt, response, flops_s, bandwidth, network)
-    print(f"\na step: {c.rollout_batch * c.samples} responses of {response:.0f} tokens after prompts of {prompt:.0f}; {sum(need.values()):.2e} FLOPs ("
-          + ", ".join(f"{k} {v:.1e}" for k, v in need.items()) + ")")
-    print(f"at {flops_s:.3g} FLOP/s, {bandwidth:.3g} B/s of memory, {network:.3g} B/s of network a GPU: {sum(took.values()):.0f} s ("
-          + ", ".join(f"{k} {v:.0f}" for k, v in took.items()) + f"), {c.steps} steps in {c.steps * sum(took.values()) / 3600:.1f} hours")
+    total = sum(took.values())
+    print(f"\na step: {c.rollout_batch * c.samples} responses of {response:.0f} tokens "
+          f"after prompts of {prompt:.0f}; {sum(work.values()):.2e} FLOPs ("
+          + ", ".join(f"{k} {v:.1e}" for k, v in work.items()) + ")")
+    print(f"at {flops_s:.3g} FLOP/s, {bandwidth:.3g} B/s of memory, {network:.3g} B/s of network per GPU: "
+          f"{total:.0f} s (" + ", ".join(f"{k} {v:.0f}" for k, v in took.items())
+          + f"), {c.steps} steps in {c.steps * total / 3600:.1f} hours")
     return fits
