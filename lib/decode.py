@@ -264,8 +264,9 @@ class Scheduler:
             for i, token, logprob in zip(self.active, tokens, logprobs):
                 if not (self.out[i] and self.out[i][-1] in self.eos):
                     if not math.isfinite(logprob):
-                        where = f"token {len(self.out[i]) + 1} of response {i + 1}"
-                        raise guards.TrainingError(f"the log-probability of {where} is {logprob}", everywhere=False)
+                        place = f"token {len(self.out[i]) + 1} of response {i + 1}"
+                        text = f"the log-probability of {place} is {logprob}"
+                        raise guards.TrainingError(text, everywhere=False)
                     self.out[i].append(int(token))
                     self.logprobs[i].append(logprob)
 

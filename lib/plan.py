@@ -266,7 +266,7 @@ def host_bytes(config, c, shards, stage="ppo"):
 def advice(config, c, ranks, shards, memory):
     """Flags, as {name: value}, with which the run fits into `memory` bytes; None if there are none.
 
-    The flags of the ladder are tried from the cheapest one on, and one is kept if it lowers the peak. For kv_gb
+    The flags of the ladder are tried from the cheapest on, and one stays if it lowers the peak. For kv_gb
     the ladder names the number of sequences that the cache must hold to be worth reading the weights for; its
     value is the memory that is left.
     """

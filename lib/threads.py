@@ -1,11 +1,12 @@
-"""How this process's threads share the machine's cores with other programs and with the other processes of its job.
+"""How this process's threads share the cores with other programs and the other processes of its job.
 
-torch deals an operation out to threads that then wait for each other in a loop (OpenMP). That is quickest while each thread has
-a core to itself. Once another program wants a core it is ruinous: a thread that spends its time in waiting is put aside for
-milliseconds when its turn to compute comes, and the others wait for it. On two cores with one other busy program a step of the
-tiny model took 25 to 40 times as long. Sleeping instead costs a third more on a machine that has nothing else to do. So
-the threads wait in a loop while they can have their cores, and sleep while they cannot. The work is dealt out in the same way,
-and no number depends on it.
+torch deals an operation out to threads that then wait for each other in a loop (OpenMP). That is quickest
+while each thread has a core to itself. Once another program wants a core it is ruinous: a thread that has
+spent its time waiting is put aside for milliseconds when its turn to compute comes, and the others wait for
+it. On two cores with one other busy program a step of the tiny model took 25 to 40 times as long. Sleeping
+instead costs a third more on a machine that has nothing else to do. The threads therefore wait in a loop
+while they can have their cores, and sleep while they cannot. The work is dealt out in the same way, and no
+number depends on it.
 """
 import functools
 import os
@@ -18,12 +19,15 @@ import torch
 
 def cores():
     """The cores that this process may use."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def others_seconds():
-    """Seconds that other programs have had of these cores since the machine started, as Linux counts them."""
-    mine, ticks = {f"cpu{i}" for i in cores()}, 0
+    """Core-seconds that other programs have had of these cores since the machine started, on Linux."""
+    mine = {f"cpu{i}" for i in cores()}
+    ticks = 0
     for line in Path("/proc/stat").read_text().splitlines():
         name, *fields = line.split()
         if name in mine:
@@ -33,14 +37,16 @@ def others_seconds():
 
 
 class Sleepers:
-    """While they are there, threads of OpenMP that have to wait sleep at once.
+    """While these exist, threads of OpenMP that have to wait sleep at once.
 
-    GNU's library, which torch's builds for Linux have, does not wait in a loop when its process has more threads of it than
-    there are cores. A Python thread has a team of its own from its first parallel operation to its end: these threads do
-    one, and then nothing."""
+    GNU's library, which torch's builds for Linux have, does not wait in a loop when its process has more of
+    the library's threads than there are cores. A Python thread has a team of its own from its first parallel
+    operation to its end. These threads do one such operation, and then nothing.
+    """
 
     def __init__(self):
-        self.end, team = threading.Event(), torch.get_num_threads() - 1  # beside the thread that calls
+        self.end = threading.Event()
+        team = torch.get_num_threads() - 1  # threads of a team beside the one that calls
         count = -(-len(cores()) // team) - 1
         self.threads = [threading.Thread(target=self.run, daemon=True) for _ in range(max(1, count))]
         for thread in self.threads:
@@ -57,8 +63,12 @@ class Sleepers:
 
 
 def watch(stop, pause=0.5, patience=4):
-    """Keep Sleepers while other programs want cores that torch's threads use; `patience` quiet looks end it."""
-    sleepers, quiet = None, 0
+    """Keep Sleepers while other programs want cores that torch's threads use, until the event `stop` is set.
+
+    It looks every `pause` seconds, and after `patience` quiet looks the Sleepers leave.
+    """
+    sleepers = None
+    quiet = 0
     before = others_seconds()
     while not stop.wait(pause):
         now = others_seconds()
@@ -77,17 +87,22 @@ def watch(stop, pause=0.5, patience=4):
 
 @functools.cache  # one watch is enough
 def share_cores():
-    """Let torch's threads sleep while other programs are busy, from now on; elsewhere than on Linux nothing happens. Returns the
-    event that ends it."""
+    """Let torch's threads sleep while other programs are busy, from now on. Returns the event that ends it.
+
+    Only Linux counts what this needs; elsewhere nothing happens.
+    """
     stop = threading.Event()
     if Path("/proc/stat").is_file():
         threading.Thread(target=watch, args=(stop,), daemon=True).start()
     return stop
 
 
-def take_share():
-    """torchrun gives each of several processes one thread, unless OMP_NUM_THREADS is set, which suits work on GPUs. Under
-    --offload Adam runs on the processor: each process then takes its share of the cores."""
+def divide_cores():
+    """Give each of several processes on this machine an equal part of the cores.
+
+    torchrun gives each one thread, unless OMP_NUM_THREADS is set, which suits work on GPUs. Under --offload
+    Adam runs on the processor.
+    """
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if ranks > 1 and os.environ.get("OMP_NUM_THREADS") == "1":
         torch.set_num_threads(max(1, len(cores()) // ranks))
