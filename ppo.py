@@ -46,9 +46,8 @@ class PPOConfig:
     max_response: int = flag("rollout", 4096, "most tokens of a response; it is truncated there", 1)
     temperature: float = flag("rollout", 0.7, "of sampling, and of all log-probs", 1e-3)
     slots: int = flag("rollout", 64, "sequences decoded at once on each rank", 1, resume="any")
-    sampler: str = flag("rollout", "whole", "the rollout's copy of the policy: whole on each rank, "
-                        "or sharded, which gathers all weights for every token",
-                        choices=("whole", "sharded"), resume="any")
+    sampler: str = flag("rollout", "whole", "the rollout's copy of the policy on a rank; sharded "
+                        "gathers it per token", choices=("whole", "sharded"), resume="any")
     # Eq. 1
     exploration: str = flag("reward", "length", "exploration reward R_ex",
                             choices=("none", "length", "steps", "judge"))
@@ -60,25 +59,22 @@ class PPOConfig:
     judge_url: str = flag("reward", "", "OpenAI-compatible endpoint, as http://localhost:8000/v1; "
                           "its key is read from RLSP_JUDGE_KEY", resume="any", again=True)
     judge_model: str = flag("reward", "", "model that grades effort for exploration judge")
-    judge_rubric: str = flag(
-        "reward", "", "text file with the judge's instructions in place of lib/judge.py's RUBRIC; "
-        'it shows the JSON to reply with, such as {"depth": n}; the effort is the mean of these '
-        "grades from 0 to 10", resume="content", again=True)
-    judge_tokens: int = flag("reward", 2000, "longest reply of the judge, tokens; models that "
-                             "think first need more", 1, resume="any")
+    judge_rubric: str = flag("reward", "", "text file with the judge's instructions, in place of "
+                             "lib/judge.py's RUBRIC, which shows the JSON to ask for",
+                             resume="content", again=True)
+    judge_tokens: int = flag("reward", 2000, "longest reply of the judge, tokens", 1, resume="any")
     judge_workers: int = flag("reward", 16, "requests at once, on each rank", 1, 1024, resume="any")
     judge_failures: float = flag("reward", 0.02, "largest share of a step's responses that stay "
                                  "unjudged (R_ex = 0)", 0, 1, resume="any")
     verifier: str = flag("reward", "", "FILE.py:FUNCTION(response, problem) -> bool in place of "
-                         "the mathematics verifier; called in threads",
-                         resume="content", again=True)
+                         "the verifier; called in threads", resume="content", again=True)
     reward: str = flag("reward", "", "FILE.py:FUNCTION(response, problem) -> float that replaces "
                        "Eq. 1; called in threads", resume="content", again=True)
     reward_clip: float = flag("reward", 10.0, "rewards are clipped to plus or minus this", 1e-9)
     kl_coef: float = flag("reward", 0.05, "beta, the weight of the KL penalty per token", 0)
     kl_target: float = flag("reward", 0.0, "if positive, beta adapts to this KL per response", 0)
-    advantage: str = flag("advantage", "gae", "gae (with a critic), or group (group mean as the "
-                          "baseline, no critic)", choices=("gae", "group"))
+    advantage: str = flag("advantage", "gae", "gae (with a critic) or group (the mean of a "
+                          "prompt's responses as the baseline, no critic)", choices=("gae", "group"))
     gamma: float = flag("advantage", 1.0, "discount", 0, 1)
     lam: float = flag("advantage", 0.95, "lambda of GAE", 0, 1)
     train_batch: int = flag("update", 128, "responses per minibatch, over all ranks", 1)
@@ -93,15 +89,13 @@ class PPOConfig:
                            "above it: of norm 1 over 8e9 parameters they are 1e-5", 1e-16)
     grad_clip: float = flag("update", 1.0, "largest gradient norm", 1e-9)
     freeze_steps: int = flag("update", 4, "first steps that train the critic alone", 0)
-    dtype: str = flag("memory", "bfloat16", "compute type; master weights are float32",
-                      choices=("bfloat16", "float32"))
+    dtype: str = flag("memory", "bfloat16", "compute type", choices=("bfloat16", "float32"))
     micro_tokens: int = flag("memory", 16384, "tokens per pass of a rank", 1, resume="any")
     kv_gb: float = flag("memory", 24.0, "most GB of keys and values on each rank, which then limit "
                         "the slots; 0: what the slots need", 0, resume="any")
     recompute: bool = flag("memory", True, "less memory for a third more compute", resume="any")
     offload: bool = flag("memory", False, "keep what is trained in host memory", resume="any")
-    shard_ranks: int = flag("memory", 0, "processes over which weights are sharded, the rest are "
-                            "replicas; 0: those of a node", 0, resume="any")
+    shard_ranks: int = flag("memory", 0, "ranks per sharded copy; 0: a node's", 0, resume="any")
     compile: bool = flag("memory", False, "torch.compile of the blocks; needs a C++ compiler, on a "
                          "GPU Triton; not for bfloat16 on CPU (lib/cpu.py)")
     seed: int = flag("run", 0, "seed of everything random", 0)
@@ -603,9 +597,7 @@ class Trainer:
 
     def describe(self, samples, batch):
         """Metrics of a rollout, of its rewards and of the models that scored it."""
-        explained = None
-        if "critic" in self.nets:
-            explained = explained_variance(batch["value"], batch["return"], batch["mask"])
+        explained = explained_variance(batch["value"], batch["return"], batch["mask"])
         return logs.describe(self, samples, batch, explained)
 
     def train(self):

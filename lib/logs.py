@@ -90,12 +90,12 @@ def token_rows(trainer, samples, batch):
 
 def describe(trainer, samples, batch, explained):
     """Metrics of a rollout. What is a number per token is a mean over actions, everything else a mean over responses.
-    explained: the critic's explained variance, or None without a critic."""
+    explained: the critic's explained variance, which is left out without a critic."""
     metrics = describe_rollout(samples, batch) | {"kl_coef": trainer.kl_coef}
-    if explained is None:
-        del metrics["value"]
-    else:
+    if "critic" in trainer.nets:
         metrics["explained_variance"] = explained
+    else:
+        del metrics["value"]
     if trainer.reward_function:
         metrics = without_equation_1(metrics, trainer.verifier)
     if trainer.config.exploration == "judge":
