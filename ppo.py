@@ -74,7 +74,7 @@ class PPOConfig:
     kl_coef: float = flag("reward", 0.05, "beta, the weight of the KL penalty per token", 0)
     kl_target: float = flag("reward", 0.0, "if positive, beta adapts to this KL per response", 0)
     advantage: str = flag("advantage", "gae", "gae (with a critic) or group (the mean of a "
-                          "prompt's responses as the baseline, no critic)", choices=("gae", "group"))
+                          "prompt's responses is the baseline)", choices=("gae", "group"))
     gamma: float = flag("advantage", 1.0, "discount", 0, 1)
     lam: float = flag("advantage", 0.95, "lambda of GAE", 0, 1)
     train_batch: int = flag("update", 128, "responses per minibatch, over all ranks", 1)

@@ -30,17 +30,19 @@ SHARED_WAIT = 20.0  # seconds until a file that one node wrote must be seen on a
 # ---------------------------------------------------------------------------------------------------- flags
 
 def flag(group, default, help, low=None, high=None, choices=None, resume="same", again=False, option=None):
-    """A dataclass field that is a flag of the command line. Everything about it is said here and nowhere else.
+    """A dataclass field that is a flag of the command line. Everything about it is said here and nowhere
+    else.
 
-    group: its section in --help; low, high: inclusive bounds; option: how it is spelled, if not --like-its-name;
-    without dashes it has a place instead of a name.
-    resume: what a resumed run may do with it: nothing but the "same" value, "any" value, one that makes the run
-    "longer", another path to the same "content"; a "once" flag is of this start alone, not kept in config.json.
-    again: it says what code runs or who gets a key, so it is never taken from a file, maybe a stranger's.
+    group: its section in --help; low, high: inclusive bounds; option: how it is spelled, if not
+    --like-its-name; without dashes it has a place instead of a name. resume: what a resumed run may do with
+    it: nothing but the "same" value, "any" value, one that makes the run "longer", another path to the same
+    "content"; a "once" flag is of this start alone, not kept in config.json. again: it says what code runs or
+    who gets a key, so it is never taken from a file, maybe a stranger's.
     """
     assert group in GROUPS and resume in ("same", "any", "longer", "content", "once"), (group, resume)
     return dataclasses.field(default=default, metadata=dict(
-        group=group, help=help, low=low, high=high, choices=choices, resume=resume, again=again, option=option))
+        group=group, help=help, low=low, high=high, choices=choices, resume=resume, again=again,
+        option=option))
 
 
 def pick(cls, *names, **defaults):
@@ -151,11 +153,12 @@ def converter(f):
 
 
 def read_flags(parser, commands, words):
-    """The command line as an instance of its command's dataclass; with --resume RUN, RUN/config.json has the flags
-    that are not given."""
+    """The command line as an instance of its command's dataclass; with --resume RUN, RUN/config.json has the
+    flags that are not given."""
     given = vars(parser.parse_args(words))
     flags = commands[given.pop("command")]
-    if given.get("dtype") == "auto":  # config.json has the type it became: a resumed run keeps it on any machine
+    # Config.json has the type it became: a resumed run keeps it on any machine
+    if given.get("dtype") == "auto":
         given["dtype"] = parallel.compute_type()
     if "resume" in given:
         given = resumed(flags, given)
@@ -169,7 +172,8 @@ def read_flags(parser, commands, words):
 
 
 def resumed(flags, given):
-    """The flags of the run's config.json with those given now, which may differ as each flag's `resume` allows."""
+    """The flags of the run's config.json with those given now, which may differ as each flag's `resume`
+    allows."""
     run = given["resume"]
     if not run:
         raise ValueError(f"--resume: expected the run's folder: rlsp.py {flags.command} --resume RUN")
@@ -183,7 +187,8 @@ def resumed(flags, given):
     for f in dataclasses.fields(flags):
         how, then, now = f.metadata["resume"], saved.get(f.name, f.default), given.get(f.name)
         if f.metadata["again"] and then and f.name not in given:
-            raise ValueError(f"--resume: the run has {option(f)} {then}; give it again, a file shall not decide it")
+            raise ValueError(f"--resume: the run has {option(f)} {then}; "
+                             "give it again, a file shall not decide it")
         if f.name not in given or may_become(how, then, now):
             continue
         more = f" (--{f.name} may only grow)" if how == "longer" else ""
@@ -197,14 +202,15 @@ def check_ranks(args):
     for rank, other in enumerate(flags):
         for name, value in other.items():
             if flags[0].get(name) != value:
-                error = ValueError(f"{name} is {flags[0].get(name)!r:.60} on rank 0 and {value!r:.60} on rank {rank}, "
-                                   "expected the same flags on all ranks")
+                error = ValueError(f"{name} is {flags[0].get(name)!r:.60} on rank 0 and {value!r:.60} on rank "
+                                   f"{rank}, expected the same flags on all ranks")
                 error.everywhere = True
                 raise error
 
 
 def may_become(how, then, now):
-    """Whether a flag's value may be `now` in a run that was started with `then`. check_inputs looks at contents."""
+    """Whether a flag's value may be `now` in a run that was started with `then`. check_inputs looks at
+    contents."""
     if how == "longer":
         return now >= then
     return now == then or how in ("any", "once") or how == "content" and bool(now) == bool(then)
@@ -266,9 +272,9 @@ def commit():
 
 
 def new_run(args, found=None):
-    """Make the run's folder with config.json: every flag, sizes and CRC-32 of its inputs, versions, git commit.
-    A resumed run brings its flags and inputs up to date, and `changes` has what they were until the step of the
-    checkpoint found. Rank 0 alone does it, and every rank looks for it."""
+    """Make the run's folder with config.json: every flag, sizes and CRC-32 of its inputs, versions, git
+    commit. A resumed run brings its flags and inputs up to date, and `changes` has what they were until the
+    step of the checkpoint found. Rank 0 alone does it, and every rank looks for it."""
     folder = Path(args.run)
 
     def write():
@@ -291,8 +297,8 @@ def new_run(args, found=None):
         if any(then.values()):
             step = found[1]["step"] if found else 0
             for name in then["flags"].keys() & {"steps", "epochs"}:
-                print(f"{folder}: {name} is {getattr(args, name)} after {then['flags'][name]} until step {step}; "
-                      "the schedules now go to the new end", flush=True)
+                print(f"{folder}: {name} is {getattr(args, name)} after {then['flags'][name]} until step "
+                      f"{step}; the schedules now go to the new end", flush=True)
             now["changes"] = [*config["changes"], {"until_step": step} | then]
             files.write_text(folder / "config.json", json.dumps(config | now, indent=2) + "\n")
 
@@ -308,8 +314,8 @@ def new_run(args, found=None):
             if time.monotonic() > until:
                 raise ValueError(
                     f"{folder.absolute()}: rank {parallel.rank()} (on {socket.gethostname()}) does not see "
-                    f"the config.json that rank 0 (on {host}) has; the run's folder must be one that all nodes "
-                    "share")
+                    f"the config.json that rank 0 (on {host}) has; the run's folder must be one that all "
+                    "nodes share")
             time.sleep(0.5)
             if folder.is_dir():
                 os.listdir(folder)  # network file systems then look anew
@@ -323,12 +329,14 @@ def new_run(args, found=None):
 
 def inputs(args):
     """{flag: bytes and CRC-32 of what it names}, of the flags whose content counts."""
-    named = {f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.metadata["resume"] == "content"}
+    named = {f.name: getattr(args, f.name) for f in dataclasses.fields(args)
+             if f.metadata["resume"] == "content"}
     return {name: measure(value) for name, value in named.items() if value}
 
 
 def measure(named):
-    """[bytes, CRC-32] of a file, with the function's name for FILE.py:FUNCTION; {file: [bytes, CRC-32]} of a model."""
+    """[bytes, CRC-32] of a file, with the function's name for FILE.py:FUNCTION; {file: [bytes, CRC-32]} of a
+    model."""
     if isinstance(named, list):
         return [measure(one) for one in named]
     if Path(named).is_dir():
@@ -340,15 +348,16 @@ def measure(named):
 
 
 def check_inputs(args):
-    """A resumed run goes on with the inputs it was started with, wherever they lie now; else only with --changed-input."""
+    """A resumed run goes on with the inputs it was started with, wherever they lie now; else only with
+    --changed-input."""
     if not args.resume or args.changed_input:
         return
     saved = saved_run(args.run)["inputs"]
     for name, found in inputs(args).items():
         for part, then, now in differences(saved.get(name, found), found):
             where = "/".join([str(getattr(args, name)), *part])
-            raise ValueError(f"--resume: {where} is not what the run was started with: [bytes, CRC-32] is {now}, it was "
-                             f"{then!r:.60}; --changed-input goes on all the same")
+            raise ValueError(f"--resume: {where} is not what the run was started with: [bytes, CRC-32] is "
+                             f"{now}, it was {then!r:.60}; --changed-input goes on all the same")
 
 
 def differences(then, now, path=()):
@@ -360,12 +369,14 @@ def differences(then, now, path=()):
         yield path, then, now
 
 
-WRITTEN = ("*.json", "*.jsonl", "*.safetensors", "done", "stopped", "model", "model/*", "checkpoints", "checkpoints/*")
+WRITTEN = ("*.json", "*.jsonl", "*.safetensors", "done", "stopped", "model", "model/*", "checkpoints",
+           "checkpoints/*")
 
 
 def must_be_new(args):
-    """A new run's folder must not exist. (An empty one may: a kill before config.json was written leaves it.) One that
-    is resumed, maybe a stranger's, must have no links where this program writes: they would lead it elsewhere."""
+    """A new run's folder must not exist. (An empty one may: a kill before config.json was written leaves it.)
+    One that is resumed, maybe a stranger's, must have no links where this program writes: they would lead it
+    elsewhere."""
     folder = Path(args.run)
     if vars(args).get("checkpoint") and not args.resume:
         raise ValueError(f"--checkpoint {args.checkpoint}: expected --resume RUN, whose checkpoint it is")
@@ -375,7 +386,8 @@ def must_be_new(args):
                 raise ValueError(f"{path}: expected a file or a folder, and no link")
     if not args.resume and os.environ.get("RANK", "0") == "0" and folder.exists():
         if not folder.is_dir() or {f.name for f in folder.iterdir()} - {".config.json.part", files.LOCK}:
-            raise FileExistsError(f"{folder}: exists already; nothing was overwritten, give another --out, or --resume {folder}")
+            raise FileExistsError(f"{folder}: exists already; nothing was overwritten, "
+                                  f"give another --out, or --resume {folder}")
 
 
 def stopped(args):
@@ -429,8 +441,8 @@ def exit_statuses(args):
 
 
 def leave(status, line="", error=None):
-    """End the process; of an error that every rank has, rank 0 speaks. One of several may be dead: nothing may wait for it, torch's own
-    teardown neither."""
+    """End the process; of an error that every rank has, rank 0 speaks. One of several may be dead: nothing
+    may wait for it, torch's own teardown neither."""
     if line and (parallel.rank() == 0 or not getattr(error, "everywhere", False)):
         print(f"rlsp.py: {files.visible(line, 1000)}", file=sys.stderr)  # whatever it quotes, it is one line
     if parallel.world_size() > 1:
