@@ -653,7 +653,7 @@ class Judge(Evaluator):
     def same_function(self, a: tuple, b: tuple) -> bool:
         """Schwartz-Zippel: equal at several random points is equal, if no kind of point is left out.  Points
         with real values decide where there are two; where |...| is written, also which points have one."""
-        strict, real, complex_ = mentions(a, "abs") or mentions(b, "abs"), 0, 0
+        strict, real, complex_ = mentions(a, ("abs",)) or mentions(b, ("abs",)), 0, 0
         for at_edge in self.points(a, b):
             found = []
             for node in (a, b):
@@ -702,7 +702,7 @@ class Judge(Evaluator):
             probes = values + between(values)
             if unsolved:
                 steps = [sign * Fraction(3) ** n for sign in (1, -1) for n in range(-2, 6)]
-                probes += [x + step for x in probes[:12] for step in steps]
+                probes += [fraction(x) + step for x in probes[:12] for step in steps]
             for n, self.given[unknown[1]] in enumerate(probes):
                 if unsolved and n < len(values) and not self.is_end(unsolved[0]):
                     return None

@@ -55,9 +55,9 @@ def residue(node: tuple) -> tuple | None:
     name, right = (node[2], node[-1]) if node[:2] == ("relation", "\\equiv") else (None, node)
     return (name, *right[1:]) if right[0] == "\\mod" and len(right) == 3 else None
 
-def mentions(node: tuple, *operations: str) -> bool:
+def mentions(node: tuple, operations) -> bool:
     operation = node[1] if node[0] == "call" else node[0]
-    return operation in operations or any(mentions(child, *operations) for child in children(node))
+    return operation in operations or any(mentions(child, operations) for child in children(node))
 
 def whole_names(node: tuple) -> set[str]:
     """The names in what counts, rounds, or is an exponent of a negative number."""
@@ -341,8 +341,8 @@ class Evaluator:
         if node[1] == "\\in":
             return self.holds(args[1], self.value(args[0]) if at is None else at)
         if residue(node):
-            x, rest, modulus = map(self.value, residue(node))
-            return fraction(x - rest) % fraction(modulus) == 0
+            x, rest, modulus = (fraction(self.value(part)) for part in residue(node))
+            return (x - rest) % modulus == 0
         signs = node[1].split() if op == "relation" else ["<=" if sign in "[]" else "<" for sign in node[1]]
         try:
             sides = [(infinite(arg), Fraction(0) if infinite(arg) else self.value(arg)) for arg in args]
@@ -389,9 +389,9 @@ class Evaluator:
         rounds; and ones on each side of where an argument of |...|, a root, a log, a maximum or a condition
         changes its sign."""
         whole = sorted(whole_names(a) | whole_names(b))
-        numbers = WHOLE[:-5 if mentions(a, *COUNTING) or mentions(b, *COUNTING) else None]
+        numbers = WHOLE[:-5 if mentions(a, COUNTING) or mentions(b, COUNTING) else None]
         sharp = edges(a) | edges(b)
-        plain = not (whole or sharp or mentions(a, *CALLS) or mentions(b, *CALLS))
+        plain = not (whole or sharp or mentions(a, CALLS) or mentions(b, CALLS))
         broken = [name for name in whole if name[0] not in WHOLE_NAMES]      # floor(x) also between integers
         for n in range(4 if plain else 7 + len(numbers) * bool(whole) + 6 * bool(broken)):
             self.point = n % 7

@@ -1789,6 +1789,19 @@ def test_random_text_never_raises():
         assert answers_equal(raw, "3") in (True, False) and verify("\\boxed{" + raw, raw) in (True, False)
 
 
+def test_spliced_pairs_never_raise():
+    """Pairs of the lists above, cut and joined at random, and values that are no fractions where fractions are usual."""
+    for a, b in ((r"x^2 \ge 5", "|x| < 3"), (r"(-\infty,-\sqrt2]\cup[\sqrt2 B,\infty)", r"\frac{1}{x} > 0"), (r"6\cdot 10^{.5}", r"6\cdot 10^{3}"),
+                 (r"\begin{cases} 1 & \text{if } e n \text{ is odd} \\ 2 & \text{otherwise} \end{cases}", "12"), (r"\prod_i=1}^{3} i", "3")):
+        assert not answers_equal(a, b) and not answers_equal(b, a)
+    rng = random.Random(4)
+    texts = [text for line in (EQUAL + DIFFERENT).strip().splitlines() for text in line.split(" ~ ")]
+    for _ in range(1500):
+        a, b, c = rng.sample(texts, 3)
+        spliced = a[:rng.randrange(len(a) + 1)] + b[rng.randrange(len(b) + 1):]
+        assert answers_equal(spliced, c) in (True, False) and answers_equal(c, spliced) in (True, False)
+
+
 def test_no_global_random_state():
     random.seed(5)
     before = random.getstate()
