@@ -202,8 +202,8 @@ def check_ranks(args):
     for rank, other in enumerate(flags):
         for name, value in other.items():
             if flags[0].get(name) != value:
-                error = ValueError(f"{name} is {flags[0].get(name)!r:.60} on rank 0 and {value!r:.60} on rank "
-                                   f"{rank}, expected the same flags on all ranks")
+                here, there = f"{flags[0].get(name)!r:.60} on rank 0", f"{value!r:.60} on rank {rank}"
+                error = ValueError(f"{name} is {here} and {there}, expected the same flags on all ranks")
                 error.everywhere = True
                 raise error
 
