@@ -382,7 +382,8 @@ def run_report(args):
         # what may change within a run does not make another one
         free = {f.name for flags in COMMANDS.values() for f in dataclasses.fields(flags)
                 if f.metadata["resume"] in ("any", "once")}
-        report.write(args.runs, out, free)
+        defaults = {f.name: f.default for f in dataclasses.fields(PPOConfig)}
+        report.write(args.runs, out, free, defaults)
     print(f"wrote {files.visible(out, 1000)} ({out.stat().st_size / 1e6:.1f} MB)")
 
 

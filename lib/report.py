@@ -2,14 +2,12 @@
 
 Here it is gathered, checked and cut to size; lib/report.html is the page that shows it.
 """
-import dataclasses
 import json
 import math
 import os
 from pathlib import Path
 
 from lib import files
-import ppo
 import rewards
 
 READ_BYTES = 2**31  # of a log that is read at all: it is in memory as a whole
@@ -118,12 +116,11 @@ def gather_eval(folder):
     return config | {"models": models}
 
 
-def group_runs(runs, passing):
+def group_runs(runs, passing, defaults):
     """Runs that differ by their seed, the model that this seed made and `passing` flags alone get the same `group` and `label`."""
-    defaults = {f.name: f.default for f in dataclasses.fields(ppo.PPOConfig)}  # of flags younger than a run
     groups = {}
     for run in runs:
-        flags = (defaults if run["flags"].get("command") == "ppo" else {}) | run["flags"]
+        flags = (defaults if run["flags"].get("command") == "ppo" else {}) | run["flags"]  # some are younger than the run
         flags = {k: "none" if v is None else str(v) for k, v in flags.items() if k not in ("seed", "run", "model", *passing)}
         groups.setdefault(json.dumps(flags, sort_keys=True), (flags, []))[1].append(run)
     for key, (flags, members) in list(groups.items()):
@@ -142,9 +139,9 @@ def group_runs(runs, passing):
             run |= {"group": i, "label": ", ".join(label) if label and not others else members[0]["name"]}
 
 
-def write(folders, out, passing):
+def write(folders, out, passing, defaults):
     """Read the folders that sft, ppo and eval wrote and write the page; passing: flags that do not make a run another
-    one. A page that an earlier report wrote is replaced, and nothing else."""
+    one; defaults: those of PPO's flags. A page that an earlier report wrote is replaced, and nothing else."""
     page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     if os.path.lexists(out):
         files.regular(out)
@@ -169,5 +166,5 @@ def write(folders, out, passing):
             data[kind].append(found)
         except (KeyError, TypeError, AttributeError, ZeroDivisionError) as e:
             raise ValueError(f"{folder}: not what this program writes: {files.visible(repr(e))}") from None
-    group_runs(data["runs"], passing)
+    group_runs(data["runs"], passing, defaults)
     files.write_text(out, page.replace("{{DATA}}", embedded(data)))
