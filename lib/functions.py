@@ -1,4 +1,5 @@
-"""A user's own function, of --reward or --verifier: loaded from its file, called in threads, its errors a line of its file."""
+"""A user's own function, of --reward or --verifier. It is loaded from its file and called in threads, and an
+error of it is told as a line of its file."""
 import importlib.util
 import inspect
 import sys
@@ -17,7 +18,8 @@ THREADS = 16  # calls at once, on each rank: such functions often wait, for a co
 
 
 def verdict(value):
-    """What a verifier returned, a bool: whatever else might be meant otherwise, as None of a forgotten return is."""
+    """What a verifier returned, a bool. Anything else may not be meant as a verdict: None, for example, comes
+    of a forgotten return."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"returned {value!r:.80}, expected True or False")
     return bool(value)
@@ -31,15 +33,17 @@ def number(value):
 
 
 def load(flag, spec, kind):
-    """FILE.py:FUNCTION -> a function of the same arguments whose result is of the kind (verdict or number), and which raises
-    TrainingError with file, line and error in one line; None of an empty spec. The file is the user's own code."""
+    """The function that FILE.py:FUNCTION names, as one of the same arguments whose result is of the kind
+    (verdict or number), and which raises TrainingError with file, line and error in one line. None for an
+    empty spec. The file is the user's own code."""
     if not spec:
         return None
     file, _, name = spec.rpartition(":")
     if not file or not Path(file).is_file():
         raise FileNotFoundError(f"{flag} {spec}: expected an existing FILE.py:FUNCTION")
     module_name = f"rlsp_{kind.__name__}_function"
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(module_name, SourceFileLoader(module_name, file)))
+    loader = SourceFileLoader(module_name, file)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(module_name, loader))
     sys.modules[module_name] = module  # dataclasses look themselves up there
     folder = str(Path(file).resolve().parent)
     if folder not in sys.path:
@@ -64,7 +68,8 @@ def load(flag, spec, kind):
 
 
 def described(error, file, line=None):
-    """FILE:LINE: what went wrong. The line is the last of the file that the error passed, else the given one."""
+    """What went wrong, as FILE:LINE: error. The line is the last of the file that the error passed, or else
+    the given one."""
     lines = [n for frame, n in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == file]
     text = traceback.format_exception_only(error)[0]
     if isinstance(error, SyntaxError):
@@ -77,8 +82,8 @@ def described(error, file, line=None):
 
 
 def call_all(function, calls, threads=THREADS):
-    """[function(*arguments) for arguments in calls], many at once, in this order. The first error in this order is raised; what
-    has not begun by then is not called."""
+    """[function(*arguments) for arguments in calls], many at once, in this order. The first error in this
+    order is raised; what has not begun by then is not called."""
     pool = ThreadPoolExecutor(threads)
     try:
         return [future.result() for future in [pool.submit(function, *arguments) for arguments in calls]]

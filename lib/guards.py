@@ -1,4 +1,5 @@
-"""What stops a training that cannot go on, gradients and numbers that are not finite; and what one that learns nothing looks like."""
+"""What stops a training that cannot go on: gradients and numbers that are not finite. Also what a training
+that learns nothing looks like."""
 import contextlib
 import math
 from pathlib import Path
@@ -10,7 +11,8 @@ from lib import parallel
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message names the quantity and the step. everywhere: every rank raises it alike."""
+    """Training cannot go on. The message names the quantity and the step. everywhere: every rank raises it
+    alike."""
 
     def __init__(self, message, everywhere=True):
         super().__init__(message)
@@ -18,8 +20,8 @@ class TrainingError(RuntimeError):
 
 
 def clip_gradients(net, limit):
-    """Scale gradients to a norm of at most limit, and return the norm. One that is not finite scales nothing (it would spread over
-    all gradients), so that first_nonfinite can name the parameter."""
+    """Scale gradients to a norm of at most limit, and return the norm. One that is not finite scales nothing
+    (it would spread over all gradients), so that first_nonfinite can name the parameter."""
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
     total = torch.nn.utils.get_total_norm(gradients)
     norm = float(parallel.full(total))
@@ -29,16 +31,17 @@ def clip_gradients(net, limit):
 
 
 def first_nonfinite(nets):
-    """What among the weights, then the gradients of nets {name: net} is the first not to be finite, in words; "" if all are."""
+    """What among the weights, and then among the gradients, of nets {name: net} is the first not to be
+    finite, in words; "" if all are."""
     held = [(f"{name}'s {key}", p) for name, net in nets.items() for key, p in net.named_parameters()]
     held += [(f"the gradient of {name}", p.grad) for name, p in held if p.grad is not None]
-    bad = parallel.all_reduce(torch.tensor([float(not torch.isfinite(parallel.local(x)).all()) for _, x in held]))
-    return next((name for (name, _), n in zip(held, bad) if n), "")
+    mine = torch.tensor([float(not torch.isfinite(parallel.local(x)).all()) for _, x in held])
+    return next((name for (name, _), n in zip(held, parallel.all_reduce(mine)) if n), "")
 
 
 def check_saved(where, named):
     """Stop before (name, tensor) pairs are written that nobody could go on with. Every rank looks at its own
-    part, all stop alike."""
+    part, and all stop alike."""
     found = [(name, float(not torch.isfinite(parallel.local(x)).all())) for name, x in named]
     names, bad = zip(*found)
     for name, n in zip(names, parallel.all_reduce(torch.tensor(bad))):
@@ -48,33 +51,46 @@ def check_saved(where, named):
 
 
 def check_finite(name, x, step, run, batch, nets):
-    """Stop with the batch on disk where a number is not finite. Every rank sees the same numbers and stops alike."""
+    """Stop with the batch on disk where a number is not finite. Every rank sees the same numbers and stops
+    alike."""
     if not torch.isfinite(torch.as_tensor(x)).all():
-        file, first = Path(run) / f"nonfinite-step-{step}.safetensors", first_nonfinite(nets)
+        file = Path(run) / f"nonfinite-step-{step}.safetensors"
+        first = first_nonfinite(nets)
         parallel.together(lambda: save_file({k: v.contiguous() for k, v in batch.items()}, file))
-        raise TrainingError(f"step {step}: {name} is not finite" + (f", nor is {first}" if first else "") + f"; the batch is in {file}")
+        also = f", nor is {first}" if first else ""
+        raise TrainingError(f"step {step}: {name} is not finite{also}; the batch is in {file}")
 
 
 @contextlib.contextmanager
 def sampling_from(what, net):
-    """Errors of sampling say what was sampled from, and the first of its weights (those that this rank holds) that is not finite."""
+    """Errors of sampling say what was sampled from, and the first of its weights (those that this rank holds)
+    that is not finite."""
     try:
         yield
     except TrainingError as e:
-        bad = next((name for name, p in net.named_parameters() if not torch.isfinite(parallel.local(p)).all()), None)
-        raise TrainingError(f"{what}: {e}" + (f"; its {bad} is not finite" if bad else ""), e.everywhere) from None
+        bad = next((name for name, p in net.named_parameters()
+                    if not torch.isfinite(parallel.local(p)).all()), None)
+        also = f"; its {bad} is not finite" if bad else ""
+        raise TrainingError(f"{what}: {e}{also}", e.everywhere) from None
 
 
 def unhealthy(samples, differ, config, boxes):
-    """Why a step's samples teach nothing, or not what they should, in words: a step whose losses and norms look like any other's.
-    differ: does any reward differ from those that it is compared with? boxes: does the reward ask for an answer in a box?"""
-    found, n = [], len(samples)
+    """Why a step's samples teach nothing, or not what they should, in words. The losses and norms of such a
+    step look like any other's. differ: whether any reward differs from those that it is compared with.
+    boxes: whether the reward asks for an answer in a box."""
+    found = []
+    n = len(samples)
     cut = sum(s.truncated for s in samples)
     if boxes and all(s.parts.answer is None for s in samples):
         found.append("no response has a \\boxed answer; does anything in the prompt ask for one?")
     if n > 1 and not differ:
         rewards = {s.parts.total for s in samples}
-        each = f"are {rewards.pop() + 0.0:.6g}" if len(rewards) == 1 else "are equal" + " within each prompt" * (config.advantage == "group")
+        if len(rewards) == 1:
+            each = f"are {rewards.pop() + 0.0:.6g}"
+        elif config.advantage == "group":
+            each = "are equal within each prompt"
+        else:
+            each = "are equal"
         found.append(f"all rewards {each}: the policy learns from the KL penalty alone")
     if 2 * cut > n:
         found.append(f"{cut} of {n} responses are cut off at --max-response {config.max_response}")
@@ -82,9 +98,11 @@ def unhealthy(samples, differ, config, boxes):
 
 
 def first_ratio(step, ratio, error, dtype):
-    """Metrics of the first minibatch. The old log-probs are the very model's that is trained: a mean ratio away from 1
-    before any update is a bug. Other batch shapes round otherwise, bfloat16 by percents."""
+    """Metrics of the first minibatch. The old log-probs are the very model's that is trained: a mean ratio
+    away from 1 before any update is a bug. The tolerance is there since batches of other shapes are rounded
+    otherwise, in bfloat16 by percents."""
     limit = 1e-3 if dtype == torch.float32 else 0.1
     if math.isnan(error) or error >= limit:
-        raise TrainingError(f"step {step}: the ratio on the first minibatch is off 1 by {error:.2g} on average")
+        raise TrainingError(f"step {step}: the ratio on the first minibatch is off 1 "
+                            f"by {error:.2g} on average")
     return dict(first_ratio=ratio, first_ratio_error=error)

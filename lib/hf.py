@@ -1,4 +1,5 @@
-"""Hugging Face folders: config.json, safetensors in and out with each rank reading only its own rows, tokenizer, chat prompts."""
+"""Hugging Face folders: config.json, safetensors in and out with each rank reading only its own rows,
+tokenizer, chat prompts."""
 import json
 import math
 import os
@@ -14,7 +15,8 @@ from model import Config, Critic, Llama, init_weights
 
 
 def read_config(folder):
-    """The Config of folder/config.json. Raises FileNotFoundError, or ValueError naming file, key, value and what was expected."""
+    """The Config of folder/config.json. Raises FileNotFoundError, or ValueError naming file, key, value and
+    what was expected."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a Hugging Face model folder")
@@ -22,24 +24,30 @@ def read_config(folder):
 
 
 SAFETENSORS_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-READABLE_TYPES = ("F64", *SAFETENSORS_TYPES.values())  # integers and float8 are quantized, their scales elsewhere
+# Integers and float8 are left out: they are quantized, and their scales lie elsewhere.
+READABLE_TYPES = ("F64", *SAFETENSORS_TYPES.values())
 TOKEN = 4096  # characters of a token: those that occur have some hundreds
 GROWTH = 64  # times that a tokenizer may lengthen a text; of Unicode's forms the longest is 18 times as long
 
 
 def weight_files(folder):
-    """{tensor name: file} of a folder's model.safetensors or model.safetensors.index.json; no path leaves the folder."""
+    """{tensor name: file} of a folder's model.safetensors or model.safetensors.index.json; no path leaves the
+    folder."""
     folder = Path(folder)
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    index = folder / "model.safetensors.index.json"
+    single = folder / "model.safetensors"
     if index.is_file():
         names = files.read_json(index).get("weight_map")
         if not isinstance(names, dict):
-            raise ValueError(f"{index}: weight_map is {type(names).__name__}, expected an object of tensor names to file names")
+            raise ValueError(f"{index}: weight_map is {type(names).__name__}, "
+                             "expected an object of tensor names to file names")
         for name, file in names.items():
             if not isinstance(file, str) or Path(file).name != file or file in ("", "..") or "\\" in file:
-                raise ValueError(f"{index}: weight_map sends {name} to {file!r}, expected a file name without a folder")
+                raise ValueError(f"{index}: weight_map sends {name} to {file!r}, "
+                                 "expected a file name without a folder")
             if not (folder / file).is_file():
-                raise FileNotFoundError(f"{folder / file}: no such file, but {index.name} names it for {name}")
+                raise FileNotFoundError(f"{folder / file}: no such file, "
+                                        f"but {index.name} names it for {name}")
         return {name: folder / file for name, file in names.items()}
     if not single.is_file():
         raise FileNotFoundError(f"{folder}: neither model.safetensors nor model.safetensors.index.json there "
@@ -56,15 +64,17 @@ def open_weights(file):
 
 
 def check_tensors(shapes, folder, ignore=()):
-    """{file: names} of the tensors {name: shape}, after a look at the safetensors' headers: a ValueError names the
-    first name, shape or type that does not fit. `ignore`: endings of names that may be there unused."""
+    """{file: names} of the tensors {name: shape}, after a look at the safetensors' headers: a ValueError
+    names the first name, shape or type that does not fit. `ignore`: endings of names that may be there
+    unused."""
     found = weight_files(folder)
     missing = [n for n in shapes if n not in found]
     extra = [n for n in found if n not in shapes and not n.endswith(tuple(ignore))]
     for what, names in (("lacks tensor", missing), ("has the unexpected tensor", extra)):
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-            raise ValueError(f"{folder}: {what} {files.visible(names[0])}{more}; the weights do not fit config.json")
+            raise ValueError(f"{folder}: {what} {files.visible(names[0])}{more}; "
+                             "the weights do not fit config.json")
     by_file = {}
     for name in shapes:
         by_file.setdefault(found[name], []).append(name)
@@ -73,20 +83,22 @@ def check_tensors(shapes, folder, ignore=()):
             for name in names:
                 try:
                     source = f.get_slice(name)
-                    shape, kind = source.get_shape(), source.get_dtype()
+                    shape = source.get_shape()
+                    kind = source.get_dtype()
                 except SafetensorError as e:
                     raise ValueError(f"{file}: {name}: {e}") from None
                 if list(shape) != list(shapes[name]):
                     raise ValueError(f"{file}: {name} has shape {list(shape)}, expected {list(shapes[name])}")
                 if kind not in READABLE_TYPES:
-                    raise ValueError(f"{file}: {name} has type {kind}, expected one of {', '.join(READABLE_TYPES)}")
+                    raise ValueError(f"{file}: {name} has type {kind}, "
+                                     f"expected one of {', '.join(READABLE_TYPES)}")
     return by_file
 
 
 @torch.no_grad()
 def load_tensors(targets, folder, ignore=()):
-    """Fill the tensors {name: tensor} from a folder's safetensors; sharded ones read only their own rows. All of them
-    are checked before the first weight is read."""
+    """Fill the tensors {name: tensor} from a folder's safetensors. Sharded ones read only their own rows. All
+    of them are checked before the first weight is read."""
     shapes = {name: target.shape for name, target in targets.items()}
     for file, names in check_tensors(shapes, folder, ignore).items():
         with open_weights(file) as f:
@@ -107,18 +119,20 @@ def parameters(net):
 
 
 def check_weights(folder):
-    """A ValueError unless the folder's weights are those of its config.json; no weight is read."""
+    """Raise a ValueError unless the folder's weights are those of its config.json. No weight is read."""
     with torch.device("meta"):
         targets, ignore = parameters(Llama(read_config(folder)))
     check_tensors({name: p.shape for name, p in targets.items()}, folder, ignore)
 
 
 def measure(folder):
-    """{file: [bytes, CRC-32]} of what a run takes from a model's folder. Of weights the CRC is that of the header (names,
-    types and shapes) and of the first MiB behind it: another training of the same model is seen, terabytes are not read."""
+    """{file: [bytes, CRC-32]} of what a run takes from a model's folder. Of weights the CRC is that of the
+    header (names, types and shapes) and of the first MiB behind it: so another training of the same model is
+    noticed, and terabytes are not read."""
     folder = Path(folder)
     found = {name: files.measure(folder / name) for name in ("config.json", "tokenizer.json")}
-    weights = set(weight_files(folder).values()) if list(folder.glob("*.safetensors*")) else ()  # none: --from-scratch
+    # A folder without weights is one for --from-scratch.
+    weights = set(weight_files(folder).values()) if list(folder.glob("*.safetensors*")) else ()
     for file in weights:
         with open(file, "rb") as f:
             header = min(int.from_bytes(f.read(8), "little"), 10**8)
@@ -126,10 +140,13 @@ def measure(folder):
     return found
 
 
-def load(folder, cls=Llama, dtype=torch.bfloat16, device="cpu", mesh=None, compute_dtype=None, init_seed=None, offload=False):
-    """A Llama or Critic from a Hugging Face folder, sharded over a `mesh` of more than one process; offload: as in shard.
+def load(folder, cls=Llama, dtype=torch.bfloat16, device="cpu", mesh=None, compute_dtype=None, init_seed=None,
+         offload=False):
+    """A Llama or Critic from a Hugging Face folder, sharded over a `mesh` of more than one process. offload
+    is that of parallel.shard.
 
-    A Critic takes the policy's trunk, and its head from `init_seed`. A Llama with `init_seed` starts at random.
+    A Critic takes the policy's trunk, and its head from `init_seed`. A Llama with `init_seed` starts at
+    random.
     """
     config = read_config(folder)
     scratch = cls is Llama and init_seed is not None
@@ -159,7 +176,8 @@ def load(folder, cls=Llama, dtype=torch.bfloat16, device="cpu", mesh=None, compu
 
 
 def save(net, folder, dtype=None):
-    """Write config.json and safetensors that transformers and vLLM load unchanged; dtype: of the file, default as held."""
+    """Write config.json and safetensors that transformers and vLLM load unchanged. dtype is that of the file,
+    by default that of the network."""
     folder = Path(folder)
     save_tensors(((n, p) for n, p in net.named_parameters()), folder, dtype)
     if parallel.rank() == 0:
@@ -170,10 +188,12 @@ def save(net, folder, dtype=None):
 
 @torch.no_grad()
 def save_tensors(named, folder, dtype=None, max_bytes=5 * 10**9):
-    """Write (name, tensor) pairs as safetensors, in several files with an index beyond max_bytes. Called by every rank. Sharded
-    tensors are gathered one by one and rank 0 writes each at once: never more than one whole tensor is in memory. Files are
-    written aside and then renamed."""
-    folder, parts, size = Path(folder), [[]], 0  # parts: lists of (name, tensor, type in the file, bytes)
+    """Write (name, tensor) pairs as safetensors, in several files with an index beyond max_bytes. Called by
+    every rank. Sharded tensors are gathered one by one and rank 0 writes each at once: never more than one
+    whole tensor is in memory. Files are written aside and then renamed."""
+    folder = Path(folder)
+    parts = [[]]  # lists of (name, tensor, type in the file, bytes)
+    size = 0
     for name, p in named:
         kind = dtype or p.dtype
         n = p.numel() * kind.itemsize
@@ -182,16 +202,20 @@ def save_tensors(named, folder, dtype=None, max_bytes=5 * 10**9):
             size = 0
         parts[-1].append((name, p, kind, n))
         size += n
-    # of the type in the file: what is near the end of float32's range becomes infinite in bfloat16
-    guards.check_saved(folder, ((name, parallel.local(p).to(kind)) for entries in parts for name, p, kind, _ in entries))
+    # In the type of the file: what is near the end of float32's range becomes infinite in bfloat16.
+    guards.check_saved(folder, ((name, parallel.local(p).to(kind))
+                                for entries in parts for name, p, kind, _ in entries))
     if parallel.rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
     for i, entries in enumerate(parts):
         with open(folder / f".part-{i}" if parallel.rank() == 0 else os.devnull, "wb") as f:
-            # the format: 8 bytes of length, a header in JSON padded to a multiple of 8, the tensors' bytes one after the other
-            header, at = {"__metadata__": {"format": "pt"}}, 0
+            # The format: 8 bytes of length, a header in JSON padded to a multiple of 8, and the tensors'
+            # bytes one after the other.
+            header = {"__metadata__": {"format": "pt"}}
+            at = 0
             for name, p, kind, n in entries:
-                header[name] = {"dtype": SAFETENSORS_TYPES[kind], "shape": list(p.shape), "data_offsets": [at, at + n]}
+                header[name] = {"dtype": SAFETENSORS_TYPES[kind], "shape": list(p.shape),
+                                "data_offsets": [at, at + n]}
                 at += n
             text = json.dumps(header).encode()
             text += b" " * (-len(text) % 8)
@@ -206,9 +230,11 @@ def save_tensors(named, folder, dtype=None, max_bytes=5 * 10**9):
             os.replace(folder / f".part-{i}", folder / shard_name(i, len(parts)))
         index = folder / "model.safetensors.index.json"
         if len(parts) > 1:
-            files.write_text(index, json.dumps({
-                "metadata": {"total_size": sum(n for entries in parts for *_, n in entries)},
-                "weight_map": {e[0]: shard_name(i, len(parts)) for i, entries in enumerate(parts) for e in entries}}, indent=2) + "\n")
+            total = sum(n for entries in parts for *_, n in entries)
+            places = {name: shard_name(i, len(parts))
+                      for i, entries in enumerate(parts) for name, *_ in entries}
+            spec = {"metadata": {"total_size": total}, "weight_map": places}
+            files.write_text(index, json.dumps(spec, indent=2) + "\n")
         else:
             index.unlink(missing_ok=True)
 
@@ -220,7 +246,8 @@ def shard_name(i, n):
 def load_tokenizer(folder):
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a Hugging Face model folder with its tokenizer")
+        raise FileNotFoundError(f"{path}: no such file; "
+                                "expected a Hugging Face model folder with its tokenizer")
     spec = files.read_json(path)
     try:
         tokenizer = Tokenizer.from_file(str(path))
@@ -228,18 +255,22 @@ def load_tokenizer(folder):
         raise ValueError(f"{path}: not a tokenizer: {e}") from None
     for part in ("normalizer", "decoder"):
         if growth(spec.get(part)) > GROWTH:
-            raise ValueError(f"{path}: {part} may lengthen a text more than {GROWTH} times, which takes all memory")
-    tokenizer.encode_special_tokens = True  # <|eot_id|> in somebody's text is text; templates place the real ones by id
+            raise ValueError(f"{path}: {part} may lengthen a text more than {GROWTH} times, "
+                             "which takes all memory")
+    # <|eot_id|> in somebody's text is text; templates place the real ones by their ids.
+    tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()
     chat_style(tokenizer)
-    size, vocabulary = read_config(folder).vocab_size, tokenizer.get_vocab()
+    size = read_config(folder).vocab_size
+    vocabulary = tokenizer.get_vocab()
     if len(vocabulary) > size:
         raise ValueError(f"{path}: {len(vocabulary)} tokens, but config.json's vocab_size is {size}")
-    largest, longest = max(vocabulary, key=vocabulary.get), max(vocabulary, key=len)
+    largest = max(vocabulary, key=vocabulary.get)
     if vocabulary[largest] >= size:
         raise ValueError(f"{path}: token {files.visible(repr(largest))} has id {vocabulary[largest]}, "
                          f"but config.json's vocab_size is {size}")
+    longest = max(vocabulary, key=len)
     if len(longest) > TOKEN:
         raise ValueError(f"{path}: token {files.visible(repr(longest))} has {len(longest)} characters, "
                          f"expected at most {TOKEN}")
@@ -248,14 +279,15 @@ def load_tokenizer(folder):
 
 
 def growth(part):
-    """How many times longer a text may become by a normalizer or decoder of a tokenizer.json, at most: a chain of
-    replacements, each of a letter by ten, is a short file that makes gigabytes of a word."""
+    """How many times longer a text may become at most by a normalizer or decoder of a tokenizer.json: a
+    chain of replacements, each of a letter by ten, is a short file that makes gigabytes of a word."""
     kind = part.get("type") if part else None
     if kind == "Sequence":
         return math.prod(growth(step) for step in part.get("normalizers", part.get("decoders", ())))
     if kind == "Replace":
-        pattern, new = part["pattern"].get("String"), len(part["content"].encode())
-        # a regular expression may match nothing at all, between any two letters
+        pattern = part["pattern"].get("String")
+        new = len(part["content"].encode())
+        # A regular expression may match nothing at all, between any two letters.
         return max(1.0, new / len(pattern.encode())) if pattern else 1.0 + new
     if kind == "Prepend":
         return 1.0 + len(part["prepend"].encode())
@@ -264,27 +296,38 @@ def growth(part):
 
 
 def chat_style(tokenizer):
-    """(start of turn, end of role, end of turn) as text, by the special tokens that the tokenizer has."""
-    has = lambda *names: all(tokenizer.token_to_id(n) is not None for n in names)
+    """The chat template, "llama3" or "chatml", by the special tokens that the tokenizer has."""
+    def has(*names):
+        return all(tokenizer.token_to_id(name) is not None for name in names)
+
     if has("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"):
         return "llama3"
     if has("<|im_start|>", "<|im_end|>"):
         return "chatml"
-    raise ValueError("tokenizer.json: neither Llama 3's <|start_header_id|>, <|end_header_id|>, <|eot_id|>, <|begin_of_text|> "
-                     "nor ChatML's <|im_start|>, <|im_end|> among its tokens; expected a chat model's tokenizer")
+    raise ValueError("tokenizer.json: neither Llama 3's "
+                     "<|start_header_id|>, <|end_header_id|>, <|eot_id|>, <|begin_of_text|> "
+                     "nor ChatML's <|im_start|>, <|im_end|> among its tokens; "
+                     "expected a chat model's tokenizer")
 
 
 def chat_prompt(tokenizer, problem):
-    """Token ids of one user turn `Problem: {problem}` and the opening of the assistant's turn; no system message.
+    """Token ids of one user turn `Problem: {problem}` and the opening of the assistant's turn, without a
+    system message.
 
-    Only the template's own special tokens become special: text such as <|eot_id|> inside a problem stays text.
+    Only the template's own special tokens become special: text such as <|eot_id|> inside a problem stays
+    text.
     """
-    text = lambda s: tokenizer.encode(s, add_special_tokens=False).ids
     special = tokenizer.token_to_id
+
+    def text(string):
+        return tokenizer.encode(string, add_special_tokens=False).ids
+
+    def turn(role):
+        return [special("<|start_header_id|>"), *text(role), special("<|end_header_id|>")]
+
     if chat_style(tokenizer) == "llama3":
-        turn = lambda role: [special("<|start_header_id|>"), *text(role), special("<|end_header_id|>")]
-        return [special("<|begin_of_text|>"), *turn("user"), *text(f"\n\nProblem: {problem}"), special("<|eot_id|>"),
-                *turn("assistant"), *text("\n\n")]
+        return [special("<|begin_of_text|>"), *turn("user"), *text(f"\n\nProblem: {problem}"),
+                special("<|eot_id|>"), *turn("assistant"), *text("\n\n")]
     return [special("<|im_start|>"), *text(f"user\nProblem: {problem}"), special("<|im_end|>"), *text("\n"),
             special("<|im_start|>"), *text("assistant\n")]
 
@@ -294,13 +337,16 @@ def end_of_turn(tokenizer):
 
 
 def eos_ids(folder, tokenizer):
-    """Ids that end a response: the chat template's end of turn, and what generation_config.json or config.json name."""
-    ids, size = {end_of_turn(tokenizer)}, read_config(folder).vocab_size
+    """Ids that end a response: the chat template's end of turn, and what generation_config.json or
+    config.json name."""
+    ids = {end_of_turn(tokenizer)}
+    size = read_config(folder).vocab_size
     for file in ("generation_config.json", "config.json"):
         path = Path(folder) / file
         if path.is_file():
             value = files.read_json(path).get("eos_token_id")
-            for i in value if isinstance(value, list) else [] if value is None else [value]:
+            named = value if isinstance(value, list) else [] if value is None else [value]
+            for i in named:
                 if type(i) is not int or not 0 <= i < size:
                     raise ValueError(f"{path}: eos_token_id has {files.visible(repr(i))}, "
                                      f"expected ids below vocab_size {size}")
@@ -309,12 +355,14 @@ def eos_ids(folder, tokenizer):
 
 
 def token_texts(tokenizer, ids):
-    """The text of each token, which joined are the decoded ids. Byte-level tokens may end inside a character: such a token is
-    empty and the one that completes the character has it whole."""
-    texts, start = [], 0
+    """The text of each token, which joined are the decoded ids. Byte-level tokens may end inside a character:
+    such a token is empty and the one that completes the character has it whole."""
+    texts = []
+    start = 0
     for i in range(len(ids)):
         text = tokenizer.decode(ids[start : i + 1], skip_special_tokens=False)
-        if text.endswith("\ufffd") and i - start < 3 and i + 1 < len(ids):  # a character has four bytes at most
+        # A character has at most four bytes.
+        if text.endswith("\ufffd") and i - start < 3 and i + 1 < len(ids):
             text = ""
         else:
             start = i + 1
@@ -323,24 +371,29 @@ def token_texts(tokenizer, ids):
 
 
 def tokenizer_files(folder):
-    """The files beside the weights that a trained model takes over, checked: a stranger's folder shall not make us copy
-    what a link leads to elsewhere on this machine. Hugging Face's cache consists of links, from
-    models--NAME/snapshots/REVISION/FILE to models--NAME/blobs."""
-    folder, found = Path(folder), []
+    """The files beside the weights that a trained model takes over. They are checked: a stranger's folder
+    shall not make us copy what a link leads to elsewhere on this machine. Hugging Face's cache
+    consists of links, from models--NAME/snapshots/REVISION/FILE to models--NAME/blobs."""
+    folder = Path(folder)
+    found = []
     root = Path(os.path.realpath(folder))
-    cache, roots = root.parent.parent, [root]
+    roots = [root]
+    cache = root.parent.parent
     if root.parent.name == "snapshots" and cache.name.startswith("models--"):
         roots.append(cache / "blobs")
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json",
+                 "special_tokens_map.json"):
         path = folder / name
         inside = set(roots) & set(Path(os.path.realpath(path)).parents)
         if path.is_symlink() and not (inside and path.exists()):
-            raise ValueError(f"{path}: a link that leaves the folder or leads to nothing, expected a file to copy")
+            raise ValueError(f"{path}: a link that leaves the folder or leads to nothing, "
+                             "expected a file to copy")
         if path.exists() and not path.is_file():
             raise ValueError(f"{path}: expected a regular file")
         if path.exists() and path.stat().st_size > files.JSON_BYTES:
             raise ValueError(f"{path}: {path.stat().st_size} bytes, expected at most {files.JSON_BYTES}")
-        found += [path] if path.exists() else []
+        if path.exists():
+            found.append(path)
     return found
 
 
