@@ -9,12 +9,14 @@ import rewards
 
 
 def pass_at_k(n, c, k):
-    """Probability that at least one of k samples is right, estimated without bias from c right ones of n (2107.03374)."""
+    """The probability that at least one of k samples is right, estimated without bias from c right ones of n
+    (arXiv 2107.03374)."""
     return 1.0 if n - c < k else 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def majority(answers):
-    """The answer that most samples agree on, mathematically equal ones counted together; ties go to the earlier one."""
+    """The answer that most samples agree on. Mathematically equal ones are counted together, and ties go to
+    the earlier one."""
     groups = []  # [representative, votes]
     for a in answers:
         if a is not None:
@@ -27,8 +29,8 @@ def majority(answers):
 
 
 def maj_at_k(rows, k):
-    """Share of right majorities over the disjoint groups of k samples of each problem: the verifier's verdict on the first response
-    that gave the majority's answer."""
+    """The share of right majorities over the disjoint groups of k samples of each problem. A majority is
+    right where the verifier says so of the first response that gave its answer."""
     votes = []
     for r in rows:
         for i in range(0, len(r["answers"]) - k + 1, k):
@@ -40,11 +42,15 @@ def maj_at_k(rows, k):
 
 def summarize(rows, n):
     """Scores of evaluated problems (rows with correct, answers, tokens, each a list of n samples)."""
-    mean = lambda values: sum(values) / len(values)
+    def mean(values):
+        return sum(values) / len(values)
+
     accuracy = [mean(r["correct"]) for r in rows]
+    squares = sum((a - mean(accuracy)) ** 2 for a in accuracy)
     out = {"problems": len(rows), "accuracy": mean(accuracy),
-           "standard_error": math.sqrt(sum((a - mean(accuracy)) ** 2 for a in accuracy) / max(1, len(rows) - 1) / len(rows)),
-           "tokens": mean([t for r in rows for t in r["tokens"]]), "truncated": mean([t for r in rows for t in r["truncated"]]),
+           "standard_error": math.sqrt(squares / max(1, len(rows) - 1) / len(rows)),
+           "tokens": mean([t for r in rows for t in r["tokens"]]),
+           "truncated": mean([t for r in rows for t in r["truncated"]]),
            "answered": mean([a is not None for r in rows for a in r["answers"]])}
     for k in (2**i for i in range(1, n.bit_length()) if 2**i <= n):
         out[f"pass@{k}"] = mean([pass_at_k(n, sum(r["correct"]), k) for r in rows])
@@ -53,21 +59,26 @@ def summarize(rows, n):
 
 
 def evaluate(folder, rows, args, device, mesh, verifier=None):
-    """Sample and verify; every rank does its share. Returns one dict a problem, in order, on every rank. With a verifier of the user's
-    own a response without a box votes for maj@k with its whole text: who verifies otherwise may well ask for no box."""
+    """Sample and verify; every rank does its share. Returns one dict per problem, in order, on every rank.
+    With a verifier of the user's own a response without a box votes for maj@k with its whole text: who
+    verifies otherwise may well ask for no box."""
     tokenizer = hf.load_tokenizer(folder)
-    net = hf.load(folder, M.Llama, getattr(torch, args.dtype), device, mesh if args.sampler == "sharded" else None).eval()
+    dtype = getattr(torch, args.dtype)
+    sharded = args.sampler == "sharded"
+    net = hf.load(folder, M.Llama, dtype, device, mesh if sharded else None).eval()
     eos = hf.eos_ids(folder, tokenizer)
-    n, ranks = args.samples, parallel.world_size()
-    mine = range(parallel.rank(), len(rows) * n, ranks)
+    n = args.samples
+    mine = range(parallel.rank(), len(rows) * n, parallel.world_size())
     prompts = [hf.chat_prompt(tokenizer, r["problem"]) for r in rows]
     longest = max(map(len, prompts)) + args.max_response
-    cache = decode.KVCache.sized(net.config, min(args.slots, max(1, len(mine))), longest, getattr(torch, args.dtype), device, args.kv_gb)
+    slots = min(args.slots, max(1, len(mine)))
+    cache = decode.KVCache.sized(net.config, slots, longest, dtype, device, args.kv_gb)
     title = f"eval {files.visible(folder, 40)}"
     with logs.bar(title, len(mine), lines=10) as bar, guards.sampling_from(folder, net):
-        responses = decode.generate(net, [prompts[i // n] for i in mine], args.max_response, args.temperature, eos, seed=args.seed,
-                               streams=mine, slots=args.slots, progress=bar, cache=cache, lockstep=args.sampler == "sharded",
-                                    decoder=cpu.CPUDecoder.of(net))
+        responses = decode.generate(
+            net, [prompts[i // n] for i in mine], args.max_response, args.temperature, eos, seed=args.seed,
+            streams=mine, slots=args.slots, progress=bar, cache=cache, lockstep=sharded,
+            decoder=cpu.CPUDecoder.of(net))
     texts = [tokenizer.decode(response, skip_special_tokens=True) for response in responses]
     attempts = [(text, rows[i // n]) for i, text in zip(mine, texts)]
     verdicts = functions.call_all(verifier, attempts) if verifier else [None] * len(attempts)
@@ -75,29 +86,35 @@ def evaluate(folder, rows, args, device, mesh, verifier=None):
     for i, response, text, verdict in zip(mine, responses, texts, verdicts):
         if verifier:
             answer = rewards.extract_answer(text, boxed_only=not args.any_answer) or text.strip() or None
-            correct, reason = verdict, "--verifier"
+            correct = verdict
+            reason = "--verifier"
         else:
-            correct, answer, reason = rewards.explain(text, rows[i // n]["answer"], boxed_only=not args.any_answer)
+            gold = rows[i // n]["answer"]
+            correct, answer, reason = rewards.explain(text, gold, boxed_only=not args.any_answer)
         results.append((i, text, correct, answer, reason, len(response), response[-1] not in eos))
     results = sorted(sum(parallel.gather(results), []))
     out = []
     for j, row in enumerate(rows):
         _, texts, correct, answers, reasons, tokens, truncated = map(list, zip(*results[j * n : (j + 1) * n]))
         out.append({k: row[k] for k in ("unique_id", "subject", "level", "problem", "answer") if k in row}
-                   | dict(correct=correct, answers=answers, tokens=tokens, truncated=truncated, reasons=reasons, responses=texts))
+                   | dict(correct=correct, answers=answers, tokens=tokens, truncated=truncated,
+                          reasons=reasons, responses=texts))
     return out
 
 
 def earlier_results(file, rows, args):
-    """What this evaluation wrote of a model before it was stopped (a whole file or nothing); of other problems it is an error."""
+    """What this evaluation wrote of a model before it was stopped (a whole file or nothing). It is an error
+    if it is of other problems."""
     if not file.exists():
         return None
     results = report.outputs(file, args.samples)
     if len(results) != len(rows):
-        raise ValueError(f"{file}: {len(results)} problems, but {args.data} has {len(rows)}: it has changed since")
+        raise ValueError(f"{file}: {len(results)} problems, but {args.data} has {len(rows)}: "
+                         "it has changed since")
     for number, (result, row) in enumerate(zip(results, rows), 1):
         if any(result.get(key) != row.get(key) for key in ("problem", "answer", *files.GROUPS)):
-            raise ValueError(f"{file}:{number}: not the problem of {args.data}:{row['line']}, which has changed since")
+            raise ValueError(f"{file}:{number}: not the problem of {args.data}:{row['line']}, "
+                             "which has changed since")
     return results
 
 
@@ -121,8 +138,9 @@ def print_table(summaries, samples):
         for group, s in groups.items():
             name = names[folder] if group == "all" else ""
             low, high = report.interval(s, samples)
-            print(f"{name:{width}}  {files.visible(group, 24):24}  {s['problems']:8d}  {100 * s['accuracy']:10.1f}  "
-                  f"{100 * low:5.1f} to {100 * high:5.1f}{s['tokens']:12.1f}  {100 * s['truncated']:11.1f}"
+            print(f"{name:{width}}  {files.visible(group, 24):24}  {s['problems']:8d}  "
+                  f"{100 * s['accuracy']:10.1f}  {100 * low:5.1f} to {100 * high:5.1f}"
+                  f"{s['tokens']:12.1f}  {100 * s['truncated']:11.1f}"
                   + "".join(f"{100 * s[k]:9.1f}" for k in keys))
 
 

@@ -1,4 +1,5 @@
-"""Files that strangers may have written or that a kill may cut off: JSON, jsonl, problem files, writing aside and renaming."""
+"""Files that strangers may have written or that a kill may cut off: JSON, jsonl, problem files, writing aside
+and renaming."""
 import errno
 import fcntl
 import json
@@ -22,15 +23,18 @@ LINES = "\n\t"  # what a response may do on a terminal
 
 
 def visible(text, length=100, keep=""):
-    """A stranger's text (a name, a value, a response) as it may stand in a message and on a terminal: what does not
-    print, such as the escapes that move a terminal's cursor or reverse the order of letters, is written as in a Python
-    string, except for the characters `keep`. Of a text longer than `length` the middle is left out."""
+    """A stranger's text (a name, a value, a response) as it may stand in a message and on a terminal: what
+    does not print, such as the escapes that move a terminal's cursor or reverse the order of letters, is
+    written as in a Python string, except for the characters `keep`. Of a text longer than `length` the middle
+    is left out."""
     text = str(text)
     if length and len(text) > length:
         half = (length - 5) // 2
         text = f"{text[:half]} ... {text[-half:]}"
-    # Zs: a space of whatever width
-    plain = lambda c: c.isprintable() or c in keep or unicodedata.category(c) == "Zs"
+
+    def plain(c):  # Zs are the spaces of whatever width
+        return c.isprintable() or c in keep or unicodedata.category(c) == "Zs"
+
     return "".join(c if plain(c) else repr(c)[1:-1] for c in text)
 
 
@@ -58,7 +62,8 @@ def read_json(path):
 
 
 def read_jsonl(path, growing=False):
-    """(line number, object) of each line of a jsonl file; growing: a last line still being written is left out."""
+    """(line number, object) of each line of a jsonl file. growing: a last line that is still being written is
+    left out."""
     with reading(path) as f:
         try:
             for number, line in enumerate(iter(lambda: f.readline(LINE), ""), 1):
@@ -80,8 +85,8 @@ def read_jsonl(path, growing=False):
 
 
 def write_text(path, text):
-    """Write text or bytes aside and rename, so that no reader and no crash ever sees half a file. What cannot be
-    written leaves nothing."""
+    """Write text or bytes aside and rename, so that no reader and no crash ever sees half a file. What cannot
+    be written leaves nothing."""
     aside = path.with_name(f".{path.name}.part")
     aside.unlink(missing_ok=True)
     try:
@@ -117,13 +122,14 @@ def measure(path):
     size = crc = 0
     with reading(path, "rb") as f:
         while chunk := f.read(1 << 22):
-            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+            size += len(chunk)
+            crc = zlib.crc32(chunk, crc)
     return [size, crc]
 
 
 def lock(folder):
-    """Hold a run's folder until release() or the end of the process, however it ends. OSError says who holds
-    it already."""
+    """Hold a run's folder until release() or the end of the process, however it ends. An OSError says who
+    holds it already."""
     path = (Path(folder) / LOCK).absolute()
     if path in held:
         return
@@ -166,8 +172,8 @@ def lock(folder):
 
 
 def flocked(fd):
-    """Whether the file is locked for this process; False where its file system has no locks. BlockingIOError:
-    by another."""
+    """Whether the file is locked for this process; False where its file system has no locks. Where another
+    process has locked it, that is a BlockingIOError."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
@@ -231,7 +237,8 @@ def check_problem(row, need):
 
 
 def load_problems(path, need=("problem", "answer"), limit=None):
-    """Rows of a jsonl file, each with the texts `need` (solution may also be a list of [text, trained] pairs)."""
+    """Rows of a jsonl file, each with the texts that it needs (a solution may also be a list of
+    [text, trained] pairs)."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected problems as jsonl")

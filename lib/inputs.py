@@ -1,4 +1,5 @@
-"""What the commands are given, looked at before anything is computed: the first thing wrong is a ValueError or OSError.
+"""What the commands are given, looked at before anything is computed. The first thing that is wrong is a
+ValueError or an OSError.
 
 Every rank looks, and no function here waits for another rank (parallel.alike).
 """
@@ -10,8 +11,8 @@ RESPONSES = 2**20  # of a step or an evaluation: what is known of each of their 
 
 
 def check_prompts(path, rows, tokenizer, allowed):
-    """The length of the longest prompt, tokens; a ValueError names the first line whose prompt is longer than allowed,
-    before the next is read: a long text takes its time."""
+    """The length of the longest prompt in tokens. A ValueError names the first line whose prompt is longer
+    than allowed, before the next one is read: a long text takes its time."""
     longest = 0
     for row in rows:
         n = len(hf.chat_prompt(tokenizer, row["problem"]))
@@ -63,7 +64,8 @@ def for_sft(args, example):
 
 
 def for_ppo(args):
-    """(tokenizer, problems, longest prompt, verifier, reward function); an error where something given is wrong."""
+    """(tokenizer, problems, longest prompt, verifier, reward function), or an error where something given is
+    wrong."""
     cli.must_be_new(args)
     if args.advantage == "group" and args.samples < 2:
         raise ValueError("--advantage group: --samples is 1, "
@@ -87,7 +89,7 @@ def for_ppo(args):
 
 
 def for_eval(args):
-    """(problems, verifier, longest response); an error where something given is wrong."""
+    """(problems, verifier, longest response), or an error where something given is wrong."""
     cli.must_be_new(args)
     rows = files.load_problems(args.data, needed(args), args.limit)
     verifier = functions.load("--verifier", args.verifier, functions.verdict)

@@ -19,19 +19,21 @@ LOGS = ("metrics", "rollouts", "tokens", "timing")  # RUN/*.jsonl, each line wit
 
 
 def log(run, rows):
-    """Append {log's name: rows}."""
-    parallel.together(lambda: [files.append_jsonl(run / f"{name}.jsonl", lines) for name, lines in rows.items()])
+    """Append the rows {log's name: rows} to the run's logs."""
+    parallel.together(lambda: [files.append_jsonl(run / f"{name}.jsonl", lines)
+                               for name, lines in rows.items()])
 
 
 def say(line):
-    """A line for whoever looks on, of rank 0 alone."""
+    """Print a line for whoever looks on. Rank 0 alone prints."""
     if parallel.rank() == 0:
         tqdm.write(f"rlsp.py: {line}", file=sys.stderr)
 
 
 def gold_warning(path, problems):
-    """How many answers of a problem file the verifier cannot read, in words; "" of none. An answer of which it can make nothing
-    is right only when it is copied sign by sign, and one that is not even equal to itself is never right."""
+    """How many answers of a problem file the verifier cannot read, in words; "" if it can read all. An
+    answer of which it can make nothing is right only when it is copied sign by sign, and one that is not even
+    equal to itself is never right."""
     def bad(gold):
         one = bare(gold.strip())
         read = parse(gold.strip(), True)[0] != "unreadable" or rewards.words(one) or rewards.options(one)
@@ -40,16 +42,17 @@ def gold_warning(path, problems):
     rows = [p for p in problems if bad(p["answer"])]
     if not rows:
         return ""
-    return (f"the verifier cannot read {len(rows)} of {len(problems)} answers of {files.visible(path, 1000)}, first in line "
-            f"{rows[0].get('line')}: {files.visible(repr(rows[0]['answer']), 60)}")
+    return (f"the verifier cannot read {len(rows)} of {len(problems)} answers of "
+            f"{files.visible(path, 1000)}, first in line {rows[0].get('line')}: "
+            f"{files.visible(repr(rows[0]['answer']), 60)}")
 
 
 EQUATION_1 = ("outcome", "exploration", "floored", "alpha")  # what --reward takes the place of
 
 
 def without_equation_1(row, own_verifier):
-    """Metrics or parts of a reward under --reward: the parts of Eq. 1 were not paid and are left out, and a verdict of the
-    mathematics verifier, which decided nothing, is called that."""
+    """Metrics or parts of a reward under --reward: the parts of Eq. 1 were not paid and are left out, and a
+    verdict of the mathematics verifier, which decided nothing, is called that."""
     row = {k: v for k, v in row.items() if k not in EQUATION_1}
     for name in ("accuracy", "correct"):
         if name in row and not own_verifier:
@@ -66,8 +69,9 @@ def rollout_row(step, sample, own_reward, own_verifier):
 
 
 def token_rows(trainer, samples, batch):
-    """Lines of tokens.jsonl: each response's tokens, and for each token the numbers that trained it. new_logprob is of the
-    policy as it is now, after the step's updates: one more scoring, which changes no number of the training."""
+    """Lines of tokens.jsonl: each response's tokens, and for each token the numbers that trained it.
+    new_logprob is of the policy as it is now, after the step's updates: one more scoring, which changes no
+    number of the training."""
     if not samples:
         return []
 
@@ -83,14 +87,15 @@ def token_rows(trainer, samples, batch):
     for i, sample in enumerate(samples):
         mask = batch["mask"][i]
         numbers = {name: [float(f"{x:.6g}") for x in batch[name][i, mask].tolist()] for name in names}
-        rows.append({"step": trainer.step, "problem": sample.problem["problem"], "gold": sample.problem.get("answer"),
-                     "score": sample.parts.total, "tokens": hf.token_texts(trainer.tokenizer, sample.response), **numbers})
+        rows.append({"step": trainer.step, "problem": sample.problem["problem"],
+                     "gold": sample.problem.get("answer"), "score": sample.parts.total,
+                     "tokens": hf.token_texts(trainer.tokenizer, sample.response), **numbers})
     return rows
 
 
 def describe(trainer, samples, batch, explained):
-    """Metrics of a rollout. What is a number per token is a mean over actions, everything else a mean over responses.
-    explained: the critic's explained variance, which is left out without a critic."""
+    """Metrics of a rollout. What is a number per token is a mean over actions, everything else a mean over
+    responses. explained: the critic's explained variance, which is left out without a critic."""
     metrics = describe_rollout(samples, batch) | {"kl_coef": trainer.kl_coef}
     if "critic" in trainer.nets:
         metrics["explained_variance"] = explained
@@ -104,6 +109,7 @@ def describe(trainer, samples, batch, explained):
 
 
 def describe_rollout(samples, batch):
+    """The metrics that samples and their batch have of themselves."""
     def mean(values):
         return sum(values) / len(samples)
 
@@ -127,7 +133,8 @@ def describe_rollout(samples, batch):
         response_length_max=max(lengths),
         truncated=mean([s.truncated for s in samples]),
         repetition=mean([rewards.repetition(s.text) for s in samples]),
-        **{name: mean([c[name] > 0 for c in counts]) for name in counts[0]},  # share of responses that show the behaviour
+        # The share of responses that show the behaviour:
+        **{name: mean([c[name] > 0 for c in counts]) for name in counts[0]},
         k1=mean_over_actions(batch["k1"]),
         k3=mean_over_actions(batch["k3"]),
         entropy=mean_over_actions(batch["entropy"]),
@@ -141,8 +148,8 @@ def describe_rollout(samples, batch):
 def matrix_peak(device, dtype):
     """FLOP/s of a large matrix product, measured: the best of five. What `mfu` is a share of.
 
-    The product grows until it takes 50 ms, or is of a size at which every GPU is at its best: a processor that emulates a type
-    may need a hundred times as long as another, and everything waits for this."""
+    The product grows until it takes 50 ms, or is of a size at which every GPU is at its best: a processor
+    that emulates a type may need a hundred times as long as another, and everything waits for this."""
     n = 8192 if device.type == "cuda" else 256
     while True:
         a = torch.ones(n, n, dtype=dtype, device=device)
@@ -161,16 +168,20 @@ def product_seconds(a):
 
 
 def flops(config, lengths, scored):
-    """Model FLOPs of one forward and backward pass over sequences of these lengths, `scored` tokens of which need the token head.
+    """Model FLOPs of one forward and backward pass over sequences of these lengths, `scored` tokens of which
+    need the token head.
 
-    A weight costs 6 a token, 2 forward and 4 backward. Causal attention over t tokens multiplies t (t + 1) / 2 pairs of H x d
-    numbers in each of two products (Q K^T, P V), backward twice that: 6 H d t (t + 1) a layer. What is computed a second time
-    (activation checkpointing, the head's logits, attention's own backward) does not count; norms and embeddings neither."""
+    A weight costs 6 per token, 2 forward and 4 backward. Causal attention over t tokens multiplies
+    t (t + 1) / 2 pairs of H x d numbers in each of two products (Q K^T, P V), and backward twice as many:
+    6 H d t (t + 1) per layer. What is computed a second time (activation checkpointing, the head's logits,
+    attention's own backward) does not count, and neither do norms and embeddings."""
     c = config
-    width, kv_width = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    width = c.num_attention_heads * c.head_dim
+    kv_width = c.num_key_value_heads * c.head_dim
     layer = c.hidden_size * (2 * width + 2 * kv_width + 3 * c.intermediate_size)
     pairs = sum(t * (t + 1) for t in lengths)
-    return 6 * (c.num_hidden_layers * (layer * sum(lengths) + width * pairs) + c.vocab_size * c.hidden_size * scored)
+    head = c.vocab_size * c.hidden_size * scored
+    return 6 * (c.num_hidden_layers * (layer * sum(lengths) + width * pairs) + head)
 
 
 class Timer:
@@ -192,11 +203,15 @@ class Timer:
 
 
 class Lines:
-    """For a log file or a pipe in place of a bar: a line for each set of numbers that is shown, or `lines` of
-    them over all of the work. It has what is used of tqdm."""
+    """What a log file or a pipe gets in place of a bar: a line for each set of numbers that is shown, or
+    `lines` of them over all of the work. It has what is used of tqdm."""
 
     def __init__(self, desc, total, first, lines):
-        self.desc, self.total, self.first, self.n, self.lines = desc, total, first, first, lines
+        self.desc = desc
+        self.total = total
+        self.first = first
+        self.n = first
+        self.lines = lines
         self.started = time.monotonic()
 
     def __enter__(self):
@@ -206,7 +221,8 @@ class Lines:
         pass
 
     def update(self, n=1):
-        before, self.n = self.n, self.n + n
+        before = self.n
+        self.n += n
         if self.lines and before * self.lines // self.total < self.n * self.lines // self.total:
             self.set_postfix({})
 
@@ -233,21 +249,24 @@ def bar(desc, total=None, first=0, inner=False, lines=0, iterable=None):
 def update_flops(trainer, lengths, actions, metrics):
     """Model FLOPs of a step's update, over all ranks: of what was trained, each network over every epoch."""
     heads = {"policy": actions, "critic": 0}  # tokens that need the token head
-    return trainer.config.epochs * sum(flops(net.config, lengths, heads[name]) for name, net in trainer.nets.items()
-                                       if f"{name}_lr" in metrics)
+    trained = [(name, net) for name, net in trainer.nets.items() if f"{name}_lr" in metrics]
+    return trainer.config.epochs * sum(flops(net.config, lengths, heads[name]) for name, net in trained)
 
 
 def timing(trainer, timer, batch, metrics):
-    """A line of timing.jsonl: seconds of a step's phases and what was reached in them. Tokens and the update's model FLOPs
-    per second are those of all ranks; mfu is the share of the ranks' measured peaks."""
-    lengths, actions = batch["length"].tolist(), int(batch["mask"].sum())
-    rollout, update = timer.seconds["rollout"], timer.seconds["update"]
+    """A line of timing.jsonl: seconds of a step's phases and what was reached in them. Tokens and the
+    update's model FLOPs per second are those of all ranks; mfu is the share of the ranks' measured peaks."""
+    lengths = batch["length"].tolist()
+    actions = int(batch["mask"].sum())
+    rollout = timer.seconds["rollout"]
+    update = timer.seconds["update"]
     flops_per_s = update_flops(trainer, lengths, actions, metrics) / update
     peak = parallel.world_size() * matrix_peak(trainer.device, trainer.dtype)
     return dict(
         seconds=sum(timer.seconds.values()), cpu_seconds=timer.cpu_seconds(),
         **{f"{phase}_seconds": seconds for phase, seconds in timer.seconds.items()},
-        rollout_tokens_per_s=actions / rollout, update_tokens_per_s=sum(lengths) * trainer.config.epochs / update,
+        rollout_tokens_per_s=actions / rollout,
+        update_tokens_per_s=sum(lengths) * trainer.config.epochs / update,
         flops_per_s=flops_per_s, mfu=flops_per_s / peak,
         padding=parallel.idle_share(trainer.micro_steps(batch), lengths), **trainer.decoding)
 
@@ -270,7 +289,8 @@ def shown(metrics):
 
 
 def warnings(trainer, samples, differ):
-    """{"warnings": what makes a step teach nothing, in words}, at the first step and every tenth; {} of a healthy one."""
+    """{"warnings": what makes a step teach nothing, in words}, at the first step and every tenth; {} for a
+    healthy step."""
     step = trainer.step
     if step > 1 and step % 10:
         return {}
@@ -289,4 +309,8 @@ def coloured(text):
         return text
     colours = dict(zip(rewards.BEHAVIOURS, (33, 36, 35, 32)))
     phrases = "|".join(f"(?P<{name}>{phrase})" for name, phrase in rewards.BEHAVIOURS.items())
-    return re.sub(rf"\b(?:{phrases})\b", lambda m: f"\033[1;{colours[m.lastgroup]}m{m[0]}\033[0m", text, flags=re.I)
+
+    def colour(match):
+        return f"\033[1;{colours[match.lastgroup]}m{match[0]}\033[0m"
+
+    return re.sub(rf"\b(?:{phrases})\b", colour, text, flags=re.I)

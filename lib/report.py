@@ -14,11 +14,13 @@ READ_BYTES = 2**31  # of a log that is read at all: it is in memory as a whole
 TITLE = b"<title>RLSP report</title>"  # how a page of ours is known
 LAST_STEP = 10**9  # of a log; beyond 2^53 a browser cannot count
 METRICS = 1000  # names of logged quantities: the page draws a curve of each
-LOG_BYTES = 8_000_000  # of rollouts, and again of tokens, that a report embeds: it shall open at once and go through e-mail
+# Bytes of rollouts, and again of tokens, that a report embeds: it shall open at once and go through e-mail.
+LOG_BYTES = 8_000_000
 
 
 def log_rows(path, need):
-    """Rows of a log, perhaps of a run in progress, each with need, {key: type}; the lists in a row of tokens fit together."""
+    """Rows of a log, perhaps of a run in progress. Each has what is needed, {key: type}, and the lists in a
+    row of tokens are of one length."""
     rows = []
     if path.stat().st_size > READ_BYTES:
         raise ValueError(f"{path}: {path.stat().st_size} bytes, expected at most {READ_BYTES}")
@@ -29,7 +31,8 @@ def log_rows(path, need):
                 raise ValueError(f"{path}:{number}: {key} is {found}, expected {kind.__name__}")
         if "step" in need and not 0 <= row["step"] <= LAST_STEP:
             raise ValueError(f"{path}:{number}: step is {row['step']}, expected at most {LAST_STEP}")
-        if "tokens" in need and any(isinstance(x, list) and len(x) != len(row["tokens"]) for x in row.values()):
+        lists = [x for x in row.values() if isinstance(x, list)]
+        if "tokens" in need and any(len(x) != len(row["tokens"]) for x in lists):
             raise ValueError(f"{path}:{number}: lists of different lengths, expected one number a token")
         rows.append(row)
     return rows
@@ -51,22 +54,30 @@ def embedded(value):
 
 
 def thinned(rows, size):
-    """Rows of about `size` bytes: as many of each step as fit, and where one is too many, every second, fourth ... step."""
+    """Rows of about `size` bytes: as many of each step as fit, and where one is too many, every second,
+    fourth ... step."""
     steps = {}
     for row in rows:
         steps.setdefault(row["step"], []).append((row, len(embedded(row)) + 1))
-    each, stride = max(map(len, steps.values()), default=1), 1
+    each = max(map(len, steps.values()), default=1)
+    stride = 1
     while True:
-        kept = [pair for pairs in list(steps.values())[::-1][::stride][::-1] for pair in pairs[:each]]  # the last step stays
+        # Counted from the end: the last step stays.
+        kept = [pair for pairs in list(steps.values())[::-1][::stride][::-1] for pair in pairs[:each]]
         if sum(length for _, length in kept) < size or (each == 1 and stride >= len(steps)):
             return [row for row, _ in kept]
-        each, stride = (each * 3 // 4, 1) if each > 1 else (1, 2 * stride)
+        if each > 1:
+            each = each * 3 // 4
+        else:
+            stride *= 2
 
 
 def gather_run(folder, share):
-    """What a run of sft or ppo logged: flags, each quantity as a list over the steps, and share bytes of its texts."""
+    """What a run of sft or ppo logged: flags, each quantity as a list over the steps, and `share` bytes of
+    its texts."""
     config = files.read_json(folder / "config.json")
-    metrics, timing = [], {}
+    metrics = []
+    timing = {}
     if (folder / "timing.jsonl").is_file():
         timing = {row.pop("step"): row for row in log_rows(folder / "timing.jsonl", {"step": int})}
     for row in log_rows(folder / "metrics.jsonl", {"step": int}):
@@ -80,7 +91,8 @@ def gather_run(folder, share):
     if len(names) > METRICS:
         raise ValueError(f"{folder / 'metrics.jsonl'}: {len(names)} quantities, expected at most {METRICS}")
     out = config | {"metrics": {k: [row.get(k) for row in metrics] for k in names}}
-    for name, need in ("rollouts", {"response": str, "reward": dict}), ("tokens", {"tokens": list, "reward": list}):
+    texts = {"rollouts": {"response": str, "reward": dict}, "tokens": {"tokens": list, "reward": list}}
+    for name, need in texts.items():
         file = folder / f"{name}.jsonl"
         rows = log_rows(file, {"problem": str, "step": int} | need) if file.is_file() else []
         out[name] = thinned(rows, share)
@@ -89,22 +101,26 @@ def gather_run(folder, share):
 
 
 def interval(s, samples=1):
-    """Wilson's 95 % interval of an accuracy, over problems. A problem's samples are not independent: the variance
-    between problems says how many independent trials the accuracy is worth, which are at least as many as there are
-    problems. A few problems may agree by luck, so the variance is estimated as if there were four more, whose samples
-    depend on each other wholly."""
-    p, z, problems = s["accuracy"], 1.96, s["problems"]
+    """Wilson's 95 % interval of an accuracy, over problems. A problem's samples are not independent: the
+    variance between problems says how many independent trials the accuracy is worth, which are at least as
+    many as there are problems. A few problems may agree by luck, so the variance is estimated as if there
+    were four more, whose samples depend on each other wholly."""
+    p = s["accuracy"]
+    z = 1.96
+    problems = s["problems"]
     whole = p * (1 - p)  # variance between problems if each had one answer
     between = (problems * (problems - 1) * s["standard_error"] ** 2 + 4 * whole) / (problems + 3)
     n = max(problems, min(problems * samples, problems * whole / between)) if between else problems
-    centre, half = (p + z * z / 2 / n) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / 4 / n / n)
+    centre = (p + z * z / 2 / n) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / 4 / n / n)
     return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
 def gather_eval(folder):
     """The tables of an evaluation, and how the responses behave."""
     config = files.read_json(folder / "config.json")
-    flags, models = config["flags"], []
+    flags = config["flags"]
+    models = []
     for model, groups in files.read_json(folder / "summary.json").items():
         number = flags["model"].index(model) + 1  # older evaluations may have taken a model twice
         rows = outputs(folder / f"outputs-{number}.jsonl", flags["samples"])
@@ -112,24 +128,30 @@ def gather_eval(folder):
         counts = [rewards.behaviours(text) for text in responses]
         rates = {k: sum(c[k] > 0 for c in counts) / len(counts) for k in rewards.BEHAVIOURS}
         rates["repetition"] = sum(map(rewards.repetition, responses)) / len(responses)
-        models.append({"model": model, "rates": rates, "groups": {k: s | {"interval": interval(s, flags["samples"])} for k, s in groups.items()}})
+        groups = {k: s | {"interval": interval(s, flags["samples"])} for k, s in groups.items()}
+        models.append({"model": model, "rates": rates, "groups": groups})
     return config | {"models": models}
 
 
 def group_runs(runs, passing, defaults):
-    """Runs that differ by their seed, the model that this seed made and `passing` flags alone get the same `group` and `label`."""
+    """Give the same `group` and `label` to runs that differ only by their seed, by the model that this seed
+    made and by the `passing` flags. defaults: of PPO's flags, some of which are younger than a run."""
     groups = {}
     for run in runs:
-        flags = (defaults if run["flags"].get("command") == "ppo" else {}) | run["flags"]  # some are younger than the run
-        flags = {k: "none" if v is None else str(v) for k, v in flags.items() if k not in ("seed", "run", "model", *passing)}
+        flags = (defaults if run["flags"].get("command") == "ppo" else {}) | run["flags"]
+        flags = {k: "none" if v is None else str(v) for k, v in flags.items()
+                 if k not in ("seed", "run", "model", *passing)}
         groups.setdefault(json.dumps(flags, sort_keys=True), (flags, []))[1].append(run)
     for key, (flags, members) in list(groups.items()):
-        if len({run["flags"].get("seed") for run in members}) < len(members):  # one seed twice: the models are different ones
+        # Where one seed occurs twice, the models are different ones.
+        if len({run["flags"].get("seed") for run in members}) < len(members):
             del groups[key]
             groups |= {f"{key} {run['name']}": (dict(flags), [run]) for run in members}
     for i, (flags, members) in enumerate(groups.values()):
-        # the label has as many flags as it takes to tell the group from the others of the same command
-        label, others = [], [f for f, _ in groups.values() if f is not flags and f.get("command") == flags.get("command")]
+        # The label has as many flags as it takes to tell the group from the others of the same command.
+        label = []
+        others = [f for f, _ in groups.values()
+                  if f is not flags and f.get("command") == flags.get("command")]
         for key, value in flags.items():
             alike = [f for f in others if f.get(key) == value]
             if len(alike) < len(others):
@@ -140,19 +162,22 @@ def group_runs(runs, passing, defaults):
 
 
 def write(folders, out, passing, defaults):
-    """Read the folders that sft, ppo and eval wrote and write the page; passing: flags that do not make a run another
-    one; defaults: those of PPO's flags. A page that an earlier report wrote is replaced, and nothing else."""
+    """Read the folders that sft, ppo and eval wrote, and write the page. passing: flags that do not make a
+    run another one. defaults: those of PPO's flags. A page that an earlier report wrote is replaced, and
+    nothing else."""
     page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     if os.path.lexists(out):
         files.regular(out)
         with files.reading(out, "rb") as f:
             if TITLE not in f.read(2**10):
-                raise FileExistsError(f"{out}: exists and is no report; nothing was overwritten, give another --out")
+                raise FileExistsError(f"{out}: exists and is no report; nothing was overwritten, "
+                                      "give another --out")
     folders = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
     for folder in folders:
         there = {f for f in ("config.json", "metrics.jsonl", "summary.json") if (folder / f).is_file()}
         if "config.json" not in there or len(there) == 1:
-            raise FileNotFoundError(f"{folder}: not a run of sft, ppo or eval: no config.json with metrics.jsonl or summary.json")
+            raise FileNotFoundError(f"{folder}: not a run of sft, ppo or eval: "
+                                    "no config.json with metrics.jsonl or summary.json")
     root = os.path.commonpath([folder.parent for folder in folders])
     share = LOG_BYTES // max(1, sum((folder / "rollouts.jsonl").is_file() for folder in folders))
     data = {"runs": [], "evals": [], "behaviours": rewards.BEHAVIOURS}
@@ -160,7 +185,8 @@ def write(folders, out, passing, defaults):
         kind = "runs" if (folder / "metrics.jsonl").is_file() else "evals"
         try:
             found = gather_run(folder, share) if kind == "runs" else gather_eval(folder)
-            found |= {"flags": dict(found["flags"]), "versions": dict(found["versions"]), "name": os.path.relpath(folder, root)}
+            found |= {"flags": dict(found["flags"]), "versions": dict(found["versions"]),
+                      "name": os.path.relpath(folder, root)}
             if len(found["flags"]) + len(found["versions"]) > METRICS:
                 raise ValueError(f"{folder / 'config.json'}: expected at most {METRICS} flags and versions")
             data[kind].append(found)
