@@ -1,12 +1,15 @@
-"""The model on CPU in bfloat16, faster: the same numbers up to rounding, with cpu.c between the matrix products.
+"""The model on CPU in bfloat16, faster: the same numbers up to rounding, by cpu.c between the matrix products.
 
     1. kernels     cpu.c, compiled for this machine at first use
-    2. accelerate  forward and backward of a block and of the token head, for scoring and training; model.py is the definition
-    3. CPUDecoder  a decode step (model.Llama.decode is the definition), by packed weights
+    2. accelerate  forward and backward passes of a block and of the token head, for scoring and training
+    3. CPUDecoder  a decode step by packed weights
 
-A reader of the recipe needs nothing of it: elsewhere than on CPU, in float32 or without a C compiler the definitions run. It is there
-because on processors with fast bfloat16 products torch's attention and the operations between products take most of the time.
-Shapes: N tokens, H query heads, K key/value heads, G = H / K, d = head size.
+model.py is the definition of all of it, and a reader of the recipe needs nothing of this file: elsewhere than
+on CPU, in float32 or without a C compiler the definitions run. It is there because on processors with fast
+products in bfloat16 torch's attention and the operations between products take most of the time.
+
+Shapes: N tokens of sequences that lie end to end, D hidden size, V vocabulary, H query heads, K key/value
+heads, G = H / K, d = head size.
 """
 import ctypes
 import functools
@@ -26,10 +29,11 @@ from torch.distributed.tensor import DTensor
 from lib import files
 from lib.decode import BLOCK, Decoder
 
-VOCABULARY = 2048  # tokens of it whose logits exist at once in training
+VOCABULARY = 2048  # how many tokens of the vocabulary have their logits at once in training
 
 
-# ---------------------------------------------------------------------------------------------------- 1. kernels
+# --------------------------------------------------------------------------------------------------------
+# 1. kernels
 
 class Pointer:
     """An argument of a kernel: the address of a contiguous tensor, or NULL for None."""
@@ -37,105 +41,135 @@ class Pointer:
     @staticmethod
     def from_param(x):
         if x is not None and not x.is_contiguous():
-            raise ValueError(f"a kernel was given a tensor of strides {x.stride()}, expected a contiguous one")
+            raise ValueError(f"a kernel was given a tensor of strides {x.stride()}, "
+                             "expected a contiguous one")
         return ctypes.c_void_p(None if x is None else x.data_ptr())
 
 
-ARGUMENTS = dict(  # l int64, f float, p a tensor
-    rms_norm="llfppp", rms_norm_backward="llfppppppp", swiglu="llpp", swiglu_backward="llppp", attention="llpppppplpl",
-    attention_backward="llpppppppplpl", turn="llpp", add="lpp", add_turned="llllpp", token_logprob="lllfpppppp", token_logprob_backward="lllfpppp",
-    sample="llfpppp", decode_attention="llpppppplp")
+# The arguments of each kernel: l is an int64, f a float, p a tensor.
+ARGUMENTS = dict(rms_norm="llfppp", rms_norm_backward="llfppppppp", swiglu="llpp", swiglu_backward="llppp",
+                 attention="llpppppplpl", attention_backward="llpppppppplpl", turn="llpp", add="lpp",
+                 add_turned="llllpp", token_logprob="lllfpppppp", token_logprob_backward="lllfpppp",
+                 sample="llfpppp", decode_attention="llpppppplp")
 
 
 @functools.lru_cache
 def compiled(D, G):
-    """cpu.c, compiled for this machine and these sizes, as a ctypes library; None, and a line that says why, where that fails."""
+    """cpu.c as a ctypes library, compiled for this machine, head size D and G query heads per key head.
+
+    Where that fails, it prints a line that says why, and returns None.
+    """
     source = Path(__file__).with_name("cpu.c")
     with tempfile.TemporaryDirectory() as folder:  # a private one: nobody else's binary is ever loaded
+        # Sums may take any order, or loops could not become vectors. -ffast-math would change the floats of
+        # the whole process, and with -ffinite-math-only a NaN could get lost.
         flags = ["-O3", "-march=native", "-funroll-loops", "-fopenmp", "-shared", "-fPIC",
-                   f"-DD={D}", f"-DG={G}", f"-DBLOCK={BLOCK}",
-                   # sums in any order, or loops could not become vectors; -ffast-math would change the whole process's floats,
-                   # and with -ffinite-math-only a NaN could get lost
-                   "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno",
-                   str(source), "-o", f"{folder}/cpu.so", "-lm"]
+                 f"-DD={D}", f"-DG={G}", f"-DBLOCK={BLOCK}",
+                 "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno",
+                 str(source), "-o", f"{folder}/cpu.so", "-lm"]
         try:
             command = [*shlex.split(os.environ.get("CC", "cc")), *flags]
             subprocess.run(command, check=True, capture_output=True, errors="replace", timeout=120)
-            library = ctypes.CDLL(f"{folder}/cpu.so")  # its OpenMP threads are torch's: the same library, loaded already
-        except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a quote of $CC stays open
+            library = ctypes.CDLL(f"{folder}/cpu.so")  # its OpenMP is torch's, which is loaded already
+        except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: an open quote in $CC
             words = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
             said = files.visible(words[0] if words else error, 300)
-            print(f"{source.name}: not compiled ({said}); bfloat16 on CPU is slower without it", file=sys.stderr)
+            print(f"{source.name}: not compiled ({said}); bfloat16 on CPU is slower without it",
+                  file=sys.stderr)
             return None
-    for name, kinds in ARGUMENTS.items():
-        getattr(library, name).argtypes = [dict(l=ctypes.c_int64, f=ctypes.c_float, p=Pointer)[kind] for kind in kinds]
+    types = dict(l=ctypes.c_int64, f=ctypes.c_float, p=Pointer)
+    for name, letters in ARGUMENTS.items():
+        getattr(library, name).argtypes = [types[letter] for letter in letters]
         getattr(library, name).restype = None
-    library.attention_room.argtypes, library.attention_room.restype = [ctypes.c_int64], ctypes.c_int64
+    library.attention_room.argtypes = [ctypes.c_int64]
+    library.attention_room.restype = ctypes.c_int64
     library.use_tiles(1)  # attention takes the processor's matrix unit, where there is one
     return library
 
 
 @torch.compiler.disable
 def kernels(x, config):
-    """The library for a tensor of a model of this Config, or None: elsewhere than on CPU, in float32 (whose numbers are the definition's,
-    bit for bit), where oneDNN has no products in bfloat16, or without a compiler."""
-    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or not (
-            torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    """The library for a tensor x of a model of this Config, or None where there is none for it.
+
+    That is elsewhere than on CPU, in float32 (whose numbers are the definition's, bit for bit), where oneDNN
+    has no products in bfloat16, and without a compiler.
+    """
+    if x.dtype != torch.bfloat16 or x.device.type != "cpu":
+        return None
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return None
     return compiled(config.head_dim, config.num_attention_heads // config.num_key_value_heads)
 
 
-# ---------------------------------------------------------------------------------------------------- 2. accelerate
+# --------------------------------------------------------------------------------------------------------
+# 2. accelerate
 
 class RMSNormFunction(Function):
-    """x [1, N, size] -> (x, its norm): what goes around the norm passes through it, so that both gradients meet in one kernel."""
+    """x [1, N, D] -> (x, its norm).
+
+    What goes around the norm also passes through it, so that both gradients meet in one kernel.
+    """
 
     @staticmethod
     def forward(ctx, library, x, weight, eps):
         out = torch.empty_like(x)
         library.rms_norm(x.shape[1], x.shape[2], eps, x, weight, out)
         ctx.save_for_backward(x, weight)
-        ctx.library, ctx.eps = library, eps
+        ctx.library = library
+        ctx.eps = eps
         return x.view_as(x), out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_around, grad):
         x, weight = ctx.saved_tensors
-        grad_x, grad_weight, sums = torch.empty_like(x), torch.empty_like(weight), torch.empty(-(-x.shape[1] // 64), x.shape[2])
-        ctx.library.rms_norm_backward(*x.shape[1:], ctx.eps, x, weight, grad.contiguous(), grad_around.contiguous(), grad_x, grad_weight, sums)
+        grad_x = torch.empty_like(x)
+        grad_weight = torch.empty_like(weight)
+        sums = torch.empty(-(-x.shape[1] // 64), x.shape[2])  # over 64 tokens each, before they are added up
+        ctx.library.rms_norm_backward(*x.shape[1:], ctx.eps, x, weight, grad.contiguous(),
+                                      grad_around.contiguous(), grad_x, grad_weight, sums)
         return None, grad_x, grad_weight, None
 
 
-def is_master(weight):  # not FSDP's copy of it, whose gradient FSDP wants to see
+def is_master(weight):
+    """Whether it is a float32 master, and not FSDP's copy of one, whose gradient FSDP wants to see."""
     return weight.is_leaf and weight.dtype == torch.float32 and weight.requires_grad
 
 
 def gradient_of(master):
-    """A master's gradient, to which kernels add what they find: autograd would write that in float32 and read it again for the sum."""
+    """A master's gradient, to which kernels add.
+
+    Autograd would write what is to be added in float32, and read it again for the sum.
+    """
     if master.grad is None:
         master.grad = torch.zeros_like(master)
     return master.grad
 
 
-def turned(library, x):  # [n, m] -> [m, n]; torch's copy takes three times as long
+def turned(library, x):
+    """The transpose [m, n] of x [n, m], contiguous; torch's copy takes three times as long."""
     out = x.new_empty(x.shape[1], x.shape[0])
     library.turn(*x.shape, x, out)
     return out
 
 
 class LinearFunction(Function):
-    """Linear layers of the same input as one: x [1, N, in], then a weight [out, in] and a bias or None of each -> [1, N, sum of out],
-    plus `add`, of that shape, or None."""
+    """Linear layers of the same input as one: x [1, N, in] -> [1, N, sum of out], plus `add` if not None.
+
+    The parameters are a weight [out, in] and a bias [out] or None of each layer.
+    """
 
     @staticmethod
     def forward(ctx, library, x, add, *parameters):
-        weights, biases = parameters[::2], parameters[1::2]
+        weights = parameters[::2]
+        biases = parameters[1::2]
         weight = x.new_empty(sum(map(len, weights)), x.shape[2])
         for part, w in zip(weight.split([len(w) for w in weights]), weights):
             part.copy_(w)  # float32 masters are rounded here
         ctx.save_for_backward(x, weight)
-        ctx.library, ctx.weights, ctx.biased = library, weights, biases[0] is not None
+        ctx.library = library
+        ctx.weights = weights
+        ctx.biased = biases[0] is not None
         bias = torch.cat(biases).to(x.dtype) if ctx.biased else None
         if add is None:
             return F.linear(x, weight, bias)
@@ -146,12 +180,15 @@ class LinearFunction(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        (x, weight), sizes = ctx.saved_tensors, [len(w) for w in ctx.weights]
+        x, weight = ctx.saved_tensors
+        sizes = [len(w) for w in ctx.weights]
         grad = grad.contiguous()
-        biases = grad[0].sum(0).split(sizes) if ctx.biased else [None] * len(sizes)
-        gradients, masters = [None] * len(sizes), all(map(is_master, ctx.weights))
+        grad_biases = grad[0].sum(0).split(sizes) if ctx.biased else [None] * len(sizes)
+        grad_weights = [None] * len(sizes)
+        masters = all(map(is_master, ctx.weights))
         if masters and x.shape[2] <= grad.shape[2]:  # the smaller one is turned
-            product, first = turned(ctx.library, x[0]) @ grad[0], 0  # [in, sum of out]
+            product = turned(ctx.library, x[0]) @ grad[0]  # [in, sum of out]
+            first = 0
             for w in ctx.weights:
                 ctx.library.add_turned(*product.shape, first, len(w), product, gradient_of(w))
                 first += len(w)
@@ -161,12 +198,13 @@ class LinearFunction(Function):
                 for w, product in zip(ctx.weights, products):
                     ctx.library.add(product.numel(), product, gradient_of(w))
             else:
-                gradients = products
-        return None, grad @ weight, grad if ctx.needs_input_grad[2] else None, *(g for pair in zip(gradients, biases) for g in pair)
+                grad_weights = products
+        grad_add = grad if ctx.needs_input_grad[2] else None
+        return None, grad @ weight, grad_add, *(g for pair in zip(grad_weights, grad_biases) for g in pair)
 
 
 class EmbeddingFunction(Function):
-    """Rows of a master, tokens [B, T] -> [B, T, D] of a type; the gradient is added to these rows alone."""
+    """Rows of a master, in a type: tokens [B, T] -> [B, T, D]. The gradient is added to these rows alone."""
 
     @staticmethod
     def forward(ctx, weight, tokens, dtype):
@@ -183,38 +221,49 @@ class EmbeddingFunction(Function):
 
 
 class TokenLogprobFunction(Function):
-    """model.TokenLogprob, by pieces of the vocabulary instead of tokens: logits [N, VOCABULARY] stay in the processor's cache, and a
-    piece's weights are read once."""
+    """model.TokenLogprob by pieces of the vocabulary instead of tokens.
+
+    Logits [N, VOCABULARY] stay in the processor's cache, and a piece's weights are read once.
+    """
 
     @staticmethod
     def pieces(h, weight):
         for first in range(0, len(weight), VOCABULARY):
             w = weight[first : first + VOCABULARY].to(h.dtype)
-            yield first, w, F.linear(h, w)
+            yield first, w, F.linear(h, w)  # [N, VOCABULARY]
 
     @staticmethod
-    def forward(ctx, library, h, weight, targets, temperature, with_entropy):  # h [N, D], weight [V, D], targets [N]
-        top, (sum, mean, logit) = torch.full((len(h),), -1e30), torch.zeros(3, len(h))
+    def forward(ctx, library, h, weight, targets, temperature, with_entropy):  # [N, D], [V, D], [N]
+        top = torch.full((len(h),), -1e30)  # the largest logit z so far
+        exp_sum, weighted, logit = torch.zeros(3, len(h))  # sums of e = exp(z - top) and of (z - top) e
         for first, _, logits in TokenLogprobFunction.pieces(h, weight):
-            library.token_logprob(*logits.shape, first, 1 / temperature, logits, targets, top, sum, mean if with_entropy else None, logit)
-        total = top + sum.log()
+            library.token_logprob(*logits.shape, first, 1 / temperature, logits, targets, top, exp_sum,
+                                  weighted if with_entropy else None, logit)
+        total = top + exp_sum.log()
         ctx.save_for_backward(h, targets, total)
-        ctx.library, ctx.temperature, ctx.weight = library, temperature, weight
-        entropy = sum.log() - mean / sum if with_entropy else mean
+        ctx.library = library
+        ctx.temperature = temperature
+        ctx.weight = weight
+        entropy = exp_sum.log() - weighted / exp_sum if with_entropy else weighted
         ctx.mark_non_differentiable(entropy)
         return logit - total, entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, _):
-        (h, targets, total), weight, library = ctx.saved_tensors, ctx.weight, ctx.library
-        grad, grad_h, h_turned = grad.contiguous(), torch.zeros(h.shape), turned(library, h)
+        h, targets, total = ctx.saved_tensors
+        weight = ctx.weight
+        library = ctx.library
+        grad = grad.contiguous()
+        grad_h = torch.zeros(h.shape)  # in float32
+        h_turned = turned(library, h)
         master = is_master(weight)
         grad_weight = gradient_of(weight) if master else torch.empty_like(weight)
         for first, w, d in TokenLogprobFunction.pieces(h, weight):
             library.token_logprob_backward(*d.shape, first, 1 / ctx.temperature, d, targets, total, grad)
             library.add(h.numel(), d @ w, grad_h)
-            product, part = h_turned @ d, grad_weight[first : first + len(w)]
+            product = h_turned @ d  # [D, VOCABULARY]
+            part = grad_weight[first : first + len(w)]
             if master:
                 library.add_turned(*product.shape, 0, len(w), product, part)
             else:
@@ -241,14 +290,21 @@ class SwiGLUFunction(Function):
 
 
 class AttentionFunction(Function):
-    """RoPE and causal attention inside each of the sequences that lie end to end: qkv [1, N, (H + 2 K) d] -> [1, N, H d]."""
+    """RoPE and causal attention inside each of the sequences that lie end to end.
+
+    qkv [1, N, (H + 2 K) d] -> [1, N, H d]; lengths of the sequences int64 on the CPU.
+    """
 
     @staticmethod
     def forward(ctx, library, qkv, K, G, d, cos, sin, lengths):  # cos, sin [1, 1, N, d / 2]
-        out, total = qkv.new_empty(1, qkv.shape[1], K * G * d), qkv.new_empty(qkv.shape[1], K * G, dtype=torch.float32)
-        library.attention(len(lengths), K, lengths, qkv, cos, sin, out, total, *AttentionFunction.room(library, lengths))
+        N = qkv.shape[1]
+        out = qkv.new_empty(1, N, K * G * d)
+        total = qkv.new_empty(N, K * G, dtype=torch.float32)  # log-sum-exp of each query's scores
+        room = AttentionFunction.room(library, lengths)
+        library.attention(len(lengths), K, lengths, qkv, cos, sin, out, total, *room)
         ctx.save_for_backward(qkv, cos, sin, lengths, out, total)
-        ctx.library, ctx.K = library, K
+        ctx.library = library
+        ctx.K = K
         return out
 
     @staticmethod
@@ -256,21 +312,27 @@ class AttentionFunction(Function):
     def backward(ctx, grad):
         qkv, cos, sin, lengths, out, total = ctx.saved_tensors
         grad_qkv = torch.empty_like(qkv)
-        ctx.library.attention_backward(len(lengths), ctx.K, lengths, qkv, cos, sin, out, total, grad.contiguous(), grad_qkv,
-                                       *AttentionFunction.room(ctx.library, lengths))
+        room = AttentionFunction.room(ctx.library, lengths)
+        ctx.library.attention_backward(len(lengths), ctx.K, lengths, qkv, cos, sin, out, total,
+                                       grad.contiguous(), grad_qkv, *room)
         return None, grad_qkv, *[None] * 6
 
     @staticmethod
-    def room(library, lengths):  # threads, numbers for each, how many
-        threads, size = torch.get_num_threads(), library.attention_room(int(lengths.max()))
+    def room(library, lengths):
+        """(threads, room for the intermediate numbers of each, its size per thread)."""
+        threads = torch.get_num_threads()
+        size = library.attention_room(int(lengths.max()))
         return threads, torch.empty(threads, size), size
 
 
 @torch.compiler.disable
-def block(library, layer, x, cos, sin, lengths):
-    """model.Block's forward on sequences that lie end to end: x [1, N, D] -> [1, N, D]."""
-    attention, mlp, config = layer.self_attn, layer.mlp, layer.config
-    K, d = config.num_key_value_heads, config.head_dim
+def packed_block(library, layer, x, cos, sin, lengths):
+    """The forward pass of model.Block on sequences that lie end to end: x [1, N, D] -> [1, N, D]."""
+    attention = layer.self_attn
+    mlp = layer.mlp
+    config = layer.config
+    K = config.num_key_value_heads
+    G = config.num_attention_heads // K
 
     def norm(module, x):
         return RMSNormFunction.apply(library, x, module.weight.to(x.dtype), module.eps)
@@ -281,16 +343,16 @@ def block(library, layer, x, cos, sin, lengths):
 
     x, y = norm(layer.input_layernorm, x)
     qkv = linear(y, None, attention.q_proj, attention.k_proj, attention.v_proj)
-    y = AttentionFunction.apply(library, qkv, K, config.num_attention_heads // K, d, cos, sin, lengths)
+    y = AttentionFunction.apply(library, qkv, K, G, config.head_dim, cos, sin, lengths)
     x, y = norm(layer.post_attention_layernorm, linear(y, x, attention.o_proj))
     y = SwiGLUFunction.apply(library, linear(y, None, mlp.gate_proj, mlp.up_proj))
     return linear(y, x, mlp.down_proj)
 
 
 def accelerate(net):
-    """Give a finished Llama or Critic the kernels: its blocks, its embedding and its token log-probs are replaced by
-    functions that compute the same up to rounding, and that call what was there before for tensors that no kernel
-    takes (on another device, in float32, without a compiler). Returns net.
+    """Give a finished Llama or Critic the kernels: its blocks, its embedding and its token log-probs are
+    replaced by functions that compute the same up to rounding, and that call what was there before for
+    tensors that no kernel takes (on another device, in float32, without a compiler). Returns net.
 
     This is done from outside, so that model.py stays the definition and knows nothing of it.
     """
@@ -303,24 +365,27 @@ def accelerate(net):
 
 
 def fast_block(layer, plain):
+    """A forward method for a block: by kernels on sequences that lie end to end, else `plain`."""
     def forward(x, cos, sin, lengths=None, cached=None):
         library = kernels(x, layer.config) if lengths is not None else None
         if library is None:
             return plain(x, cos, sin, lengths, cached)
-        return block(library, layer, x, cos, sin, lengths)
+        return packed_block(library, layer, x, cos, sin, lengths)
     return forward
 
 
 def fast_embed(trunk, plain):
+    """A method in place of Trunk.embed that makes no gradient [V, D] of zeros for few tokens."""
     def embed(tokens):
         weight = trunk.embed_tokens.weight
         if trunk.dtype != torch.bfloat16 or weight.device.type != "cpu" or not is_master(weight):
             return plain(tokens)
-        return EmbeddingFunction.apply(weight, tokens, trunk.dtype)  # without a gradient [V, D] of zeros
+        return EmbeddingFunction.apply(weight, tokens, trunk.dtype)
     return embed
 
 
 def fast_token_logprobs(net, plain):
+    """A method in place of Llama.token_logprobs."""
     def token_logprobs(h, targets, temperature, entropy):
         library = kernels(h, net.config)
         if library is None:
@@ -329,16 +394,21 @@ def fast_token_logprobs(net, plain):
     return token_logprobs
 
 
-# ---------------------------------------------------------------------------------------------------- 3. CPUDecoder
+# --------------------------------------------------------------------------------------------------------
+# 3. CPUDecoder
 
 class PackedLinear:
-    """Linear layers of the same input as one, on CPU, the weight laid out once for oneDNN, which else lays it out anew at every
-    call: for few rows that takes longer than the product. torch.compile's freezing uses the same functions."""
+    """Linear layers of the same input as one, on CPU, whose weight is laid out once for oneDNN.
+
+    oneDNN would otherwise lay it out again at every call, which for few rows takes longer than the product.
+    torch.compile's freezing uses the same functions.
+    """
 
     def __init__(self, *layers):
-        join = lambda tensors: None if tensors[0] is None else torch.cat([x.detach() for x in tensors])
-        self.bias = join([getattr(x, "bias", None) for x in layers])  # an embedding, as a token head, has none
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(join([x.weight for x in layers]), 64)
+        biases = [getattr(layer, "bias", None) for layer in layers]  # an embedding, as a token head, has none
+        self.bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
+        weight = torch.cat([layer.weight.detach() for layer in layers])
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 64)
 
     def __call__(self, x, add=None):  # [n, in] -> [n, out], plus `add` of that shape
         if add is None:
@@ -347,17 +417,23 @@ class PackedLinear:
 
 
 class CPUDecoder(Decoder):
-    """Llama.decode on CPU in bfloat16: the same step with packed weights, as they are now (their memory a second time), and the
-    kernels, which write into tensors that Python allocates."""
+    """Llama.decode on CPU in bfloat16: the same step with packed weights and the kernels.
+
+    The packed weights are a copy of the model's as they are now. The kernels write into tensors that Python
+    allocates.
+    """
 
     def __init__(self, model, library):
         super().__init__(model)
         self.library = library
         self.layers = []
         for block in model.model.layers:
-            a, m = block.self_attn, block.mlp
-            self.layers.append((block.input_layernorm.weight, PackedLinear(a.q_proj, a.k_proj, a.v_proj), PackedLinear(a.o_proj),
-                                block.post_attention_layernorm.weight, PackedLinear(m.gate_proj, m.up_proj), PackedLinear(m.down_proj)))
+            a = block.self_attn
+            m = block.mlp
+            qkv = PackedLinear(a.q_proj, a.k_proj, a.v_proj)
+            gate_up = PackedLinear(m.gate_proj, m.up_proj)
+            self.layers.append((block.input_layernorm.weight, qkv, PackedLinear(a.o_proj),
+                                block.post_attention_layernorm.weight, gate_up, PackedLinear(m.down_proj)))
         self.head = PackedLinear(model.lm_head if hasattr(model, "lm_head") else model.model.embed_tokens)
 
     @staticmethod
@@ -373,16 +449,21 @@ class CPUDecoder(Decoder):
         return out
 
     def decode(self, tokens, positions, cache, counts):
-        """As Llama.decode; counts is not needed: each row is read up to its own position."""
-        c, n = self.model.config, len(tokens)
+        """As Llama.decode, logits [n, V]. counts is not needed: each row is read up to its own position."""
+        c = self.model.config
+        n = len(tokens)
         positions = positions.contiguous()
-        cos, sin = (x[:, 0, 0].contiguous() for x in self.model.model.rotation(positions[:, None], torch.bfloat16))  # [n, d / 2]
+        rotation = self.model.model.rotation(positions[:, None], torch.bfloat16)
+        cos, sin = (x[:, 0, 0].contiguous() for x in rotation)  # [n, d / 2]
         x = F.embedding(tokens, self.model.model.embed_tokens.weight)
         for i, (norm_1, qkv, o, norm_2, gate_up, down) in enumerate(self.layers):
-            heads, y = qkv(self.norm(x, norm_1)), x.new_empty(n, c.num_attention_heads * c.head_dim)
-            self.library.decode_attention(n, c.num_key_value_heads, heads, cos, sin, positions, cache.k[i], cache.v[i], cache.k.stride(1), y)
+            heads = qkv(self.norm(x, norm_1))  # [n, (H + 2 K) d]
+            y = x.new_empty(n, c.num_attention_heads * c.head_dim)
+            self.library.decode_attention(n, c.num_key_value_heads, heads, cos, sin, positions,
+                                          cache.k[i], cache.v[i], cache.k.stride(1), y)
             x = o(y, add=x)
-            inner, y = gate_up(self.norm(x, norm_2)), x.new_empty(n, c.intermediate_size)
+            inner = gate_up(self.norm(x, norm_2))
+            y = x.new_empty(n, c.intermediate_size)
             self.library.swiglu(n, c.intermediate_size, inner, y)
             x = down(y, add=x)
         return self.head(self.norm(x, self.model.model.norm.weight))
@@ -390,6 +471,7 @@ class CPUDecoder(Decoder):
     def sample(self, logits, temperature, u):
         if temperature == 0:
             return super().sample(logits, temperature, u)
-        token, logprob = torch.empty(len(u), dtype=torch.long), torch.empty(len(u))
+        token = torch.empty(len(u), dtype=torch.long)
+        logprob = torch.empty(len(u))
         self.library.sample(*logits.shape, 1 / temperature, logits, u, token, logprob)
         return token, logprob
