@@ -1,9 +1,12 @@
-"""Measurements that test_plan.py holds against plan.py; each prints one JSON object.
+"""Measurements that test_plan.py holds against lib/plan.py; each prints one JSON object.
 
-    python tests/memory.py simulate CONFIG.json TOKENS SHARDS       a training pass of policy and critic on SHARDS fake ranks, by PyTorch's
-                                                                    own FSDP memory tracker on fake tensors: nothing is allocated
-    torchrun ... tests/memory.py update FOLDER PROBLEMS OUT key=value ...   a real PPO step: live bytes, by summing tensors
-    torchrun ... tests/memory.py load FOLDER OUT [DTYPE]            peak host memory of loading a folder and of saving it
+    python tests/tools/memory.py simulate CONFIG.json TOKENS SHARDS
+        a training pass of policy and critic on SHARDS fake ranks, by PyTorch's own FSDP memory tracker on
+        fake tensors: nothing is allocated
+    torchrun ... tests/tools/memory.py update FOLDER PROBLEMS OUT key=value ...
+        a real PPO step: bytes in use, by summing tensors
+    torchrun ... tests/tools/memory.py load FOLDER OUT [DTYPE]
+        the peak of host memory of loading a folder and of saving it
 """
 import dataclasses
 import json
@@ -16,6 +19,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -27,8 +31,9 @@ import ppo  # noqa: E402
 
 
 def local_bytes(tensors):
-    """What tensors hold on this rank; the gradients of an FSDP unit are pieces of one storage."""
-    return sum({s._cdata: s.nbytes() for s in [parallel.local(t).untyped_storage() for t in tensors]}.values())
+    """Bytes that tensors hold on this rank; the gradients of an FSDP unit are pieces of one storage."""
+    storages = [parallel.local(t).untyped_storage() for t in tensors]
+    return sum({s._cdata: s.nbytes() for s in storages}.values())
 
 
 def pack_whole(tokens, mask):
@@ -39,6 +44,8 @@ def pack_whole(tokens, mask):
 
 
 def simulate(config, tokens, shards):
+    """{network: {item: bytes}} of a training pass over `tokens` tokens, weights sharded over `shards`
+    ranks."""
     from torch._subclasses import fake_impls
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
@@ -50,8 +57,8 @@ def simulate(config, tokens, shards):
 
     fake_impls.op_implementations_dict[torch.ops.aten.nonzero.default] = nonzero
     dist.init_process_group("fake", rank=0, world_size=shards, store=FakeStore())
-    mesh = M.init_device_mesh("cpu", (shards,), mesh_dim_names=("shard",))
-    M.Llama.forward = M.Llama.logprobs  # the tracker follows forward alone
+    mesh = init_device_mesh("cpu", (shards,), mesh_dim_names=("shard",))
+    M.Llama.forward = M.Llama.logprobs  # the tracker follows forward methods alone
     M.pack = pack_whole
     cpu.kernels = lambda *_: None  # they would read a fake tensor's memory
     out = {}
@@ -70,35 +77,48 @@ def simulate(config, tokens, shards):
             tracker.track_inputs((rows, mask))
             with tracker:
                 tree_leaves(net(rows, mask))[0].sum().backward()
-            # Adam is kept out of the tracker, which under fake tensors books DTensor's shape inference as memory
+            # Adam is kept out of the tracker, which under fake tensors books DTensor's shape inference
             adam.step()
             snapshot = next(s for s in tracker.get_tracker_snapshot("peak").values() if s["Total"])
-            out[name] = {getattr(k, "value", k): v for k, v in snapshot.items()} | {
-                "weights": local_bytes(net.parameters()), "gradients": local_bytes(p.grad for p in net.parameters()),
-                "optimizer": local_bytes(v for s in adam.state.values() for k, v in s.items() if k != "step")}
+            out[name] = {getattr(k, "value", k): v for k, v in snapshot.items()}
+            out[name]["weights"] = local_bytes(net.parameters())
+            out[name]["gradients"] = local_bytes(p.grad for p in net.parameters())
+            out[name]["optimizer"] = local_bytes(moments([adam]))
     return out
 
 
+def moments(optimizers):
+    """Adam's moments, as tensors."""
+    return [v for o in optimizers for state in o.state.values() for k, v in state.items() if k != "step"]
+
+
 class Live(TorchDispatchMode):
-    """The most bytes that the tensors of all operations ever held at once. FSDP frees by resizing, so sizes are read anew each time."""
+    """The most bytes that the tensors of all operations ever held at once.
+
+    FSDP frees by resizing, so that sizes are read again each time.
+    """
 
     def __init__(self):
         super().__init__()
-        self.storages, self.peak = {}, 0
+        self.storages = {}
+        self.peak = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if any(issubclass(t, DTensor) for t in types):
             return NotImplemented  # let DTensor turn into operations on local tensors first
         out = func(*args, **(kwargs or {}))
         self.know((args, kwargs, out))
-        self.peak = max(self.peak, sum(s.nbytes() for s in [ref() for ref in list(self.storages.values())] if s is not None))
+        storages = [ref() for ref in list(self.storages.values())]
+        self.peak = max(self.peak, sum(s.nbytes() for s in storages if s is not None))
         return out
 
     def know(self, tensors):
+        """Count these tensors from now on, while they live."""
         for t in tree_leaves(tensors):
             if isinstance(t, torch.Tensor) and not isinstance(t, DTensor):
                 storage = t.untyped_storage()
-                self.storages[storage._cdata] = weakref.ref(storage, lambda _, key=storage._cdata: self.storages.pop(key, None))
+                key = storage._cdata
+                self.storages[key] = weakref.ref(storage, lambda _, key=key: self.storages.pop(key, None))
 
 
 def update(folder, problem_file, run, **settings):
@@ -109,11 +129,13 @@ def update(folder, problem_file, run, **settings):
     config = ppo.PPOConfig(**settings)
     device, mesh = parallel.start(config.shard_ranks)
     problems = [json.loads(line) for line in open(problem_file)][:1]
-    trainer = ppo.Trainer(config, folder, problems, Tokenizer.from_file(f"{folder}/tokenizer.json"), run, device, mesh)
+    tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
+    trainer = ppo.Trainer(config, folder, problems, tokenizer, run, device, mesh)
     trainer.eos = []
     config.max_prompt = len(trainer.prompts[0])
     config.micro_tokens *= config.max_prompt + config.max_response  # given as a number of sequences
-    live, kv = Live(), (trainer.cache.k, trainer.cache.v)
+    live = Live()
+    kv = (trainer.cache.k, trainer.cache.v)
     found = {"kv cache": local_bytes(kv), "sampler": local_bytes(trainer.sampler.parameters())}
     samples = trainer.rollout()
     parallel.free_weights(trainer.sampler)
@@ -123,17 +145,19 @@ def update(folder, problem_file, run, **settings):
     step = torch.optim.Adam.step
 
     def measured_step(optimizer, *args, **kw):
-        found["gradients"] = max(found.get("gradients", 0), local_bytes(p.grad for n in nets for p in n.parameters() if p.grad is not None))
+        gradients = [p.grad for net in nets for p in net.parameters() if p.grad is not None]
+        found["gradients"] = max(found.get("gradients", 0), local_bytes(gradients))
         return step(optimizer, *args, **kw)
 
     torch.optim.Adam.step = measured_step
     trainer.update(batch)  # makes Adam's state
     found["weights"] = local_bytes(p for n in nets for p in n.parameters())
     found["reference"] = local_bytes(trainer.reference.parameters())
-    found["optimizer"] = local_bytes(v for o in trainer.optimizers.values() for s in o.state.values() for k, v in s.items() if k != "step")
+    found["optimizer"] = local_bytes(moments(trainer.optimizers.values()))
     live.know(kv)
     live.know([parallel.local(p) for n in [*nets, trainer.reference] for p in n.parameters()])
-    live.know([parallel.local(v) for o in trainer.optimizers.values() for s in o.state.values() for v in s.values()])
+    live.know([parallel.local(v) for o in trainer.optimizers.values()
+               for state in o.state.values() for v in state.values()])
     with live:
         trainer.update(batch)
     found["update"] = live.peak
@@ -142,14 +166,17 @@ def update(folder, problem_file, run, **settings):
 
 
 def anonymous():
-    """Bytes of this process that no file backs: pages of safetensors files that are mapped for reading are not counted."""
+    """Bytes of this process that no file backs: not those of safetensors files that are mapped for
+    reading."""
     with open("/proc/self/status") as f:
         return next(int(line.split()[1]) * 1024 for line in f if line.startswith("RssAnon"))
 
 
 def peak_during(function):
-    """(result, peak of anonymous memory over its value before), sampled a thousand times a second."""
-    before, most, done = anonymous(), 0, False
+    """(result, peak of anonymous memory over its value before), sampled a thousand times per second."""
+    before = anonymous()
+    most = 0
+    done = False
 
     def watch():
         nonlocal most
@@ -166,21 +193,25 @@ def peak_during(function):
 
 
 def load(folder, out, dtype="float32"):
+    """Bytes: of this rank's weights, of the largest tensor, of all, and the peaks of loading and of
+    saving."""
     device, mesh = parallel.start()
     if parallel.world_size() > 1:
         dist.barrier()  # gloo's own buffers
     kind = getattr(torch, dtype)
     net, loading = peak_during(lambda: hf.load(folder, M.Llama, kind, device, mesh))
     _, saving = peak_during(lambda: hf.save_tensors(net.named_parameters(), Path(out), torch.float32))
-    return {"share": local_bytes(net.parameters()), "largest": max(p.numel() * kind.itemsize for p in net.parameters()),
-            "whole": sum(p.numel() * kind.itemsize for p in net.parameters()), "loading": loading, "saving": saving}
+    sizes = [p.numel() * kind.itemsize for p in net.parameters()]
+    return {"share": local_bytes(net.parameters()), "largest": max(sizes), "whole": sum(sizes),
+            "loading": loading, "saving": saving}
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     what, *words = sys.argv[1:]
     if what == "simulate":
-        print(json.dumps(simulate(M.Config.from_dict(json.loads(words[0])), int(words[1]), int(words[2]))))
+        config = M.Config.from_dict(json.loads(words[0]))
+        print(json.dumps(simulate(config, int(words[1]), int(words[2]))))
     else:
         pairs = dict(word.split("=", 1) for word in words if "=" in word)
         found = {"update": update, "load": load}[what](*[word for word in words if "=" not in word], **pairs)
