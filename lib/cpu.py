@@ -1,4 +1,4 @@
-"""The model on CPU in bfloat16, faster: the same numbers up to rounding, by cpu.c between the matrix products.
+"""The model on CPU in bfloat16, but faster: equal up to rounding, with cpu.c between the matrix products.
 
     1. kernels     cpu.c, compiled for this machine at first use
     2. accelerate  forward and backward passes of a block and of the token head, for scoring and training
