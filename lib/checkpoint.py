@@ -1,14 +1,18 @@
 """What lets a run survive: checkpoints, the logs beside them, and signals. SFT and PPO share it.
 
-    RUN/checkpoints/step-000040/state.json                             step, update counts, KL coefficient; size and CRC of each file
-    RUN/checkpoints/step-000040/shard-00001-model-00001-of-00002.safetensors     the shards of rank 0, and so on
+    RUN/checkpoints/step-000040/state.json
+        the step, counts of updates, the KL coefficient; size and CRC of each file
+    RUN/checkpoints/step-000040/shard-00001-model-00001-of-00002.safetensors
+        the shards of rank 0, and so on
 
-Written by torch.distributed.checkpoint: each rank its own shards of the weights and of Adam's moments; any number of ranks reads
-them. The files are safetensors, not DCP's own format, whose metadata is a pickle. There is no random state in here: generators are
-functions of seed, purpose and step (ppo.generator), and so is the place in the data.
+torch.distributed.checkpoint (DCP) writes them: each rank its own shards of the weights and of Adam's moments,
+and any number of ranks reads them. The files are safetensors, and not DCP's own format, whose metadata is a
+pickle. There is no random state in here: generators are functions of seed, purpose and step (ppo.generator),
+and so is the place in the data.
 
-CRC-32 finds accidents, and is fast (4 GB/s a core, SHA-256 1.8): the time that a preempted job has is short. A digest that lies
-beside the data says nothing of who wrote them, so a cryptographic one would be no safer; nothing in a checkpoint is executed.
+CRC-32 finds accidents, and it is fast (4 GB/s per core, where SHA-256 reaches 1.8): the time that a preempted
+job has is short. A digest that lies beside the data says nothing of who wrote them, so a cryptographic one
+would be no safer. Nothing in a checkpoint is executed.
 """
 import contextlib
 import json
@@ -20,38 +24,46 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
+
 from lib import files, guards, logs, parallel
 from lib.signals import Stopped, signals
 
 
-FILE_BYTES = 10**9  # of one file of a rank: DCP copies a file's tensors to the CPU and again into the file's bytes
+# Bytes of one file of a rank: DCP copies a file's tensors to the CPU, and again into the bytes of the file.
+FILE_BYTES = 10**9
 
 
 def rewind(run, step):
-    """Take back what a run did after its checkpoint of `step`: lines of logs, a half one at the end, checkpoints, one half written."""
+    """Take back what a run did after its checkpoint of `step`: lines of logs with a half one at their end,
+    and checkpoints with a half-written one."""
     for file in (run / f"{name}.jsonl" for name in logs.LOGS):
         if file.is_file():
             try:
-                lines = [line for line in file.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
-                files.write_text(file, "".join(line for line in lines if json.loads(line)["step"] <= step))
+                lines = file.read_text(encoding="utf-8").splitlines(True)
+                whole = [line for line in lines if line.endswith("\n")]
+                files.write_text(file, "".join(line for line in whole if json.loads(line)["step"] <= step))
                 files.sync(file)
             except (ValueError, KeyError, TypeError, RecursionError) as e:
                 raise ValueError(f"{file}: not a log of this program: {e!r}") from None
     remove(f for f in steps(run) if int(f.name[5:]) > step)
     clear(run / "checkpoints")
-    for left in (f for pattern in (".tmp*", ".part-*", ".*.part") for f in (run / "model").glob(pattern)):
-        left.unlink()  # of a model half written; .tmp* is safetensors'
+    for pattern in (".tmp*", ".part-*", ".*.part"):  # of a half-written model; .tmp* is safetensors'
+        for left in (run / "model").glob(pattern):
+            left.unlink()
     for mark in ("stopped", "done"):
         (run / mark).unlink(missing_ok=True)
 
 
-# ---------------------------------------------------------------------------------------------------- checkpoints
+# ------------------------------------------------------------------------------------------------ checkpoints
+
 
 def tensors(nets, optimizers, updates):
-    """{name: tensor} of the trained nets {name: net}: weights, and Adam's two moments of those that have been updated."""
+    """{name: tensor} of the trained nets {name: net}: weights, and Adam's two moments of those that have been
+    updated."""
     out = {}
     for name, net in nets.items():
-        net.reshard()  # after a forward without its backward the root holds copies in the compute type, unknown to Adam
+        # After a forward without its backward the root holds copies in the compute type, unknown to Adam.
+        net.reshard()
         for key, p in net.named_parameters():
             out[f"{name}.{key}"] = p
             if updates[name]:
@@ -63,8 +75,8 @@ def tensors(nets, optimizers, updates):
 def make_state(optimizer, updates):
     """Let the optimizer make its state for values to be loaded into. Where its tensors lie and of which types
     they are is its own affair: fused Adam, for example, wants its count of steps on the GPU. So it takes a
-    step with gradients and rates of zero, which changes no weight; one parameter at a time, so that one
-    gradient alone is in memory."""
+    step with gradients and rates of zero, which changes no weight. It does so with one parameter at a time,
+    so that one gradient alone is in memory."""
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0
@@ -79,7 +91,8 @@ def make_state(optimizer, updates):
 
 @contextlib.contextmanager
 def plain_errors(path):
-    """DCP's error is a list of tracebacks, one a rank: raise the first one's cause, with the path."""
+    """Turn DCP's error, which is a list of tracebacks, one of each rank, into the first one's cause with the
+    path."""
     try:
         yield
     except dcp.api.CheckpointException as e:
@@ -90,7 +103,8 @@ def plain_errors(path):
 
 
 def save(run, nets, optimizers, step, updates, keep, **more):
-    """Write checkpoints/step-N aside, then rename it: a kill at any moment leaves the last good one. Called by every rank."""
+    """Write checkpoints/step-N aside, then rename it: a kill at any moment leaves the last good one. Every
+    rank calls it."""
     folder = Path(run) / "checkpoints" / f"step-{step:06d}"
     aside = folder.with_name(f".{folder.name}.part")
 
@@ -99,10 +113,12 @@ def save(run, nets, optimizers, step, updates, keep, **more):
         if unseen:
             raise OSError(f"{aside / unseen[0]}: written by another rank, but rank 0 does not see it; the "
                           "run's folder must be one that all nodes share. The checkpoint was not kept")
-        state = dict(step=step, updates=updates, **more, ranks=parallel.world_size(), files=dict(sorted(x for mine in written for x in mine)))
+        listed = dict(sorted(x for mine in written for x in mine))
+        state = dict(step=step, updates=updates, **more, ranks=parallel.world_size(), files=listed)
         state["crc32"] = zlib.crc32(json.dumps(state).encode())
         files.append_jsonl(aside / "state.json", [state])
-        # after a power cut, too, what the checkpoint counts on must be there: first the logs' lines, then it, then its name
+        # What the checkpoint counts on must be there even after a power cut: first the logs' lines, then the
+        # checkpoint itself, then its name.
         for path in (*(run / f"{name}.jsonl" for name in logs.LOGS), aside / "state.json", aside):
             if path.exists():
                 files.sync(path)
@@ -111,16 +127,21 @@ def save(run, nets, optimizers, step, updates, keep, **more):
         files.sync(folder.parent)
         remove(steps(run)[:-keep])
 
-    named, place, size = tensors(nets, optimizers, updates), {}, 0
+    named = tensors(nets, optimizers, updates)
+    place = {}  # {tensor's name: number of its file}
+    size = 0
     guards.check_saved(f"step {step}", named.items())
     try:
         parallel.together(lambda: (folder.parent.mkdir(parents=True, exist_ok=True), clear(folder.parent)))
         for name, tensor in named.items():
-            place[name], size = 1 + size // FILE_BYTES, size + parallel.local(tensor).nbytes
+            place[name] = 1 + size // FILE_BYTES
+            size += parallel.local(tensor).nbytes
         with plain_errors(aside):
-            dcp.save(named, storage_writer=dcp.HuggingFaceStorageWriter(str(aside), place, save_distributed=True))
-        mine = f"shard-{parallel.rank() + 1:05d}-*"
-        written = parallel.together(lambda: [(f.name, files.measure(f)) for f in aside.glob(mine)], all_ranks=True)
+            writer = dcp.HuggingFaceStorageWriter(str(aside), place, save_distributed=True)
+            dcp.save(named, storage_writer=writer)
+        pattern = f"shard-{parallel.rank() + 1:05d}-*"
+        written = parallel.together(lambda: [(f.name, files.measure(f)) for f in aside.glob(pattern)],
+                                    all_ranks=True)
         parallel.together(publish)
     except OSError:
         if parallel.rank() == 0:
@@ -129,7 +150,7 @@ def save(run, nets, optimizers, step, updates, keep, **more):
 
 
 def after_step(step, last, every, save):
-    """save() where a checkpoint is due or a signal has come, which in that case then ends the run."""
+    """Call save() where a checkpoint is due or a signal has come. A signal then ends the run."""
     stopped = None
     try:
         signals.stop_if_asked()
@@ -148,17 +169,20 @@ def steps(run):
 
 
 def remove(folders):
+    """Delete checkpoints."""
     for folder in folders:
-        delete(folder.rename(folder.with_name(f".{folder.name}.old.part")))  # half a removed one shall not count
+        # A half-removed one shall not count.
+        delete(folder.rename(folder.with_name(f".{folder.name}.old.part")))
 
 
 def clear(checkpoints):
+    """Delete what half-written and half-removed checkpoints have left."""
     for left in checkpoints.glob(".step-*.part"):
         delete(left)
 
 
 def delete(path):
-    """Of what somebody put in a checkpoint's place, a link or a file, that alone goes."""
+    """Delete a checkpoint's folder. Where somebody has put a link or a file in its place, that alone goes."""
     if path.is_symlink() or not path.is_dir():
         path.unlink()
     else:
@@ -166,7 +190,8 @@ def delete(path):
 
 
 def check(folder):
-    """The state of a checkpoint, whose files are all there and as they were written; else a ValueError. Every rank reads some."""
+    """The state of a checkpoint whose files are all there and as they were written. Any other is a
+    ValueError. Every rank reads some of the files."""
     def mine():
         file = folder / "state.json"
         files.regular(file)
@@ -174,30 +199,39 @@ def check(folder):
         crc = state.pop("crc32", None)
         if crc != zlib.crc32(json.dumps(state).encode()):
             raise ValueError(f"{file}: altered: its CRC-32 is not {crc}")
-        listed, updates, kl_coef = state.get("files"), state.get("updates"), state.get("kl_coef", 0)
-        if not (state.get("step") == int(folder.name[5:]) and type(kl_coef) in (int, float) and abs(kl_coef) < 1e9
-                and isinstance(updates, dict) and all(type(n) is int and 0 <= n < 2**31 for n in updates.values())
-                and isinstance(listed, dict) and all(isinstance(x, list) and len(x) == 2 for x in listed.values())):
+        listed = state.get("files")
+        updates = state.get("updates")
+        kl_coef = state.get("kl_coef", 0)
+        if not (state.get("step") == int(folder.name[5:])
+                and type(kl_coef) in (int, float) and abs(kl_coef) < 1e9
+                and isinstance(updates, dict)
+                and all(type(n) is int and 0 <= n < 2**31 for n in updates.values())
+                and isinstance(listed, dict)
+                and all(isinstance(x, list) and len(x) == 2 for x in listed.values())):
             raise ValueError(f"{file}: not the state of a checkpoint of this program")
         for name in sorted(listed.keys() ^ ({p.name for p in folder.iterdir()} - {"state.json"})):
-            raise ValueError(f"{folder / name}: " + ("no such file, but state.json names it" if name in listed else "not in state.json"))
-        for name in sorted(listed)[parallel.rank() :: parallel.world_size()]:  # names of files in the folder, as has just been compared
+            wrong = "no such file, but state.json names it" if name in listed else "not in state.json"
+            raise ValueError(f"{folder / name}: {wrong}")
+        # All names are of files in the folder, as has just been compared.
+        for name in sorted(listed)[parallel.rank() :: parallel.world_size()]:
             files.regular(folder / name)
             for what, found, expected in zip(("bytes", "CRC-32"), files.measure(folder / name), listed[name]):
                 if found != expected:
-                    raise ValueError(f"{folder / name}: truncated or altered: {what} {found}, expected {expected}")
+                    raise ValueError(f"{folder / name}: truncated or altered: {what} {found}, "
+                                     f"expected {expected}")
         return state
 
     return parallel.together(mine, all_ranks=True)[0]
 
 
 def find(run, name=None):
-    """(folder, state) of the run's newest checkpoint, or of the named one; None where a run has none yet. A damaged one raises
-    ValueError before anything is loaded; the message says which one before it is good."""
+    """(folder, state) of the run's newest checkpoint, or of the named one; None where a run has none yet. A
+    damaged one is a ValueError before anything is loaded, whose message says which one before it is good."""
     folders = parallel.together(lambda: steps(run))[0]
     if name:
         if name not in [f.name for f in folders]:
-            raise ValueError(f"--checkpoint {name}: not one of {', '.join(f.name for f in folders) or 'none'} in {Path(run) / 'checkpoints'}")
+            there = ", ".join(f.name for f in folders) or "none"
+            raise ValueError(f"--checkpoint {name}: not one of {there} in {Path(run) / 'checkpoints'}")
         folders = [f for f in folders if int(f.name[5:]) <= int(name[5:])]
     if not folders:
         return None
@@ -209,21 +243,27 @@ def find(run, name=None):
             error = error or e
             continue
         if error:
-            raise ValueError(f"{error}; {folder.name} is good: go on from there with --resume {run} --checkpoint {folder.name}")
+            raise ValueError(f"{error}; {folder.name} is good: go on from there with "
+                             f"--resume {run} --checkpoint {folder.name}")
         return folder, state
     raise ValueError(f"{error}; no checkpoint before it is good")
 
 
 def resume(run, nets, optimizers, found):
-    """Load what find() has found and cut the logs back to its step; without one the run begins again. Returns the state."""
+    """Load what find() has found and cut the logs back to its step. Where it has found nothing, the run
+    begins again. Returns the state."""
     folder, state = found or (None, dict(step=0, updates=dict.fromkeys(nets, 0)))
     if folder:
         if not nets.keys() <= state["updates"].keys():
-            raise ValueError(f"{folder / 'state.json'}: updates of {', '.join(state['updates'])}, expected {', '.join(nets)}")
-        for name in (name for name in nets if state["updates"][name]):
-            make_state(optimizers[name], state["updates"][name])
-        logging.getLogger("torch.distributed.checkpoint").setLevel(logging.CRITICAL)  # its warnings repeat the error as a traceback
+            raise ValueError(f"{folder / 'state.json'}: updates of {', '.join(state['updates'])}, "
+                             f"expected {', '.join(nets)}")
+        for name in nets:
+            if state["updates"][name]:
+                make_state(optimizers[name], state["updates"][name])
+        # DCP's warnings repeat the error as a traceback.
+        logging.getLogger("torch.distributed.checkpoint").setLevel(logging.CRITICAL)
         with plain_errors(folder):
-            dcp.load(tensors(nets, optimizers, state["updates"]), storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
+            reader = dcp.HuggingFaceStorageReader(str(folder))
+            dcp.load(tensors(nets, optimizers, state["updates"]), storage_reader=reader)
     parallel.together(lambda: rewind(Path(run), state["step"]))
     return state

@@ -13,13 +13,14 @@ import sys
 import time
 
 REQUEUE = 75  # exit status of a run that a signal stopped: EX_TEMPFAIL of sysexits.h, "try again later"
-# Requests to stop: Ctrl-C, those of batch systems and their warnings, the end of a terminal or an ssh session
+# Requests to stop: Ctrl-C, those of batch systems and their warnings, the end of a terminal or ssh session.
 ASKED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
-PERSONAL = (signal.SIGTERM, signal.SIGINT)  # of these a second one means: at once
+PERSONAL = (signal.SIGTERM, signal.SIGINT)  # a second one of these ends the process at once
 
 
 class Stopped(BaseException):
-    """A signal asked the run to stop. Not an Exception: no `except Exception` of a reward function shall swallow it."""
+    """A signal asked the run to stop. It is not an Exception, so that no `except Exception` of a reward
+    function swallows it."""
 
 
 class Signals:
@@ -29,7 +30,10 @@ class Signals:
     system's USR1.)"""
 
     def __init__(self):
-        self.received, self.insisted, self.leave, self.importing = 0, None, True, False
+        self.received = 0  # number of the first signal
+        self.insisted = None  # when the first TERM or INT came
+        self.leave = True  # whether a signal raises Stopped at once
+        self.importing = False
 
     def install(self, importing=False):
         """importing: until this is unset a signal ends the process, since no import expects one."""
@@ -46,7 +50,7 @@ class Signals:
             os._exit(REQUEUE)
         if number in PERSONAL:
             now = time.monotonic()
-            # `timeout` and some schedulers send the first one twice
+            # `timeout` and some schedulers send the first one twice.
             if self.insisted is not None and now - self.insisted > 1:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
@@ -61,8 +65,8 @@ class Signals:
 
     @contextlib.contextmanager
     def may_interrupt(self):
-        """For long work of this rank alone: a signal breaks it off. Call stop_if_asked after it, the result
-        may be missing."""
+        """For long work of this rank alone: a signal breaks it off. Call stop_if_asked after it, since the
+        result may be missing."""
         before = self.leave
         try:
             try:
@@ -87,6 +91,7 @@ signals = Signals()
 
 
 # ------------------------------------------------------------------------------------------ standard streams
+
 
 class Stream(io.FileIO):
     """Standard output or error whose failures (nobody reads it, its disk is full, its terminal is gone) raise
