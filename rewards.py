@@ -17,11 +17,12 @@ import sys
 from dataclasses import dataclass
 from typing import Callable
 
-from lib.answers import equal_by_value, parse
-from lib.tex import GROUPED, MAX_CHARS, bare
+from lib.answers import GROUPED, MAX_CHARS, bare, equal_by_value, parse
 from lib.values import shown
 
+
 # -- 1. Conventions: what mathematics does not decide, this table does.  Each has a test. ----------
+
 
 CONVENTIONS = {
     "last box": "the last \\boxed, \\fbox or \\framebox that is not empty is the answer; boxes "
@@ -63,7 +64,9 @@ CONVENTIONS = {
 }
 NO_ANSWER = -0.5                         # without a \boxed answer (official code, not the paper)
 
+
 # -- 2. Extraction --------------------------------------------------------------------------------
+
 
 _BOX_HEAD = re.compile(r"\\[a-z]+\s*([-+]?[\d.,]*\d|\\[A-Za-z]+|[^\s$])?")
 _BRACE = re.compile(r"\\.|[{}]", re.S)
@@ -82,6 +85,7 @@ _NO_CLAIM = re.compile(
 _NO_END = re.compile(
     r"[@#^_~]|[ijnxy]\b|\+\+|--|\s*(?://|/\*|[#&|=!<>]\S|(?:hundred|thousand|million|billion)\b)")
 _SPECIAL = re.compile(r"<\|[^<>|]*\|>")          # tokens that a decoder left in the text
+
 
 def extract_answer(text: str, boxed_only: bool = True, strip_think: bool = False) -> str | None:
     """The content of the last box in `text` that is not empty, None without one.
@@ -106,6 +110,7 @@ def extract_answer(text: str, boxed_only: bool = True, strip_think: bool = False
         answers, at = [content, *answers], before
     return ", ".join(dict.fromkeys(map(_undressed, answers))) or None
 
+
 def _undressed(answer: str) -> str:
     """Without what a decoder or a marked up text left in the box: 42<|im_end|>, 42**, ~42~."""
     answer = _SPECIAL.sub("", answer).strip()
@@ -114,9 +119,11 @@ def _undressed(answer: str) -> str:
             answer = answer.removeprefix(mark).removesuffix(mark)
     return answer.strip()
 
+
 def last_box(text: str, start: int = 0, end: int | None = None) -> int:
     """Index of the last box command, -1 without one."""
     return max(text.rfind(command, start, end) for command in ("\\boxed", "\\fbox", "\\framebox"))
+
 
 def box(text: str, start: int) -> tuple[str, int | None]:
     """(content of the box at `start`, index after it or None if it is cut off).  After \\boxed
@@ -129,6 +136,7 @@ def box(text: str, start: int) -> tuple[str, int | None]:
         if depth == 0:
             return text[head.end():brace.start()], brace.end()
     return text[head.end():].partition("\n")[0].rstrip(" $."), None
+
 
 def _stated_answer(text: str) -> str | None:
     text, last = re.sub(r"\\\$|</?[a-z]+/?>", "", text), None
@@ -158,7 +166,9 @@ def _stated_answer(text: str) -> str | None:
         return None                              # 3 // 4, 3++, 3**
     return last[last.lastindex].strip() or None
 
+
 # -- 3. Comparison: answers that are read as text, then answers by value --------------------------
+
 
 _LETTER = r"(?:\([A-J]\)|[A-J](?:\)|(?![a-z])))"
 _OPTIONS = re.compile(rf"(?:[Tt]he )?(?:(?i:option|choice|(?:correct )?answer is)\s)?\s*"
@@ -170,13 +180,16 @@ _OPTION = re.compile(
 _INTEGER = re.compile(r"[-+]?\d{1,99}", re.A)
 _COMMA = re.compile(r"[-+]?(?:\d+,(?:\d\d?|\d{4,})|0,\d+)", re.A)
 
+
 def answers_equal(answer: str, gold: str) -> bool:
     """Are two answers the same mathematics, by CONVENTIONS?  Never raises, on any two strings."""
     return compare(answer, gold)[0]
 
+
 def verify(response: str, gold: str, boxed_only: bool = True) -> bool:
     """Is the answer of a whole response right?  Never raises."""
     return explain(response, gold, boxed_only)[0]
+
 
 def explain(response: str, gold: str, boxed_only: bool = True) -> tuple[bool, str | None, str]:
     """(verdict, extracted answer, the rule that decided in a few words) for a whole response."""
@@ -185,6 +198,7 @@ def explain(response: str, gold: str, boxed_only: bool = True) -> tuple[bool, st
         return False, answer, "no boxed answer" if boxed_only else "no answer"
     verdict, rule = compare(answer, gold)
     return verdict, answer, rule
+
 
 def compare(answer: str, gold: str) -> tuple[bool, str]:
     """(are two answers equal?, the rule that decided)."""
@@ -218,6 +232,7 @@ def compare(answer: str, gold: str) -> tuple[bool, str]:
         return equal_by_value(answer, two.replace(",", "."))
     return verdict, rule
 
+
 def options(text: str) -> str:
     """The option letters that a text consists of, in capitals, in order if they are joined."""
     found = text[:32].isascii() and _OPTIONS.fullmatch(text)
@@ -226,13 +241,16 @@ def options(text: str) -> str:
     letters = re.findall("[A-J]", found[1].replace("and", "").upper())
     return "".join(letters if len(letters) == len(found[1]) else sorted(letters))
 
+
 def words(text: str) -> str:
     """The words of a prose answer in one form; '' if there is any mathematics in it."""
     text = re.sub(r"\b(?:[Tt]he|an?) ", "", text)
     prose = re.search("[A-Za-z]{2}", text) and not re.search(r"^-|[^\w\s.,;:'\"!?(){}-]", text)
     return re.sub(r"[-.](?!\d)|[^\w.-]", "", text).casefold() if prose else ""
 
-# -- 4. Eq. 1 ---------------------------------------------------------------------------------------------------------
+
+# -- 4. Eq. 1 -------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class RewardParts:
@@ -248,31 +266,39 @@ class RewardParts:
     steps: int           # reasoning lines before the last box, without repetition
     floored: bool        # did the length term stop at its floor?
 
-def score(response: str, gold: str, *, exploration: str = "none", alpha: float = 0.8, length_scale: float = 1000.0,
-          length_floor: float = 4.0, steps_scale: float = 10.0, truncated: bool = False,
-          count_tokens: Callable[[str], int] | None = None, effort: float | None = None,
-          verdict: bool | None = None) -> RewardParts:
-    """Eq. 1 of the paper for one response: R = alpha * c + (1 - alpha) * R_ex.  `exploration` chooses R_ex:
+
+def score(response: str, gold: str, *, exploration: str = "none", alpha: float = 0.8,
+          length_scale: float = 1000.0, length_floor: float = 4.0, steps_scale: float = 10.0,
+          truncated: bool = False, count_tokens: Callable[[str], int] | None = None,
+          effort: float | None = None, verdict: bool | None = None) -> RewardParts:
+    """Eq. 1 of the paper for one response: R = alpha * c + (1 - alpha) * R_ex.  `exploration`
+    chooses R_ex:
       none    R = c
-      length  -min(length_scale / length, length_floor), a price that falls with more reasoning.  With alpha = 0.8 and
-              floor 4 the term is at worst -0.8: it can cancel a right answer and no more.
+      length  -min(length_scale / length, length_floor), a price that falls with more reasoning.
+              With alpha = 0.8 and floor 4 the term is at worst -0.8: it can cancel a right answer
+              and no more.
       steps   min(1, steps / steps_scale)
-      judge   `effort`, in [0, 1], as graded before (section 6)
-    length is in tokens of `count_tokens` (default: words and punctuation signs).  Only what stands before the last box
-    counts, once: neither repetition is paid for, nor padding after the answer.  A response cut by the token limit
-    (`truncated`) is scored by the box it holds, complete or not at all.  `verdict` is another verifier's, and c is then
-    1 or 0 by it alone, whatever is in a box.  Bad arguments raise ValueError.
-    Departures from the official code (github.com/GuanghaoYe/Emergence-of-Thinking): it takes the text before the FIRST
-    box, counts characters / 4, and adds the length term unweighted; a response that starts with \\boxed divided by
-    zero there and earned 0.0, more than an honest short answer.  NO_ANSWER is its value; the paper has none.
+      judge   `effort`, in [0, 1], as graded before (lib/judge.py)
+    length is in tokens of `count_tokens` (default: words and punctuation signs).  Only what stands
+    before the last box counts, once: neither repetition is paid for, nor padding after the answer.
+    A response cut by the token limit (`truncated`) is scored by the box it holds, complete or not
+    at all.  `verdict` is another verifier's, and c is then 1 or 0 by it alone, whatever is in a
+    box.  Bad arguments raise ValueError.
+    Departures from the official code (github.com/GuanghaoYe/Emergence-of-Thinking): it takes the
+    text before the FIRST box, counts characters / 4, and adds the length term unweighted; a
+    response that starts with \\boxed divided by zero there and earned 0.0, more than an honest
+    short answer.  NO_ANSWER is its value; the paper has none.
     """
     if exploration not in ("none", "length", "steps", "judge"):
         raise ValueError(f"exploration {exploration!r}: choose one of none, length, steps, judge")
     if exploration == "judge" and (effort is None or not 0 <= effort <= 1):
         raise ValueError(f"effort {effort!r} is not in [0, 1]")
-    if not 0 <= alpha <= 1: raise ValueError(f"alpha {alpha!r} is not in [0, 1]")
-    for name, value in dict(length_scale=length_scale, length_floor=length_floor, steps_scale=steps_scale).items():
-        if not value > 0: raise ValueError(f"{name} {value!r} is not above 0")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha {alpha!r} is not in [0, 1]")
+    scales = dict(length_scale=length_scale, length_floor=length_floor, steps_scale=steps_scale)
+    for name, value in scales.items():
+        if not value > 0:  # so that NaN is refused
+            raise ValueError(f"{name} {value!r} is not above 0")
     correct, answer, reason = explain(response, gold)
     at = last_box(response)
     if truncated and answer is not None and box(response, at)[1] is None:
@@ -283,20 +309,32 @@ def score(response: str, gold: str, *, exploration: str = "none", alpha: float =
         outcome = float(verdict)
         reason = "--verifier"
     reasoning = reasoning_of(response)
-    length = count_tokens(reasoning) if count_tokens else len(re.findall(r"\w+|[^\w\s]", reasoning))
+    length = (count_tokens or words_and_signs)(reasoning)
     steps = len(reasoning.split("\n")) if reasoning else 0
     floored = exploration == "length" and length * length_floor <= length_scale
-    if exploration == "none": alpha, r_ex = 1.0, 0.0
-    elif exploration == "length": r_ex = -length_floor if floored else -length_scale / length
-    elif exploration == "steps": r_ex = min(1.0, steps / steps_scale)
-    else: r_ex = effort
+    if exploration == "none":
+        alpha = 1.0
+        r_ex = 0.0
+    elif exploration == "length":
+        r_ex = -length_floor if floored else -length_scale / length
+    elif exploration == "steps":
+        r_ex = min(1.0, steps / steps_scale)
+    else:
+        r_ex = effort
     total = alpha * outcome + (1 - alpha) * r_ex
     return RewardParts(total, outcome, correct, answer, reason, r_ex, alpha, length, steps, floored)
+
+
+def words_and_signs(text: str) -> int:
+    """How many words and punctuation signs a text has."""
+    return len(re.findall(r"\w+|[^\w\s]", text))
+
 
 def reasoning_of(response: str) -> str:
     """What exploration is paid for: the text before the last box, without repetition."""
     at = last_box(response)
     return without_repetition(response[:at] if at >= 0 else response)
+
 
 # -- 5. Behaviours and repetition -----------------------------------------------------------------
 
@@ -322,15 +360,17 @@ BEHAVIOURS = {
 }
 _BEHAVIOURS = {name: re.compile(rf"\b(?:{words})\b", re.I) for name, words in BEHAVIOURS.items()}
 
+
 def behaviours(text: str) -> dict[str, int]:
     """How often each behaviour of BEHAVIOURS occurs in `text`."""
     text = text.replace("\u2019", "'")
     return {name: len(pattern.findall(text)) for name, pattern in _BEHAVIOURS.items()}
 
+
 def repeated_words(text: str, n: int = 8) -> list[tuple[bool, int, int]]:
     """(said before?, start, end) for each word: it lies in a line that occurred before (same words,
-    whatever the case, spaces and punctuation) or in an n-word sequence that did.  Numbers are words:
-    "Try x = 3" is not "Try x = 4"."""
+    whatever the case, spaces and punctuation) or in an n-word sequence that did.  Numbers are
+    words: "Try x = 3" is not "Try x = 4"."""
     words, again, lines, grams, start = [], [], set(), set(), 0
     for line in text.split("\n"):
         found = [(m[0].casefold(), start + m.start(), start + m.end())
@@ -347,6 +387,7 @@ def repeated_words(text: str, n: int = 8) -> list[tuple[bool, int, int]]:
         grams.add(gram)
     return [(repeat, begin, end) for repeat, (_, begin, end) in zip(again, words)]
 
+
 def without_repetition(text: str) -> str:
     """`text` without its repeated words and what lies between two of them, and without lines that
     hold no word."""
@@ -360,10 +401,12 @@ def without_repetition(text: str) -> str:
     lines = "".join(kept + [text[at:]]).split("\n")
     return "\n".join(line for line in lines if re.search("[A-Za-z0-9]", line))
 
+
 def repetition(text: str) -> float:
     """The share, 0 to 1, of the words of `text` that repeat an earlier line or 8-word sequence."""
     words = repeated_words(text)
     return sum(repeat for repeat, _, _ in words) / len(words) if words else 0.0
+
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:

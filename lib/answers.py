@@ -14,8 +14,8 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
 
-from lib.bignum import DIGITS, MORE_DIGITS, Undefined, Value, between, big, fraction, order, real_roots
-from lib.tex import (ABOUT, BASES, FUNCTIONS, GROUPED, IS, MAX_CHARS, MAX_TOKENS, PARTS, POWERS, RELATIONS,
+from lib.bignum import DIGITS, MORE_DIGITS, Value, between, big, fraction, order, real_roots
+from lib.tex import (ABOUT, BASES, FUNCTIONS, GROUPED, IS, MAX_CHARS, PARTS, POWERS, RELATIONS,
                      REMARKS, SAYINGS, STOP, TIMES, UNITS, Unreadable, bare, number, tokens)
 from lib.values import (BIG, NOTHING, TEN, UNIT, Evaluator, children, conditions, entries, free_names,
                         infinite, inverse, label, last_place, mentions, real_set, rename, residue, unsigned)

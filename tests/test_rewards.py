@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import answers
+from lib import answers, bignum, tex
 import rewards
 from rewards import answers_equal, behaviours, explain, extract_answer, repetition, score, verify
 
@@ -1710,12 +1710,12 @@ def test_hostile_text_is_not_three_and_costs_no_time(text):
 def test_work_is_bounded_by_count_not_by_clock():
     wide = "+".join(f"x^{{{n}}}" for n in range(250))
     judge = answers.Judge()
-    with pytest.raises(answers.Undefined):
+    with pytest.raises(bignum.Undefined):
         for _ in range(100):
             judge.value(answers.parse(wide, True))
     assert judge.work < 0
     assert answers.parse("(" * (answers.MAX_DEPTH + 1) + "1" + ")" * (answers.MAX_DEPTH + 1), True) == ("unreadable", "too deep")
-    assert answers.parse("1+" * answers.MAX_TOKENS + "1", True) == ("unreadable", "too many tokens")
+    assert answers.parse("1+" * tex.MAX_TOKENS + "1", True) == ("unreadable", "too many tokens")
     assert answers.parse("1" * (answers.MAX_CHARS + 1), True) == ("unreadable", "too long")
 
 
