@@ -387,7 +387,8 @@ def test_the_type_of_auto_is_found_once_and_kept_at_a_resume_elsewhere(monkeypat
     seen, run = [], tmp_path / "run"
     monkeypatch.setattr(rlsp, "sft", lambda args: seen.append((args.dtype, cli.new_run(args))))
     monkeypatch.setattr(signals, "install", lambda: None)
-    for machine, words in (("float32", ["--model", "m", "--data", "d", "--out", run]), ("bfloat16", ["--resume", run])):
+    given = ["--model", ROOT / "data/tiny/model", "--data", ROOT / "data/tiny/facts.jsonl", "--out", run]
+    for machine, words in (("float32", given), ("bfloat16", ["--resume", run])):
         monkeypatch.setattr(parallel, "compute_type", lambda: machine)
         monkeypatch.setattr(sys, "argv", ["rlsp.py", "sft", *map(str, words)])
         rlsp.main()
