@@ -410,7 +410,8 @@ LONG = PROMPTS + [list(range(97)) * 2, [7, *range(50, 90)]]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_neither_slots_nor_mates_nor_looks_change_a_response(dtype):
-    """In bfloat16, too: sequences of more than one block of the cache, several samples of a prompt, slots that free up late."""
+    """Also in bfloat16: sequences of more than one block of the cache, several samples of a prompt, slots that free up late.
+    Log-probs are those of float32 logits, whose last digits depend on how many rows are multiplied at once."""
     net = tiny_llama(max_position_embeddings=1024).to(dtype)
     run = lambda prompts=LONG * 3, **kw: decode.generate(net, prompts, 150, 0.8, (3,), seed=1, return_logprobs=True, **kw)
     tokens, logprobs = run(slots=24)
@@ -418,8 +419,8 @@ def test_neither_slots_nor_mates_nor_looks_change_a_response(dtype):
     for kw in dict(slots=4), dict(slots=7), dict(slots=24, look=8), dict(slots=5, look=3):
         again = run(**kw)
         assert again[0] == tokens
-        if dtype == torch.bfloat16:
-            assert again[1] == logprobs  # bit for bit
+        for ours, theirs in zip(again[1], logprobs):
+            assert ours == pytest.approx(theirs, rel=0, abs=1e-5)
     cache = decode.KVCache(net.config, 5, 400, dtype, "cpu")
     assert run(cache=cache)[0] == run(cache=cache)[0] == tokens  # what an earlier call left there is never seen
     assert run(LONG[3:], streams=range(3, 8))[0] == tokens[3:8]
