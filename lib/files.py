@@ -133,6 +133,8 @@ def lock(folder):
     path = (Path(folder) / LOCK).absolute()
     if path in held:
         return
+    if os.path.lexists(path):
+        regular(path)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     me = dict(host=socket.gethostname(), pid=os.getpid(), since=time.strftime("%Y-%m-%d %H:%M:%S %z"))
     try:
@@ -166,7 +168,11 @@ def lock(folder):
                 pass  # a full disk, a server that is away: the next one may get through
             time.sleep(BEAT)
 
-    write()
+    try:
+        write()
+    except OSError as e:
+        release()
+        raise OSError(e.errno, e.strerror, str(path)) from None  # a failed write does not name its file
     if beating:
         threading.Thread(target=beat, daemon=True).start()
 
@@ -201,6 +207,10 @@ def release():
     while held:
         _, fd = held.popitem()
         os.close(fd)
+
+
+# A child that a user's function forks may outlive the run, and shall not hold its folder.
+os.register_at_fork(after_in_child=release)
 
 
 def regular(file):

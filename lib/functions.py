@@ -1,7 +1,10 @@
 """A user's own function, of --reward or --verifier. It is loaded from its file and called in threads, and an
 error of it is told as a line of its file."""
+import contextlib
+import copy
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +12,11 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from lib import files
 from lib.guards import TrainingError
-from lib.signals import signals
+from lib.signals import Stopped, keep_streams, signals
 
 THREADS = 16  # calls at once, on each rank: such functions often wait, for a compiler or an endpoint
 
@@ -49,8 +53,11 @@ def load(flag, spec, kind):
     if folder not in sys.path:
         sys.path.append(folder)  # it may import its neighbours
     try:
-        module.__spec__.loader.exec_module(module)
-    except (Exception, SystemExit) as e:
+        with undisturbed():
+            module.__spec__.loader.exec_module(module)
+    except Stopped:
+        raise
+    except BaseException as e:
         raise ValueError(f"{flag} {spec}: {described(e, file)}") from None
     function = getattr(module, name, None)
     if not callable(function):
@@ -59,12 +66,30 @@ def load(flag, spec, kind):
 
     def call(response, problem):
         try:
-            return kind(function(response, problem))
-        except (Exception, SystemExit) as e:
+            return kind(function(response, copy.deepcopy(problem)))  # it may change what it is given
+        except BaseException as e:
             line = code.co_firstlineno if code and code.co_filename == file else None
             raise TrainingError(f"{flag} {described(e, file, line)}", everywhere=False) from None
 
     return call
+
+
+@contextlib.contextmanager
+def undisturbed():
+    """What a user's code may leave changed behind it, for the run goes on in the same process: the current
+    folder (of code that is tried out in another), torch's defaults, the standard streams."""
+    folder = os.open(".", os.O_RDONLY)
+    dtype, gradients, streams = torch.get_default_dtype(), torch.is_grad_enabled(), (sys.stdout, sys.stderr)
+    try:
+        yield
+    finally:
+        os.fchdir(folder)
+        os.close(folder)
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(gradients)
+        sys.stdout, sys.stderr = streams
+        if any(stream.closed for stream in streams):
+            keep_streams()
 
 
 def described(error, file, line=None):
@@ -96,7 +121,7 @@ def ask(function, samples):
     if function is None:
         return [None] * len(samples)
     results = []
-    with signals.may_interrupt():
+    with undisturbed(), signals.may_interrupt():
         results = call_all(function, [(s.text, s.problem) for s in samples])
     signals.stop_if_asked()
     return results

@@ -8,12 +8,13 @@ import shutil
 import socket
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib import cli, decode, evaluation, files, hf, logs, parallel
+from lib import cli, decode, evaluation, files, functions, guards, hf, logs, parallel
 from lib.report import interval
 from lib.signals import signals
 import ppo
@@ -545,6 +546,37 @@ def test_checklist_19_a_broken_reward_function_ends_the_run_with_its_error(folde
     done = rlsp_py("ppo", "--model", folder, "--data", bad(tmp_path, GOOD), "--out", tmp_path / "run", "--max-response", "8", "--steps", "1",
                    "--rollout-batch", "2", "--freeze-steps", "0", "--dtype", "float32", "--reward", f"{tmp_path}/mine.py:f")
     assert done.returncode == 1 and "judge is down" in done.stderr
+
+
+@pytest.mark.parametrize("error", ["KeyboardInterrupt", "GeneratorExit", "type('Mine', (BaseException,), {})"])
+def test_no_kind_of_exception_of_a_users_function_gets_past_its_line(tmp_path, error):
+    (tmp_path / "mine.py").write_text(f"def f(response, problem):\n    raise {error}('x')\n")
+    (tmp_path / "top.py").write_text(f"raise {error}('x')\n")
+    function = functions.load("--reward", f"{tmp_path}/mine.py:f", functions.number)
+    with pytest.raises(guards.TrainingError, match="mine.py:2: .*x"):
+        function("", {})
+    with pytest.raises(ValueError, match="top.py:1: .*x"):
+        functions.load("--reward", f"{tmp_path}/top.py:f", functions.number)
+
+
+def test_what_a_users_function_changes_around_it_is_changed_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "import os, sys, torch\n"
+        "torch.set_default_dtype(torch.float64)\ntorch.set_grad_enabled(False)\n"
+        "def f(response, problem):\n"
+        "    problem['list'].append(problem.pop('answer'))\n"
+        "    os.chdir('/')\n    sys.stdout = None\n    sys.stderr.close()\n    return 1.0\n")
+    monkeypatch.setattr(sys, "stdout", open(os.devnull, "w"))
+    monkeypatch.setattr(sys, "stderr", open(os.devnull, "w"))
+    function = functions.load("--reward", "mine.py:f", functions.number)
+    assert torch.get_default_dtype() == torch.float32 and torch.is_grad_enabled()
+    problem = {"answer": "2", "list": []}
+    sample = types.SimpleNamespace(text="", problem=problem)
+    assert functions.ask(function, [sample, sample]) == [1.0, 1.0]
+    assert problem == {"answer": "2", "list": []}
+    assert os.getcwd() == str(tmp_path)
+    assert sys.stdout and not sys.stderr.closed
 
 
 @pytest.fixture

@@ -479,6 +479,36 @@ def test_a_folder_is_held_by_one_process_until_its_end(tmp_path, released):
     fcntl.flock(path.open(), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def test_a_child_that_outlives_the_run_does_not_hold_its_folder(tmp_path, released):
+    files.lock(tmp_path)
+    ours, childs = os.pipe()
+    pid = os.fork()
+    if not pid:  # as one that a reward function left behind
+        os.close(childs)
+        os.read(ours, 1)
+        os._exit(0)
+    files.release()
+    files.lock(tmp_path)
+    os.close(childs)
+    os.waitpid(pid, 0)
+
+
+def test_what_lies_in_the_locks_place_is_named(tmp_path, released, monkeypatch):
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(ValueError, match="/.lock: expected a file, and no link"):
+        files.lock(tmp_path)
+    (tmp_path / ".lock").unlink()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as m:
+        m.setattr(files.os, "pwrite", full)
+        with pytest.raises(OSError, match="No space left on device: '.*/.lock'"):
+            files.lock(tmp_path)
+    files.lock(tmp_path)
+
+
 def test_without_locks_a_heartbeat_tells_who_lives(tmp_path, monkeypatch, released):
     def no_locks(*args):
         raise OSError(38, "Function not implemented")
