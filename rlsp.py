@@ -18,7 +18,8 @@ What was killed goes on with: rlsp.py sft | ppo | eval --resume RUN
 
 Exit status: 0 done; 2 bad input, with one line on standard error, before anything is computed or
 written; 1 it cannot go on (a number that is not finite, a full disk, ...), one line; 75 stopped by
-SIGTERM, SIGINT, SIGHUP, SIGUSR1 or SIGXCPU with a checkpoint written: start it again with --resume.
+SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2 or SIGXCPU with a checkpoint written: start it again with
+--resume.
 torchrun makes 1 of any failure, therefore RUN/stopped exists as long as a run is stopped in this
 way. RUN/done is the last file that a run writes: with it, everything is there.
 """

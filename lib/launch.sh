@@ -5,7 +5,7 @@ die() { echo "train.sh: $1" >&2; exit "${2:-2}"; }
 
 # A batch system may signal this shell alone, and as process 1 of a container a shell without traps hears
 # nothing: what asks for an end is passed on, always as TERM, which rlsp.py, torchrun and pip all know. (HUP
-# or USR1 would end torchrun before its ranks.)
+# or a USR would end torchrun before its ranks.)
 signals=0 caught='' child=''
 
 forward() {
@@ -14,7 +14,7 @@ forward() {
     if [ -n "$child" ]; then kill -TERM "$child" 2> /dev/null || true; fi
 }
 
-for name in TERM INT HUP USR1; do trap "forward $name" "$name"; done
+for name in TERM INT HUP USR1 USR2; do trap "forward $name" "$name"; done
 
 # The command's exit status, whatever signals come meanwhile; nothing is begun after one.
 run() {

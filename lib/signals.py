@@ -14,7 +14,7 @@ import time
 
 REQUEUE = 75  # exit status of a run that a signal stopped: EX_TEMPFAIL of sysexits.h, "try again later"
 # Requests to stop: Ctrl-C, those of batch systems and their warnings, the end of a terminal or ssh session.
-ASKED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
+ASKED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 PERSONAL = (signal.SIGTERM, signal.SIGINT)  # a second one of these ends the process at once
 
 

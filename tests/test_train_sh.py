@@ -112,7 +112,7 @@ def alive(pid):
 
 # ---- signals
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"])
 def test_a_signal_to_the_shell_alone_reaches_the_stage_and_is_waited_for(checkout, name):
     process = start(checkout, RUN="mine", SLOW="ppo ppo", SAVING="0.5")
     child = wait_for(checkout / "ready", process)
