@@ -1,1 +1,2 @@
-"""What is beside the recipe. (With this file a package of the same name elsewhere on Python's path is not taken for it.)"""
+"""What is beside the recipe. With this file no other package of this name, elsewhere on Python's path, is
+taken for it."""

@@ -41,10 +41,17 @@ def rewind(run, step):
             try:
                 lines = file.read_text(encoding="utf-8").splitlines(True)
                 whole = [line for line in lines if line.endswith("\n")]
-                files.write_text(file, "".join(line for line in whole if json.loads(line)["step"] <= step))
+                kept = [line for line in whole if json.loads(line)["step"] <= step]
+                files.write_text(file, "".join(kept))
                 files.sync(file)
             except (ValueError, KeyError, TypeError, RecursionError) as e:
-                raise ValueError(f"{file}: not a log of this program: {e!r}") from None
+                found = f"{type(e).__name__}: {e}"
+                raise ValueError(f"{file}: not a log of this program: {found}") from None
+    metrics = run / "metrics.jsonl"
+    logged = {json.loads(line)["step"] for line in metrics.open()} if metrics.is_file() else set()
+    if lost := set(range(1, step + 1)) - logged:
+        logs.say(f"warning: {metrics}: {len(lost)} of the {step} steps before the checkpoint are not in it, "
+                 f"the first of them {min(lost)}; the run goes on without their lines")
     remove(f for f in steps(run) if int(f.name[5:]) > step)
     clear(run / "checkpoints")
     for pattern in (".tmp*", ".part-*", ".*.part"):  # of a half-written model; .tmp* is safetensors'

@@ -2,6 +2,7 @@
 import argparse
 import contextlib
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -73,6 +74,9 @@ def checked(f, value):
     m, expected, types = f.metadata, kind(f), {float: (int, float)}
     if value is None and f.default is None:
         return None
+    # As of a shell's unset variable; for --resume, resumed() has its own line.
+    if value == "" and f.default != "" and f.name != "resume":
+        raise ValueError(f"nothing is given, expected {metavar(f)}")
     if type(value) not in types.get(expected, (expected,)) or expected is list and not (
             value and all(type(x) is str for x in value)):
         raise ValueError(f"{value!r:.60} is of the wrong kind, expected {KINDS[expected]}")
@@ -132,12 +136,19 @@ def add_flags(command, flags):
             if kind(f) is bool:
                 how["action"] = argparse.BooleanOptionalAction
             elif kind(f) is list:
-                how |= dict(nargs="+", metavar=metavar(f).removesuffix(" ..."))
+                how |= dict(nargs="+", metavar=metavar(f).removesuffix(" ..."), type=word)
             elif m["choices"]:
                 how["choices"] = m["choices"]
             else:
                 how |= dict(type=converter(f), metavar=metavar(f))
             section.add_argument(*[name] * name.startswith("--"), **how)
+
+
+def word(text):
+    """An argparse type: one of a list of texts, which is not empty as a shell's unset variable is."""
+    if not text:
+        raise argparse.ArgumentTypeError("nothing is given, expected text")
+    return text
 
 
 def converter(f):
@@ -371,6 +382,7 @@ def differences(then, now, path=()):
 
 WRITTEN = ("*.json", "*.jsonl", "*.safetensors", "done", "stopped", "model", "model/*", "checkpoints",
            "checkpoints/*")
+FOLDERS = ("model", "checkpoints")  # those of them that are no files
 
 
 def must_be_new(args):
@@ -384,6 +396,8 @@ def must_be_new(args):
         for path in sorted(path for pattern in WRITTEN for path in folder.glob(pattern)):
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
                 raise ValueError(f"{path}: expected a file or a folder, and no link")
+            if path.parent == folder and path.is_dir() != (path.name in FOLDERS):
+                raise ValueError(f"{path}: expected a {'folder' if path.name in FOLDERS else 'file'}")
     if not args.resume and os.environ.get("RANK", "0") == "0" and folder.exists():
         if not folder.is_dir() or {f.name for f in folder.iterdir()} - {".config.json.part", files.LOCK}:
             raise FileExistsError(f"{folder}: exists already; nothing was overwritten, "
@@ -415,7 +429,14 @@ def is_done(args):
     if not args.resume or getattr(args, "checkpoint", None):
         return False
     mark = Path(args.run) / "done"
-    return mark.is_file() and mark.read_text(encoding="utf-8") == planned(args)
+    if not mark.is_file() or mark.read_bytes() != planned(args).encode():
+        return False
+    results = ["summary.json"] if args.command == "eval" else ["model/config.json", "model/tokenizer.json"]
+    missing = [name for name in results if not (mark.parent / name).is_file()]
+    if missing:
+        print(f"{files.visible(mark.parent, 1000)}: {missing[0]} is gone since the run was done; it is made "
+              "again", flush=True)
+    return not missing
 
 
 @contextlib.contextmanager
@@ -431,6 +452,9 @@ def exit_statuses(args):
     except (guards.TrainingError, OSError, SafetensorError) as e:
         leave(1, e, e)
     except RuntimeError as e:
+        refused = [n for n in (errno.EMFILE, errno.ENFILE, errno.ENOSPC) if os.strerror(n) in str(e)]
+        if refused:  # by the system, to a library that raises no OSError
+            leave(1, e)
         if parallel.world_size() == 1 or not (isinstance(e, dist.DistError) or "gloo" in str(e)):
             raise
         leave(1, f"rank {parallel.rank()}: lost another rank: {str(e).splitlines()[0]}")

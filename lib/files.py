@@ -6,6 +6,7 @@ import json
 import math
 import os
 import socket
+import sys
 import threading
 import time
 import unicodedata
@@ -73,7 +74,7 @@ def read_jsonl(path, growing=False):
                     continue
                 try:
                     row = json.loads(line)
-                except (json.JSONDecodeError, RecursionError) as e:
+                except (ValueError, RecursionError) as e:  # a number of 5000 digits is no JSONDecodeError
                     if growing and not line.endswith("\n"):
                         return
                     raise ValueError(f"{path}:{number}: not valid JSON: {e}") from None
@@ -232,6 +233,11 @@ def check_text(value, name):
                          "expected text") from None
 
 
+def finite(value):
+    """Whether a value of a JSON file is a number that one can calculate with; an integer may be any."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # NaN is not
+
+
 def check_problem(row, need):
     for key in need:
         value = row.get(key)
@@ -242,7 +248,7 @@ def check_problem(row, need):
         value = row.get(key, 0)
         if type(value) is str:
             check_text(value, key)
-        elif type(value) not in (int, float) or not math.isfinite(value):
+        elif not finite(value):
             raise ValueError(f"{key} is {visible(repr(value), 60)}, expected a number or text")
 
 

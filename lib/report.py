@@ -84,7 +84,7 @@ def gather_run(folder, share):
         row = {"timing": timing.get(row["step"], {})} | row  # older runs have it in metrics.jsonl
         nested = {f"{k}.{name}": v for k, x in row.items() if isinstance(x, dict) for name, v in x.items()}
         metrics.append({k: v if type(v) is int else float(f"{v:.6g}") for k, v in (row | nested).items()
-                        if type(v) in (int, float) and math.isfinite(v)})
+                        if files.finite(v)})
     if not metrics:
         raise ValueError(f"{folder / 'metrics.jsonl'}: holds no step yet")
     names = dict.fromkeys(k for row in metrics for k in row)
@@ -189,8 +189,14 @@ def write(folders, out, passing, defaults):
                       "name": os.path.relpath(folder, root)}
             if len(found["flags"]) + len(found["versions"]) > METRICS:
                 raise ValueError(f"{folder / 'config.json'}: expected at most {METRICS} flags and versions")
+            embedded(found)  # its error comes while it is known whose it is
             data[kind].append(found)
         except (KeyError, TypeError, AttributeError, ZeroDivisionError) as e:
             raise ValueError(f"{folder}: not what this program writes: {files.visible(repr(e))}") from None
+        except ValueError as e:
+            if str(folder) in str(e):
+                raise
+            # Those of JSON's writer (a NaN) and of list.index (another model) name no file.
+            raise ValueError(f"{folder}: not what this program writes: {files.visible(e)}") from None
     group_runs(data["runs"], passing, defaults)
     files.write_text(out, page.replace("{{DATA}}", embedded(data)))

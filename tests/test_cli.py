@@ -167,6 +167,31 @@ def test_bad_flags_get_a_clear_line_and_status_2(folder, tmp_path, refused, word
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("words", [
+    ["ppo", "--model", "m", "--data", "d", "--out", ""], ["ppo", "--model", "", "--data", "d"], ["sft", "--model", "m", "--data", ""],
+    ["eval", "--data", "d", "--model", "m", ""], ["ppo", "--resume", "r", "--checkpoint", ""], ["report", ""], ["report", "r", "--out", ""]])
+def test_a_shells_unset_variable_is_no_folder(tmp_path, monkeypatch, refused, words):
+    monkeypatch.chdir(tmp_path)
+    error = refused(*words)
+    assert "nothing is given, expected" in error and len(error.splitlines()) == 1
+    assert not os.listdir()
+
+
+def test_an_integer_beyond_all_floats_is_no_level(tmp_path):
+    for digits, message in (400, "bad.jsonl:1: level is 9+ ... 9+, expected"), (5000, "bad.jsonl:1: not valid JSON: Exceeds the limit"):
+        file = bad(tmp_path, '{"problem": "p", "answer": "1", "level": %s}\n' % ("9" * digits))
+        with pytest.raises(ValueError, match=message):
+            files.load_problems(file)
+
+
+def test_a_package_of_the_same_name_on_pythons_path_is_not_taken_for_ours(tmp_path):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/__init__.py").write_text("raise SystemExit('taken')\n")
+    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}]; import lib.signals"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_sample_takes_a_problem_or_a_file_and_nothing_in_vain(folder, tmp_path, refused):  # noqa: F811
     for words, message in (([], "give --problem TEXT or --data"), (["--problem", "x", "--data", "missing"], "one of the two"),
                            (["--problem", ""], "--problem is '', expected text"), (["--problem", " \n"], "--problem is ' \\n', expected"),

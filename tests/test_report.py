@@ -237,6 +237,22 @@ def test_evaluations_get_intervals_and_behaviours(tmp_path):
     assert interval({"accuracy": 1.0, "standard_error": 0.0, "problems": 10}) == pytest.approx([0.722, 1.0], abs=1e-3)
 
 
+def test_a_number_without_bounds_is_left_out(tmp_path):
+    run = ppo_run(tmp_path, "run")
+    (run / "metrics.jsonl").write_text('{"step": 1, "a": 1, "b": %s, "c": 1e999}\n' % ("9" * 400))
+    data, _ = report(run, out=tmp_path / "r.html")
+    found = data["runs"][0]["metrics"]
+    assert found["a"] == [1] and not found.keys() & {"b", "c"}
+
+
+@pytest.mark.parametrize("text", ['{"other": {}}', '{"m/model": {"all": {"problems": 1, "accuracy": NaN, "standard_error": 0.0}}}'])
+def test_a_summary_of_something_else_is_named(tmp_path, refused, text):  # noqa: F811
+    run = eval_folder(tmp_path, "e")
+    (run / "summary.json").write_text(text)
+    error = refused("report", run, "--out", tmp_path / "r.html")
+    assert f"{run}: not what this program writes" in error and len(error.splitlines()) == 1
+
+
 def test_a_model_evaluated_twice_does_not_lend_its_behaviours_to_the_next(tmp_path):
     """As older versions wrote it: --model A A B, so summary.json has A once, and B's outputs are the third."""
     run = eval_folder(tmp_path, "e")
@@ -266,6 +282,9 @@ def break_file(name, text):
     (break_file("metrics.jsonl", "[1]\n"), "metrics.jsonl:1: expected a JSON object"),
     (break_file("rollouts.jsonl", '{"step": 1, "problem": "p", "reward": {}}\n'), "rollouts.jsonl:1: response is None, expected str"),
     (break_file("tokens.jsonl", '{"step": 1, "problem": "p", "tokens": ["a"], "reward": [1, 2]}\n'), "tokens.jsonl:1: lists of different lengths"),
+    (break_file("metrics.jsonl", '{"step": 1, "x": %s}\n' % ("9" * 5000)), "metrics.jsonl:1: not valid JSON: Exceeds"),
+    (break_file("rollouts.jsonl", '{"step": 1, "problem": "p", "response": "", "reward": {"total": NaN}}\n'), "run: not what this program writes: Out of"),
+    (break_file("config.json", '{"flags": {"lr": NaN}, "versions": {}}'), "run: not what this program writes: Out of range float"),
     (break_file("config.json", '{"flags": 3}'), "not what this program writes")])
 def test_broken_runs_get_one_line_and_status_2(tmp_path, refused, change, words):  # noqa: F811
     run = ppo_run(tmp_path, "run")

@@ -329,7 +329,7 @@ def test_sigterm_has_its_exit_status_and_the_next_command_in_its_message(folder,
 def test_every_request_to_stop_is_heard_and_only_a_second_term_or_ctrl_c_ends_at_once(signals, monkeypatch):
     clock, ended = [0.0], []
     monkeypatch.setattr(lib_signals.time, "monotonic", lambda: clock[0])
-    for first in (signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU, signal.SIGTERM, signal.SIGINT):
+    for first in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGTERM, signal.SIGINT):
         signals.__init__()
         with pytest.raises(Stopped):
             os.kill(os.getpid(), first)
@@ -647,6 +647,55 @@ def begun(folder, tmp_path, main):  # noqa: F811
     main("ppo", "--model", tmp_path / "model", "--data", tmp_path / "data.jsonl", "--out", tmp_path / "run", "--steps", "1", *SMALL, "--warmup", "0",
          "--reward", f"{tmp_path}/mine.py:f")
     return ["ppo", "--resume", tmp_path / "run", "--reward", f"{tmp_path}/mine.py:f"]
+
+
+def test_a_done_run_whose_results_are_gone_makes_them_again(begun, main, tmp_path):
+    run = tmp_path / "run"
+    assert "is done" in main(*begun)
+    before = (run / "model/model.safetensors").read_bytes()
+    shutil.rmtree(run / "model")
+    assert f"{run}: model/config.json is gone since the run was done; it is made again\n" in main(*begun)
+    assert (run / "model/model.safetensors").read_bytes() == before
+    (run / "done").write_bytes(b"\xff")  # says nothing, so the run ends once more
+    assert "is done" not in main(*begun)
+    assert "is done" in main(*begun)
+
+
+@pytest.mark.parametrize("name, found", [("model", "folder"), ("checkpoints", "folder"), ("done", "file"), ("metrics.jsonl", "file")])
+def test_a_run_with_a_file_in_a_folders_place_is_refused_before_it_goes_on(run, refused, name, found):  # noqa: F811
+    path = run / name
+    if path.exists():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.touch() if found == "folder" else path.mkdir()
+    flags = {"command": "ppo", "model": "m", "data": "d", "dtype": "float32"}
+    (run / "config.json").write_text(json.dumps({"flags": flags}))
+    assert f"{path}: expected a {found}\n" in refused("ppo", "--resume", run)
+
+
+def test_lines_that_a_log_has_lost_are_missed(run, capsys):
+    (run / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+    checkpoint.rewind(run, 2)
+    assert "metrics.jsonl" not in capsys.readouterr().err
+    kept = (run / "metrics.jsonl").read_text().splitlines(True)
+    (run / "metrics.jsonl").write_text(kept[1])
+    checkpoint.rewind(run, 2)
+    assert f"{run}/metrics.jsonl: 1 of the 2 steps before the checkpoint are not in it, the first of them 1" in capsys.readouterr().err
+    (run / "metrics.jsonl").unlink()
+    checkpoint.rewind(run, 2)
+    assert "2 of the 2 steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", ["socket: Too many open files", "unable to open file </m> in read-only mode: Too many open files (24)"])
+def test_what_the_system_refuses_through_a_library_is_a_line_too(refused, monkeypatch, capsys, error):  # noqa: F811
+    def use_up(args):
+        raise RuntimeError(f"[enforce fail at socket.cc:24] rv != -1.\n{error}")
+
+    monkeypatch.setattr(rlsp, "run_plan", use_up)
+    monkeypatch.setattr(sys, "argv", ["rlsp.py", "plan", "--model", "m"])
+    with pytest.raises(SystemExit) as e:
+        rlsp.main()
+    said = capsys.readouterr().err
+    assert e.value.code == 1 and "Too many open files" in said and len(said.splitlines()) == 1
 
 
 def config_of(run):
