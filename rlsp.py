@@ -210,20 +210,18 @@ def sft_example(tokenizer, row):
 
 
 def sft(args):
-    """Maximum likelihood of the demonstrations' tokens. The loss is a mean over the trained tokens
-    of the whole optimizer step: a mean per sequence or micro-batch would give the tokens of long
-    demonstrations less weight."""
+    """Maximum likelihood of the demonstrations' tokens."""
     with cli.checked_input():
         with parallel.alike():
             examples = inputs.for_sft(args, sft_example)
         longest = max(len(ids) for ids, _ in examples)
-        dtype = getattr(torch, args.dtype)
         device, mesh = parallel.start(args.shard_ranks, args.offload)
         size = PPOConfig(
             max_prompt=longest, max_response=0, train_batch=args.batch, dtype=args.dtype,
             micro_tokens=args.micro_tokens, recompute=args.recompute, offload=args.offload)
         check_memory(args.model, size, mesh, "sft")
         found = checkpoint.find(args.run, args.checkpoint) if args.resume else None
+        dtype = getattr(torch, args.dtype)
         policy = hf.load(args.model, M.Llama, torch.float32, device, mesh, dtype,
                          init_seed=args.seed if args.from_scratch else None, offload=args.offload)
         run = cli.new_run(args, found)
@@ -233,56 +231,68 @@ def sft(args):
         optimizer = torch.optim.AdamW(
             policy.parameters(), lr=args.lr, betas=(0.9, 0.95), eps=args.adam_eps, weight_decay=0.0,
             fused=True)
-        nets, optimizers, first = {"policy": policy}, {"policy": optimizer}, 0
-        if args.resume:
-            first = checkpoint.resume(run, nets, optimizers, found)["step"]
-    save = lambda: checkpoint.save(run, nets, optimizers, step, {"policy": step}, args.keep)
+        trained = {"policy": policy}, {"policy": optimizer}
+        first = checkpoint.resume(run, *trained, found)["step"] if args.resume else 0
     signals.leave = False
-    ranks = parallel.world_size()
-    steps_per_epoch = math.ceil(len(examples) / args.batch)
-    total = args.epochs * steps_per_epoch
+    total = args.epochs * math.ceil(len(examples) / args.batch)
     with logs.bar("sft", total, first) as bar:
         for step in range(first + 1, total + 1):
-            started = time.perf_counter()
-            epoch, at = divmod(step - 1, steps_per_epoch)
-            order = parallel.epoch_order(len(examples), args.seed, epoch)
-            chosen = [examples[i] for i in order[at * args.batch : (at + 1) * args.batch]]
-            lengths = [len(ids) for ids, _ in chosen]
-            count = sum(sum(mask) for _, mask in chosen)
-            loss_sum = torch.zeros(1)
-            for shares in ppo.micro_batches(range(len(chosen)), lengths, args.micro_tokens, ranks):
-                nothing = (chosen[0][0][:2], [False, False])
-                mine = [chosen[i] for i in shares[parallel.rank()]] or [nothing]
-                tokens = ppo.pad([ids for ids, _ in mine], torch.long).to(device)
-                mask = ppo.pad([m for _, m in mine], torch.bool).to(device)
-                loss = -policy.logprobs(tokens, mask, entropy=False)[0].sum() / count
-                (loss * ranks).backward()
-                loss_sum += loss.detach().cpu()
-            loss = float(parallel.all_reduce(loss_sum))
-            norm = guards.clip_gradients(policy, args.grad_clip)
-            batch = {} if math.isfinite(loss + norm) else {
-                k: ppo.pad([example[i] for example in chosen], torch.long)
-                for i, k in enumerate(("tokens", "mask"))}
-            for name, x in (("loss", loss), ("grad_norm", norm)):
-                guards.check_finite(name, x, step, run, batch, nets)
-            lr = args.lr * ppo.lr_factor(step - 1, total, args.warmup, args.lr_end)
-            optimizer.param_groups[0]["lr"] = lr
-            optimizer.step()
-            optimizer.zero_grad()
-            seconds = time.perf_counter() - started
-            flops_per_s = logs.flops(policy.config, lengths, count) / seconds
-            timing = dict(step=step, seconds=seconds, tokens_per_s=sum(lengths) / seconds,
-                          flops_per_s=flops_per_s,
-                          mfu=flops_per_s / ranks / logs.matrix_peak(device, dtype))
-            metrics = dict(step=step, loss=loss, grad_norm=norm, lr=lr, tokens=count)
+            chosen = examples_of_step(examples, step, args)
+            metrics, timing = sft_step(policy, optimizer, chosen, step, total, run, device, args)
             logs.log(run, {"metrics": [metrics], "timing": [timing]})
             bar.update()
-            bar.set_postfix(loss=f"{loss:.4f}", grad_norm=f"{norm:.2f}")
-            checkpoint.after_step(step, total, args.save_every, save)
+            bar.set_postfix(loss=f"{metrics['loss']:.4f}", grad_norm=f"{metrics['grad_norm']:.2f}")
+            checkpoint.after_step(step, total, args.save_every, lambda: checkpoint.save(
+                run, *trained, step, {"policy": step}, args.keep))
     hf.save(policy, run / "model", dtype)
     parallel.together(lambda: hf.copy_tokenizer(args.model, run / "model"))
     if parallel.rank() == 0:
         print(f"wrote {files.visible(run / 'model', 1000)}")
+
+
+def examples_of_step(examples, step, args):
+    """The batch of a step, counted from 1: the data in a new order each epoch."""
+    steps_per_epoch = math.ceil(len(examples) / args.batch)
+    epoch, at = divmod(step - 1, steps_per_epoch)
+    order = parallel.epoch_order(len(examples), args.seed, epoch)
+    return [examples[i] for i in order[at * args.batch : (at + 1) * args.batch]]
+
+
+def sft_step(policy, optimizer, chosen, step, total, run, device, args):
+    """One optimizer step on the chosen examples: (metrics, timing)."""
+    started = time.perf_counter()
+    loss = sft_loss(policy, chosen, device, args.micro_tokens)
+    norm = guards.clip_gradients(policy, args.grad_clip)
+    batch = {name: ppo.pad([example[i] for example in chosen], torch.long)
+             for i, name in enumerate(("tokens", "mask"))}
+    for name, x in (("loss", loss), ("grad_norm", norm)):
+        guards.check_finite(name, x, step, run, batch, {"policy": policy})
+    lr = args.lr * ppo.lr_factor(step - 1, total, args.warmup, args.lr_end)
+    optimizer.param_groups[0]["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad()
+    count = int(batch["mask"].sum())
+    timing = logs.sft_timing(policy.config, chosen, count, time.perf_counter() - started, device,
+                             getattr(torch, args.dtype))
+    return dict(step=step, loss=loss, grad_norm=norm, lr=lr, tokens=count), timing | {"step": step}
+
+
+def sft_loss(policy, chosen, device, micro_tokens):
+    """Forward and backward of the mean over the trained tokens of the whole optimizer step: a mean
+    per sequence or micro-batch would give the tokens of long demonstrations less weight."""
+    ranks = parallel.world_size()
+    lengths = [len(ids) for ids, _ in chosen]
+    count = sum(sum(mask) for _, mask in chosen)
+    loss_sum = torch.zeros(1)
+    for shares in ppo.micro_batches(range(len(chosen)), lengths, micro_tokens, ranks):
+        nothing = (chosen[0][0][:2], [False, False])
+        mine = [chosen[i] for i in shares[parallel.rank()]] or [nothing]
+        tokens = ppo.pad([ids for ids, _ in mine], torch.long).to(device)
+        mask = ppo.pad([m for _, m in mine], torch.bool).to(device)
+        loss = -policy.logprobs(tokens, mask, entropy=False)[0].sum() / count
+        (loss * ranks).backward()
+        loss_sum += loss.detach().cpu()
+    return float(parallel.all_reduce(loss_sum))
 
 
 # ---------------------------------------------------------------------------------- ppo

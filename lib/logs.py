@@ -246,6 +246,15 @@ def bar(desc, total=None, first=0, inner=False, lines=0, iterable=None):
                 disable=parallel.rank() != 0 or not terminal)
 
 
+def sft_timing(config, chosen, count, seconds, device, dtype):
+    """A line of timing.jsonl of sft. chosen: (ids, mask) of each example; count: the trained tokens, which need the
+    head."""
+    lengths = [len(ids) for ids, _ in chosen]
+    flops_per_s = flops(config, lengths, count) / seconds
+    return dict(seconds=seconds, tokens_per_s=sum(lengths) / seconds, flops_per_s=flops_per_s,
+                mfu=flops_per_s / parallel.world_size() / matrix_peak(device, dtype))
+
+
 def update_flops(trainer, lengths, actions, metrics):
     """Model FLOPs of a step's update, over all ranks: of what was trained, each network over every epoch."""
     heads = {"policy": actions, "critic": 0}  # tokens that need the token head
