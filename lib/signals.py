@@ -60,6 +60,12 @@ class Signals:
             if self.leave:
                 raise Stopped
 
+    def uninstall(self):
+        """In a child that a user's function forked: it ends as processes do, a pool of them waits for that."""
+        for number in ASKED:
+            if signal.getsignal(number) == self.handle:
+                signal.signal(number, signal.SIG_DFL)
+
     def name(self):
         return signal.Signals(self.received).name if self.received else "a signal to another rank"
 
@@ -88,6 +94,7 @@ class Signals:
 
 
 signals = Signals()
+os.register_at_fork(after_in_child=signals.uninstall)
 
 
 # ------------------------------------------------------------------------------------------ standard streams

@@ -481,16 +481,38 @@ def test_a_folder_is_held_by_one_process_until_its_end(tmp_path, released):
 
 def test_a_child_that_outlives_the_run_does_not_hold_its_folder(tmp_path, released):
     files.lock(tmp_path)
-    ours, childs = os.pipe()
+    ready, begun = os.pipe()
+    waiting, end = os.pipe()
     pid = os.fork()
     if not pid:  # as one that a reward function left behind
-        os.close(childs)
-        os.read(ours, 1)
+        os.close(begun)
+        os.close(end)
+        os.read(waiting, 1)
         os._exit(0)
+    os.close(begun)
+    os.read(ready, 1)
     files.release()
     files.lock(tmp_path)
-    os.close(childs)
+    os.close(end)
     os.waitpid(pid, 0)
+
+
+def test_a_child_that_a_users_function_forks_ends_by_a_signal(signals):
+    """As the workers of a multiprocessing.Pool are ended."""
+    for leave in True, False:
+        signals.leave = leave
+        ready, begun = os.pipe()
+        pid = os.fork()
+        if not pid:
+            try:
+                os.close(begun)
+                time.sleep(10)
+            finally:
+                os._exit(0)
+        os.close(begun)
+        os.read(ready, 1)
+        os.kill(pid, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
 
 
 def test_what_lies_in_the_locks_place_is_named(tmp_path, released, monkeypatch):
