@@ -247,8 +247,8 @@ def bar(desc, total=None, first=0, inner=False, lines=0, iterable=None):
 
 
 def sft_timing(config, chosen, count, seconds, device, dtype):
-    """A line of timing.jsonl of sft. chosen: (ids, mask) of each example; count: the trained tokens, which need the
-    head."""
+    """A line of timing.jsonl of sft. chosen: (ids, mask) of each example; count: the trained tokens, which
+    alone need the head."""
     lengths = [len(ids) for ids, _ in chosen]
     flops_per_s = flops(config, lengths, count) / seconds
     return dict(seconds=seconds, tokens_per_s=sum(lengths) / seconds, flops_per_s=flops_per_s,
