@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from lib import files, guards, hf, parallel
 from lib.signals import REQUEUE, Stopped, signals
@@ -470,6 +471,8 @@ def leave(status, line="", error=None):
     if line and (parallel.rank() == 0 or not getattr(error, "everywhere", False)):
         print(f"rlsp.py: {files.visible(line, 1000)}", file=sys.stderr)  # whatever it quotes, it is one line
     if parallel.world_size() > 1:
+        if isinstance(error, Exception) and "TORCHELASTIC_ERROR_FILE" in os.environ:
+            get_error_handler().record_exception(error)  # torchrun's own last words then say it
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
