@@ -61,7 +61,7 @@ class Signals:
                 raise Stopped
 
     def uninstall(self):
-        """In a child that a user's function forked: it ends as processes do, for which a pool of them waits."""
+        """In a child that a user function forked: it ends as processes do, for which a pool waits."""
         for number in ASKED:
             if signal.getsignal(number) == self.handle:
                 signal.signal(number, signal.SIG_DFL)
