@@ -194,7 +194,7 @@ def test_a_package_of_the_same_name_on_pythons_path_is_not_taken_for_ours(tmp_pa
 
 def test_sample_takes_a_problem_or_a_file_and_nothing_in_vain(folder, tmp_path, refused):  # noqa: F811
     for words, message in (([], "give --problem TEXT or --data"), (["--problem", "x", "--data", "missing"], "one of the two"),
-                           (["--problem", ""], "--problem is '', expected text"), (["--problem", " \n"], "--problem is ' \\n', expected"),
+                           (["--problem", ""], "--problem: nothing is given, expected"), (["--problem", " \n"], "--problem is ' \\n', expected"),
                            (["--problem", "a\udcff"], "half a surrogate pair"), (["--data", "d.jsonl", "--answer", "1"], "--answer belongs to")):
         assert message in refused("sample", "--model", folder, *words)
 
