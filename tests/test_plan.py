@@ -131,6 +131,8 @@ def wide(tmp_path_factory):
 @pytest.mark.parametrize("ranks, recompute", [(2, "true"), (1, "false")])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_plan_agrees_with_a_ppo_step(wide, tmp_path, dtype, ranks, recompute, monkeypatch):
+    if dtype == "bfloat16" and parallel.compute_type() != "bfloat16":
+        pytest.skip("no bfloat16 products here: emulated ones take minutes, float32 is tested")
     monkeypatch.setenv("CC", "false")  # as on a GPU: the kernels of cpu.c keep less
     (tmp_path / "run").mkdir()
     for rank in measure("update", wide, ROOT / "data/tiny/train.jsonl", tmp_path / "run", f"dtype={dtype}", "rollout_batch=8", "train_batch=8",
