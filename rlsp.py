@@ -261,28 +261,28 @@ def examples_of_step(examples, step, args):
 def sft_step(policy, optimizer, chosen, step, total, run, device, args):
     """One optimizer step on the chosen examples: (metrics, timing)."""
     started = time.perf_counter()
-    loss = sft_loss(policy, chosen, device, args.micro_tokens)
+    count = sum(sum(mask) for _, mask in chosen)
+    loss = sft_loss(policy, chosen, count, device, args.micro_tokens)
     norm = guards.clip_gradients(policy, args.grad_clip)
-    batch = {name: ppo.pad([example[i] for example in chosen], torch.long)
-             for i, name in enumerate(("tokens", "mask"))}
+    batch = {} if math.isfinite(loss + norm) else {
+        name: ppo.pad([example[i] for example in chosen], torch.long)
+        for i, name in enumerate(("tokens", "mask"))}
     for name, x in (("loss", loss), ("grad_norm", norm)):
         guards.check_finite(name, x, step, run, batch, {"policy": policy})
     lr = args.lr * ppo.lr_factor(step - 1, total, args.warmup, args.lr_end)
     optimizer.param_groups[0]["lr"] = lr
     optimizer.step()
     optimizer.zero_grad()
-    count = int(batch["mask"].sum())
     timing = logs.sft_timing(policy.config, chosen, count, time.perf_counter() - started, device,
                              getattr(torch, args.dtype))
     return dict(step=step, loss=loss, grad_norm=norm, lr=lr, tokens=count), timing | {"step": step}
 
 
-def sft_loss(policy, chosen, device, micro_tokens):
-    """Forward and backward of the mean over the trained tokens of the whole optimizer step: a mean
+def sft_loss(policy, chosen, count, device, micro_tokens):
+    """Forward and backward of the mean over the `count` trained tokens of the whole step: a mean
     per sequence or micro-batch would give the tokens of long demonstrations less weight."""
     ranks = parallel.world_size()
     lengths = [len(ids) for ids, _ in chosen]
-    count = sum(sum(mask) for _, mask in chosen)
     loss_sum = torch.zeros(1)
     for shares in ppo.micro_batches(range(len(chosen)), lengths, micro_tokens, ranks):
         nothing = (chosen[0][0][:2], [False, False])
