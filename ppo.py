@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from lib import checkpoint, cpu, decode, functions, guards, hf, judge, logs, parallel
-from lib.cli import flag
+from lib.flags import flag
 from lib.parallel import generator, micro_batches, pad, problems_of_step
 from lib.signals import Stopped, signals
 import model as M
@@ -36,7 +36,7 @@ import rewards
 # -------------------------------------------------------------------------------------- 1. Settings
 
 @dataclass
-class PPOConfig:
+class PPOConfig(judge.Judge):
     """Every setting of PPO, each a flag of `rlsp.py ppo`."""
     # The paper: 512 prompts, one sample each, temperature 0.7, top-p 1.
     steps: int = flag("rollout", 200, "PPO steps: a rollout and its updates", 1, resume="longer")
@@ -56,16 +56,6 @@ class PPOConfig:
     length_scale: float = flag("reward", 1000.0, "C of the length reward -C/|o|, tokens", 1e-9)
     length_floor: float = flag("reward", 4.0, "the length reward is at least minus this", 1e-9)
     steps_scale: float = flag("reward", 10.0, "S of the steps reward min(1, steps/S)", 1e-9)
-    judge_url: str = flag("reward", "", "OpenAI-compatible endpoint, as http://localhost:8000/v1; "
-                          "its key is read from RLSP_JUDGE_KEY", resume="any", again=True)
-    judge_model: str = flag("reward", "", "model that grades effort for exploration judge")
-    judge_rubric: str = flag("reward", "", "text file with the judge's instructions, in place of "
-                             "lib/judge.py's RUBRIC, which shows the JSON to ask for",
-                             resume="content", again=True)
-    judge_tokens: int = flag("reward", 2000, "longest reply of the judge, tokens", 1, resume="any")
-    judge_workers: int = flag("reward", 16, "requests at once, on each rank", 1, 1024, resume="any")
-    judge_failures: float = flag("reward", 0.02, "largest share of a step's responses that stay "
-                                 "unjudged (R_ex = 0)", 0, 1, resume="any")
     verifier: str = flag("reward", "", "FILE.py:FUNCTION(response, problem) -> bool in place of "
                          "the verifier; called in threads", resume="content", again=True)
     reward: str = flag("reward", "", "FILE.py:FUNCTION(response, problem) -> float that replaces "

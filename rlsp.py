@@ -50,9 +50,9 @@ if __name__ == "__main__":
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from lib import checkpoint, cli, cpu, decode, evaluation, files, guards, hf, inputs, logs
+from lib import checkpoint, cli, cpu, decode, evaluation, files, flags, guards, hf, inputs, logs
 from lib import parallel, plan, report, threads
-from lib.cli import REQUIRED, flag
+from lib.flags import REQUIRED, flag, pick
 import model as M
 from ppo import PPOConfig
 import ppo
@@ -85,7 +85,7 @@ class Training(Run):
 
 
 @dataclass(kw_only=True)
-class SFT(Training, cli.pick(
+class SFT(Training, pick(
         PPOConfig, "seed", "keep", "warmup", "lr_end", "adam_eps", "grad_clip", "micro_tokens",
         "recompute", "compile", "offload", "shard_ranks", save_every=200)):
     """Supervised fine-tuning on demonstrations of the reasoning process."""
@@ -113,7 +113,7 @@ class PPO(Training, PPOConfig):
 
 
 @dataclass(kw_only=True)
-class Eval(Run, cli.pick(
+class Eval(Run, pick(
         PPOConfig, "seed", "max_prompt", "samples", "verifier", "slots", "kv_gb", "sampler",
         "shard_ranks")):
     """Accuracy of one or more models on a problem file."""
@@ -133,10 +133,10 @@ class Eval(Run, cli.pick(
 
 
 @dataclass(kw_only=True)
-class Sample(cli.pick(
+class Sample(pick(
         PPOConfig, "samples", "exploration", "alpha", "length_scale", "length_floor", "steps_scale",
         "verifier", "seed", max_response=1024),
-        cli.pick(Eval, "limit", "temperature"), cli.pick(Run, "model", "dtype")):
+        pick(Eval, "limit", "temperature"), pick(Run, "model", "dtype")):
     """Print responses to a problem."""
     command = "sample"
     problem: str | None = flag("model and data", None, "text of a problem")
@@ -146,25 +146,12 @@ class Sample(cli.pick(
 
 
 @dataclass(kw_only=True)
-class Plan(PPOConfig):
+class Plan(PPOConfig, plan.Machine):
     """Memory of each phase, FLOPs and hours of PPO, from config.json alone; exit status 2 if it
     does not fit. It takes all settings of ppo; those that cost neither memory nor time change
     nothing."""
     command = "plan"
     model: str = flag("model and data", REQUIRED, "folder with config.json; no weights are needed")
-    mean_prompt: float = flag(
-        "model and data", 150.0, "mean tokens of a prompt, for the hours", 1)
-    mean_response: float = flag(
-        "model and data", 1000.0, "mean tokens of a response, for the hours", 1)
-    gpus: int = flag("machine", 8, "GPUs, one process each", 1)
-    gpus_per_node: int = flag(
-        "machine", 8, "over these weights are sharded unless --shard-ranks says otherwise", 1)
-    gpu_memory: float = flag("machine", 80.0, "GB (1e9 bytes) per GPU", 1e-3)
-    flops: float = flag(
-        "machine", 1.5e14, "FLOP/s per GPU that matrix products reach, not its peak", 1)
-    bandwidth: float = flag("machine", 1e12, "bytes/s at which decoding reads a GPU's memory", 1)
-    network: float = flag(
-        "machine", 5e10, "bytes/s at which a GPU gathers others' weights (sharded sampler)", 1)
 
 
 @dataclass(kw_only=True)
@@ -177,11 +164,11 @@ class Report:
         "run", None, "file to write; without it report.html in the first RUN")
 
 
-COMMANDS = {flags.command: flags for flags in (SFT, PPO, Eval, Sample, Plan, Report)}
+COMMANDS = {kind.command: kind for kind in (SFT, PPO, Eval, Sample, Plan, Report)}
 
 
 def parser():
-    return cli.parser(__doc__, COMMANDS)
+    return flags.parser(__doc__, COMMANDS)
 
 
 def read_flags(words):
@@ -391,7 +378,7 @@ def run_report(args):
     with cli.checked_input():
         out = Path(args.out or Path(args.runs[0]) / "report.html")
         # what may change within a run does not make another one
-        free = {f.name for flags in COMMANDS.values() for f in dataclasses.fields(flags)
+        free = {f.name for kind in COMMANDS.values() for f in dataclasses.fields(kind)
                 if f.metadata["resume"] in ("any", "once")}
         defaults = {f.name: f.default for f in dataclasses.fields(PPOConfig)}
         report.write(args.runs, out, free, defaults)

@@ -1,9 +1,7 @@
-"""The command line's parts: flags as fields of dataclasses, a run's folder, how a process ends."""
-import argparse
+"""The command line's parts: the flags of a resumed run, a run's folder, how a process ends."""
 import contextlib
 import dataclasses
 import errno
-import itertools
 import json
 import os
 import platform
@@ -11,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import typing
 from pathlib import Path
 
 import torch
@@ -20,149 +17,14 @@ from safetensors import SafetensorError
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from lib import files, guards, hf, parallel
+from lib.flags import REQUIRED, checked, option
 from lib.signals import REQUEUE, Stopped, signals
 
 ROOT = Path(__file__).resolve().parents[1]
-REQUIRED = dataclasses.MISSING  # as a flag's default: it must be given
-GROUPS = ("model and data", "machine", "rollout", "reward", "advantage", "update", "memory", "run")
-KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", list: "a list of texts"}
 SHARED_WAIT = 20.0  # seconds until a file that one node wrote must be seen on another
 
 
 # ---------------------------------------------------------------------------------------------------- flags
-
-def flag(group, default, help, low=None, high=None, choices=None, resume="same", again=False, option=None):
-    """A dataclass field that is a flag of the command line. Everything about it is said here and nowhere
-    else.
-
-    group: its section in --help; low, high: inclusive bounds; option: how it is spelled, if not
-    --like-its-name; without dashes it has a place instead of a name. resume: what a resumed run may do with
-    it: nothing but the "same" value, "any" value, one that makes the run "longer", another path to the same
-    "content"; a "once" flag is of this start alone, not kept in config.json. again: it says what code runs or
-    who gets a key, so it is never taken from a file, maybe a stranger's.
-    """
-    assert group in GROUPS and resume in ("same", "any", "longer", "content", "once"), (group, resume)
-    return dataclasses.field(default=default, metadata=dict(
-        group=group, help=help, low=low, high=high, choices=choices, resume=resume, again=again,
-        option=option))
-
-
-def pick(cls, *names, **defaults):
-    """A dataclass of some flags of another one, of which those in `defaults` get other defaults: a base for
-    commands that share them."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    chosen = []
-    for name in (*names, *defaults):
-        f = fields[name]
-        new = dataclasses.field(default=defaults.get(name, f.default), metadata=f.metadata)
-        chosen.append((name, f.type, new))
-    return dataclasses.make_dataclass("Picked", chosen, kw_only=True)
-
-
-def kind(f):
-    """The type of a flag's values, None aside: int, float, bool, str or list."""
-    if typing.get_origin(f.type) is list:
-        return list
-    return (*typing.get_args(f.type), f.type)[0]  # of `float | None` the float
-
-
-def option(f):
-    return f.metadata["option"] or "--" + f.name.replace("_", "-")
-
-
-def checked(f, value):
-    """The value, if the flag can have it: from a command line, or from a file, which may hold anything."""
-    m, expected, types = f.metadata, kind(f), {float: (int, float)}
-    if value is None and f.default is None:
-        return None
-    # As of a shell's unset variable; for --resume, resumed() has its own line.
-    if value == "" and f.default != "" and f.name != "resume":
-        raise ValueError(f"nothing is given, expected {metavar(f)}")
-    if type(value) not in types.get(expected, (expected,)) or expected is list and not (
-            value and all(type(x) is str for x in value)):
-        raise ValueError(f"{value!r:.60} is of the wrong kind, expected {KINDS[expected]}")
-    if m["choices"] and value not in m["choices"]:
-        raise ValueError(f"{value!r:.60} is none of {', '.join(m['choices'])}")
-    if expected in (int, float):
-        low, high = m["low"], m["high"]
-        shown = f"{value:g}" if type(value) is float else f"{value!r:.60}"
-        largest = high if high is not None else 2**63 - 1 if type(value) is int else sys.float_info.max
-        if not (-largest if low is None else low) <= value <= largest:  # NaN neither
-            bounds = [f"at least {low}"] if low is not None else []
-            bounds += [f"at most {largest}"] if high is not None or value > 0 else []
-            raise ValueError(f"{shown} is out of range, expected {' and '.join(bounds) or 'a finite number'}")
-    return float(value) if expected is float else value
-
-
-class Parser(argparse.ArgumentParser):
-    """Knows only whole names of flags, leaves out those not given, and says its errors as our other ones."""
-
-    def __init__(self, **how):
-        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **how)
-
-    def error(self, message):
-        raise ValueError(message)
-
-
-def parser(description, commands):
-    """The parser of {name: dataclass of flags}."""
-    top = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    subparsers = top.add_subparsers(dest="command", required=True)
-    for name, flags in commands.items():
-        needed = [f for f in dataclasses.fields(flags) if f.default is REQUIRED]
-        words = [f"{option(f)} {metavar(f)}".removeprefix("RUN ") for f in needed]
-        usage = " ".join(["rlsp.py", name, *words, "[flags]"])
-        help = " ".join(flags.__doc__.split())
-        add_flags(subparsers.add_parser(name, help=help, description=help, usage=usage), flags)
-    return top
-
-
-def metavar(f):
-    words = {int: "N", float: "X", bool: ""}
-    return words.get(kind(f), option(f).lstrip("-").upper().replace("-", "_") + " ..." * (kind(f) is list))
-
-
-def add_flags(command, flags):
-    group = lambda f: f.metadata["group"]
-    fields = sorted(dataclasses.fields(flags), key=lambda f: GROUPS.index(group(f)))
-    for title, members in itertools.groupby(fields, key=group):
-        section = command.add_argument_group(title)
-        for f in members:
-            m, name, default = f.metadata, option(f), ""
-            if f.default is REQUIRED:
-                default = " (required)"
-            elif f.default not in (None, "") and f.default is not False:
-                default = f" (default: {f.default:g})" if kind(f) is float else f" (default: {f.default})"
-            how = dict(dest=f.name, help=(m["help"] + default).replace("%", "%%"))
-            if kind(f) is bool:
-                how["action"] = argparse.BooleanOptionalAction
-            elif kind(f) is list:
-                how |= dict(nargs="+", metavar=metavar(f).removesuffix(" ..."), type=word)
-            elif m["choices"]:
-                how["choices"] = m["choices"]
-            else:
-                how |= dict(type=converter(f), metavar=metavar(f))
-            section.add_argument(*[name] * name.startswith("--"), **how)
-
-
-def word(text):
-    """An argparse type: one of a list of texts, which is not empty as a shell's unset variable is."""
-    if not text:
-        raise argparse.ArgumentTypeError("nothing is given, expected text")
-    return text
-
-
-def converter(f):
-    """An argparse type: the flag's text -> its value."""
-    def convert(text):
-        value = kind(f)(text)
-        try:
-            return checked(f, value)
-        except ValueError as e:
-            raise argparse.ArgumentTypeError(str(e)) from None
-    convert.__name__ = kind(f).__name__  # argparse: "invalid int value"
-    return convert
-
 
 def read_flags(parser, commands, words):
     """The command line as an instance of its command's dataclass; with --resume RUN, RUN/config.json has the

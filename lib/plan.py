@@ -10,11 +10,12 @@ checkpoints that wait for the disk.
 """
 import functools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from lib import decode
+from lib.flags import flag
 import model as M
 
 GB = 1e9
@@ -23,6 +24,21 @@ CPU_OVERHEAD = 0.4e9  # Python and torch themselves
 PCIE = 20e9  # bytes per second between GPU and host under --offload: assumed, not measured
 # The rows of the table, in this order.
 ITEMS = ("weights", "gradients", "optimizer", "reference", "sampler", "kv cache", "gathered", "activations")
+
+
+@dataclass
+class Machine:
+    """What a plan is for: the lengths that the hours follow from, and the GPUs."""
+    mean_prompt: float = flag("model and data", 150.0, "mean tokens of a prompt, for the hours", 1)
+    mean_response: float = flag("model and data", 1000.0, "mean tokens of a response, for the hours", 1)
+    gpus: int = flag("machine", 8, "GPUs, one process each", 1)
+    gpus_per_node: int = flag("machine", 8, "over these weights are sharded unless --shard-ranks says "
+                              "otherwise", 1)
+    gpu_memory: float = flag("machine", 80.0, "GB (1e9 bytes) per GPU", 1e-3)
+    flops: float = flag("machine", 1.5e14, "FLOP/s per GPU that matrix products reach, not its peak", 1)
+    bandwidth: float = flag("machine", 1e12, "bytes/s at which decoding reads a GPU's memory", 1)
+    network: float = flag("machine", 5e10, "bytes/s at which a GPU gathers others' weights (sharded sampler)",
+                          1)
 
 
 # --------------------------------------------------------------------------------------------------------

@@ -490,7 +490,7 @@ def test_every_flag_has_help_and_a_default():
 def test_help_comes_in_groups_and_shows_no_empty_default():
     text = rlsp.parser()._subparsers._group_actions[0].choices["ppo"].format_help()
     groups = [line[:-1] for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert groups == ["options", "model and data", "rollout", "reward", "advantage", "update", "memory", "run"]
+    assert groups == ["options", "model and data", "rollout", "reward", "judge", "advantage", "update", "memory", "run"]
     assert "(default: 2e-07)" in text and "None" not in text and "ppo --model MODEL --data DATA [flags]" in text
 
 
