@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lib import decode
+from lib import decode, scheduler
 from lib.flags import flag
 import model as M
 
@@ -173,7 +173,7 @@ def decoding(config, c, ranks):
     """
     b = item_size(c)
     rows, _ = cache_rows(config, c, ranks)
-    prefill = min(max(decode.PREFILL_TOKENS, c.max_prompt), rows * c.max_prompt)
+    prefill = min(max(scheduler.PREFILL_TOKENS, c.max_prompt), rows * c.max_prompt)
     return max(block_forward(config, c, prefill), cached_attention(config, c, prefill, c.max_prompt),
                cached_attention(config, c, rows, c.max_prompt + c.max_response),
                (12 + (b if b < 4 else 0)) * rows * config.vocab_size)
