@@ -162,6 +162,8 @@ class Report:
         "model and data", REQUIRED, "folders that sft, ppo or eval wrote", option="RUN")
     out: str | None = flag(
         "run", None, "file to write; without it report.html in the first RUN")
+    csv: str | None = flag(
+        "run", None, "also write the curves as CSV, a line for each run and step")
 
 
 COMMANDS = {kind.command: kind for kind in (SFT, PPO, Eval, Sample, Plan, Report)}
@@ -381,8 +383,10 @@ def run_report(args):
         free = {f.name for kind in COMMANDS.values() for f in dataclasses.fields(kind)
                 if f.metadata["resume"] in ("any", "once")}
         defaults = {f.name: f.default for f in dataclasses.fields(PPOConfig)}
-        report.write(args.runs, out, free, defaults)
-    print(f"wrote {files.visible(out, 1000)} ({out.stat().st_size / 1e6:.1f} MB)")
+        report.write(args.runs, out, args.csv and Path(args.csv), free, defaults)
+    for file in filter(None, (out, args.csv)):
+        size = os.path.getsize(file) / 1e6
+        print(f"wrote {files.visible(file, 1000)} ({size:.1f} MB)")
 
 
 # ---------------------------------------------------------------------------------- main

@@ -1,17 +1,22 @@
 """The report: everything that runs have logged in one HTML file, which needs nothing else (`rlsp.py report`).
 
-Here it is gathered, checked and cut to size; lib/report.html is the page that shows it.
+Here it is gathered, checked and cut to size; lib/report.html is the page that shows it. With --csv the curves
+also become a table for spreadsheets and data frames.
 """
+import csv
+import io
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 from lib import files
 import rewards
 
 READ_BYTES = 2**31  # of a log that is read at all: it is in memory as a whole
-TITLE = b"<title>RLSP report</title>"  # how a page of ours is known
+TITLE = "<title>RLSP report</title>"  # how a page of ours is known
+CSV_HEAD = "run,step,cumulative_tokens,cumulative_seconds"  # how a table of ours is known, and begins
 LAST_STEP = 10**9  # of a log; beyond 2^53 a browser cannot count
 METRICS = 1000  # names of logged quantities: the page draws a curve of each
 # Bytes of rollouts, and again of tokens, that a report embeds: it shall open at once and go through e-mail.
@@ -72,32 +77,62 @@ def thinned(rows, size):
             stride *= 2
 
 
-def gather_run(folder, share):
-    """What a run of sft or ppo logged: flags, each quantity as a list over the steps, and `share` bytes of
-    its texts."""
-    config = files.read_json(folder / "config.json")
-    metrics = []
+def step_rows(folder):
+    """What a run logged of each step: the numbers and texts of metrics.jsonl and timing.jsonl, what is nested
+    under a name with a dot."""
     timing = {}
     if (folder / "timing.jsonl").is_file():
         timing = {row.pop("step"): row for row in log_rows(folder / "timing.jsonl", {"step": int})}
+    out = []
     for row in log_rows(folder / "metrics.jsonl", {"step": int}):
         row = {"timing": timing.get(row["step"], {})} | row  # older runs have it in metrics.jsonl
         nested = {f"{k}.{name}": v for k, x in row.items() if isinstance(x, dict) for name, v in x.items()}
-        metrics.append({k: v if type(v) is int else float(f"{v:.6g}") for k, v in (row | nested).items()
-                        if files.finite(v)})
-    if not metrics:
+        out.append({k: v for k, v in (row | nested).items() if files.finite(v) or isinstance(v, str)})
+    if not out:
         raise ValueError(f"{folder / 'metrics.jsonl'}: holds no step yet")
-    names = dict.fromkeys(k for row in metrics for k in row)
+    names = {k for row in out for k in row}
     if len(names) > METRICS:
         raise ValueError(f"{folder / 'metrics.jsonl'}: {len(names)} quantities, expected at most {METRICS}")
-    out = config | {"metrics": {k: [row.get(k) for row in metrics] for k in names}}
+    return out
+
+
+def cumulative(rows, flags):
+    """What a run had spent at the end of each step, as two lists: tokens (PPO's sampled ones, SFT's trained
+    ones) and seconds. None from the first step on of which it is not known."""
+    responses = flags.get("rollout_batch"), flags.get("samples", 1)
+    tokens = seconds = 0
+    spent = [], []
+    for row in rows:
+        if row["step"] > 0:  # before the first step nothing was sampled or trained
+            new = row.get("tokens")
+            if files.finite(row.get("response_length")) and all(map(files.finite, responses)):
+                new = round(row["response_length"] * math.prod(responses))
+            took = row.get("timing.seconds")
+            tokens = tokens + new if files.finite(new) and tokens is not None else None
+            seconds = seconds + took if files.finite(took) and seconds is not None else None
+        spent[0].append(tokens)
+        spent[1].append(seconds)
+    return spent
+
+
+def gather_run(folder, share):
+    """What a run of sft or ppo logged: flags, each quantity as a list over the steps, and `share` bytes of
+    its texts. Also its rows as they are."""
+    config = files.read_json(folder / "config.json")
+    rows = step_rows(folder)
+    names = dict.fromkeys(k for row in rows for k, v in row.items() if not isinstance(v, str))
+
+    def short(value):
+        return float(f"{value:.6g}") if type(value) is float else None if isinstance(value, str) else value
+
+    out = config | {"metrics": {k: [short(row.get(k)) for row in rows] for k in names}}
     texts = {"rollouts": {"response": str, "reward": dict}, "tokens": {"tokens": list, "reward": list}}
     for name, need in texts.items():
         file = folder / f"{name}.jsonl"
-        rows = log_rows(file, {"problem": str, "step": int} | need) if file.is_file() else []
-        out[name] = thinned(rows, share)
-        out[f"{name}_logged"] = len(rows)
-    return out
+        found = log_rows(file, {"problem": str, "step": int} | need) if file.is_file() else []
+        out[name] = thinned(found, share)
+        out[f"{name}_logged"] = len(found)
+    return out, rows
 
 
 def interval(s, samples=1):
@@ -161,17 +196,45 @@ def group_runs(runs, passing, defaults):
             run |= {"group": i, "label": ", ".join(label) if label and not others else members[0]["name"]}
 
 
-def write(folders, out, passing, defaults):
-    """Read the folders that sft, ppo and eval wrote, and write the page. passing: flags that do not make a
-    run another one. defaults: those of PPO's flags. A page that an earlier report wrote is replaced, and
-    nothing else."""
+def plain_text(value):
+    """A stranger's text for a spreadsheet, which takes for a formula what begins with one of these signs, and
+    may split a text in columns at other signs than a comma."""
+    return re.sub(r"(^|[,;|'\"])(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20])", r"\1'", files.visible(value, 1000))
+
+
+def table(runs):
+    """CSV text of {run's name: (rows, flags)}: a line for each run and step, as logged."""
+    names = dict.fromkeys(k for rows, _ in runs.values() for row in rows for k in row if k != "step")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*CSV_HEAD.split(","), *map(plain_text, names)])
+    for run, (rows, flags) in runs.items():
+        for row, *spent in zip(rows, *cumulative(rows, flags)):
+            values = [row.get(name) for name in names]
+            cells = [run, row["step"], *spent, *values]
+            writer.writerow([plain_text(x) if isinstance(x, str) else x for x in cells])
+    return text.getvalue()
+
+
+def check_file(path, mark, kind, option):
+    """A file that an earlier report wrote is replaced, and nothing else."""
+    if os.path.lexists(path):
+        files.regular(path)
+        with files.reading(path, "rb") as f:
+            if mark.encode() not in f.read(2**10):
+                raise FileExistsError(f"{path}: exists and is no {kind}; nothing was overwritten, "
+                                      f"give another {option}")
+
+
+def write(folders, out, csv_file, passing, defaults):
+    """Read the folders that sft, ppo and eval wrote, and write the page and, if csv_file is not None, the
+    table. passing: flags that do not make a run another one. defaults: those of PPO's flags."""
     page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    if os.path.lexists(out):
-        files.regular(out)
-        with files.reading(out, "rb") as f:
-            if TITLE not in f.read(2**10):
-                raise FileExistsError(f"{out}: exists and is no report; nothing was overwritten, "
-                                      "give another --out")
+    check_file(out, TITLE, "report", "--out")
+    if csv_file:
+        check_file(csv_file, CSV_HEAD, "table of a report", "--csv")
+        if csv_file.absolute() == out.absolute():
+            raise ValueError(f"--csv is {csv_file}, which is the page's file, expected another one")
     folders = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
     for folder in folders:
         there = {f for f in ("config.json", "metrics.jsonl", "summary.json") if (folder / f).is_file()}
@@ -181,16 +244,19 @@ def write(folders, out, passing, defaults):
     root = os.path.commonpath([folder.parent for folder in folders])
     share = LOG_BYTES // max(1, sum((folder / "rollouts.jsonl").is_file() for folder in folders))
     data = {"runs": [], "evals": [], "behaviours": rewards.BEHAVIOURS}
+    logged = {}
     for folder in folders:
         kind = "runs" if (folder / "metrics.jsonl").is_file() else "evals"
         try:
-            found = gather_run(folder, share) if kind == "runs" else gather_eval(folder)
+            found, rows = gather_run(folder, share) if kind == "runs" else (gather_eval(folder), None)
             found |= {"flags": dict(found["flags"]), "versions": dict(found["versions"]),
                       "name": os.path.relpath(folder, root)}
             if len(found["flags"]) + len(found["versions"]) > METRICS:
                 raise ValueError(f"{folder / 'config.json'}: expected at most {METRICS} flags and versions")
             embedded(found)  # its error comes while it is known whose it is
             data[kind].append(found)
+            if rows:
+                logged[found["name"]] = rows, found["flags"]
         except (KeyError, TypeError, AttributeError, ZeroDivisionError) as e:
             raise ValueError(f"{folder}: not what this program writes: {files.visible(repr(e))}") from None
         except ValueError as e:
@@ -198,5 +264,9 @@ def write(folders, out, passing, defaults):
                 raise
             # Those of JSON's writer (a NaN) and of list.index (another model) name no file.
             raise ValueError(f"{folder}: not what this program writes: {files.visible(e)}") from None
+    if csv_file and not logged:
+        raise ValueError("--csv: expected a run of sft or ppo: an evaluation has no curves")
     group_runs(data["runs"], passing, defaults)
+    if csv_file:
+        files.write_text(csv_file, table(logged))
     files.write_text(out, page.replace("{{DATA}}", embedded(data)))

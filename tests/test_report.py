@@ -1,4 +1,5 @@
 """tokens.jsonl against slow loops, what `report` gathers and refuses, and the page in a real browser."""
+import csv
 import json
 import math
 import os
@@ -339,6 +340,69 @@ def test_a_report_replaces_a_report_and_nothing_else(tmp_path, refused, monkeypa
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     assert "No space left" in refused("report", run, "--out", tmp_path / "new.html")
     assert not [f for f in tmp_path.iterdir() if "new" in f.name]
+
+
+# ---- the curves as CSV
+
+def table(*folders, out):
+    """The table's header and its lines, as a csv reader has them."""
+    rlsp.run_report(rlsp.Report(runs=[str(folder) for folder in folders], out=str(out.with_suffix(".html")), csv=str(out)))
+    with open(out, newline="", encoding="utf-8") as f:
+        header, *found = csv.reader(f)
+    return header, found
+
+
+def test_the_table_has_a_line_for_each_run_and_step(tmp_path):
+    run = ppo_run(tmp_path, "ppo", rollout_batch=4, samples=2)
+    precise = {"step": 3, "accuracy": 1 / 3, "response_length": 12.125, "late": 1e-9, "nan": math.nan, "warnings": "all rewards are equal"}
+    with open(run / "metrics.jsonl", "a") as f:
+        f.write(json.dumps(precise) + '\n{"step": 4, "accu')
+    with open(run / "timing.jsonl", "a") as f:
+        f.write('{"step": 3, "seconds": 2.25}\n')
+    header, found = table(run, sft_run(tmp_path, 2), out=tmp_path / "t.csv")
+    assert header == ["run", "step", "cumulative_tokens", "cumulative_seconds", "accuracy", "response_length", "novel", "timing.seconds",
+                      "late", "warnings", "loss"]
+    assert found == [["ppo", "1", "800", "1.5", "0.1", "100.0", "3", "1.5", "", "", ""], ["ppo", "2", "2400", "3.0", "0.2", "200.0", "3", "1.5", "", "", ""],
+                     ["ppo", "3", "2497", "5.25", repr(1 / 3), "12.125", "", "2.25", "1e-09", "all rewards are equal", ""],
+                     ["sft-2", "1", "", "", "", "", "", "", "", "", "2.0"], ["sft-2", "2", "", "", "", "", "", "", "", "", "1.0"]]
+
+
+def test_what_was_spent_is_unknown_after_a_step_without_it(tmp_path):
+    run = ppo_run(tmp_path, "ppo", rollout_batch=4, steps=4)
+    write_jsonl(run / "timing.jsonl", [{"step": s, "seconds": 1.5} for s in (1, 2, 4)])
+    write_jsonl(run / "metrics.jsonl", [{"step": 0, "eval_accuracy": 0.5}] + rows(run / "metrics.jsonl"))
+    assert [line[1:4] for line in table(run, out=tmp_path / "t.csv")[1]] == [
+        ["0", "0", "0"], ["1", "400", "1.5"], ["2", "1200", "3.0"], ["3", "2400", ""], ["4", "4000", ""]]
+    write_jsonl(run / "metrics.jsonl", [{"step": s, "tokens": 50, "loss": 1.0} for s in (1, 2)])  # as sft logs it
+    assert [line[2] for line in table(run, out=tmp_path / "t.csv")[1]] == ["50", "100"]
+
+
+@pytest.mark.parametrize("text, cell", [
+    ("=1+1", "'=1+1"), ("  @SUM(A1)", "'  @SUM(A1)"), ("-2+3|cmd", "'-2+3|cmd"), ("a;=1", "a;'=1"), ("a,+1", "a,'+1"), ("\uff1d1", "'\uff1d1"),
+    ("\t=1", "\\t=1"), ("\r\n=1", "\\r\\n=1"), ('"=1', "\"'=1"), ("a = b; c", "a = b; c"), ("exploration=length", "exploration=length")])
+def test_a_text_in_the_table_is_no_formula(tmp_path, text, cell):
+    run = ppo_run(tmp_path, "=run")
+    write_jsonl(run / "metrics.jsonl", [{"step": 1, text: -1.5, "warnings": text}])
+    header, found = table(run, out=tmp_path / "t.csv")
+    assert header[4:6] == [cell, "warnings"] and found == [["'=run", "1", "", "1.5", "-1.5", cell, "1.5"]]
+
+
+def test_a_table_replaces_a_table_and_nothing_else(tmp_path, refused, monkeypatch):  # noqa: F811
+    run = ppo_run(tmp_path, "run")
+    first = table(run, out=tmp_path / "t.csv")
+    assert table(run, out=tmp_path / "t.csv") == first
+    (tmp_path / "mine.csv").write_text("run,step,accuracy\n")
+    (tmp_path / "link").symlink_to(tmp_path / "t.csv")
+    for name, words in (("mine.csv", "exists and is no table of a report; nothing was overwritten, give another --csv"), ("link", "no link"),
+                        ("t.html", "no table of a report"), ("new.html", "expected another one"), (".", "expected a file")):
+        there = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+        error = refused("report", run, "--out", tmp_path / "new.html", "--csv", tmp_path / name)
+        assert words in error and len(error.splitlines()) == 1
+        assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == there
+    assert "an evaluation has no curves" in refused("report", eval_folder(tmp_path, "e"), "--csv", tmp_path / "new.csv")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert "No space left" in refused("report", run, "--csv", tmp_path / "new.csv")
+    assert not [f for f in tmp_path.rglob("*") if "new" in f.name]
 
 
 # ---- the page in a browser
