@@ -96,6 +96,8 @@ class SFT(Training, pick(
         "model and data", False, "start from random weights instead of the folder's")
     max_tokens: int = flag(
         "model and data", 8192, "longest prompt and demonstration allowed, tokens", 1)
+    drop_long: bool = flag(
+        "model and data", False, "leave out demonstrations that are longer, and say how many")
     epochs: int = flag("update", 2, "passes over the data", 1, resume="longer")
     batch: int = flag("update", 64, "demonstrations per optimizer step, over all ranks", 1)
     lr: float = flag("update", 1e-5, "learning rate", 0)
@@ -250,7 +252,7 @@ def examples_of_step(examples, step, args):
 def sft_step(policy, optimizer, chosen, step, total, run, device, args):
     """One optimizer step on the chosen examples: (metrics, timing)."""
     started = time.perf_counter()
-    count = sum(sum(mask) for _, mask in chosen)
+    count = sum(int(mask.sum()) for _, mask in chosen)
     loss = sft_loss(policy, chosen, count, device, args.micro_tokens)
     norm = guards.clip_gradients(policy, args.grad_clip)
     batch = {} if math.isfinite(loss + norm) else {

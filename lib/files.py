@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import socket
 import sys
 import threading
@@ -70,6 +71,7 @@ def read_jsonl(path, growing=False):
             for number, line in enumerate(iter(lambda: f.readline(LINE), ""), 1):
                 if len(line) == LINE and not line.endswith("\n"):
                     raise ValueError(f"{path}:{number}: expected a line of at most {LINE} characters")
+                line = line.removeprefix("\ufeff") if number == 1 else line  # a byte order mark
                 if not line.strip():
                     continue
                 try:
@@ -238,6 +240,13 @@ def finite(value):
     return type(value) in (int, float) and abs(value) <= sys.float_info.max  # NaN is not
 
 
+def answer_text(value):
+    """An answer as the verifier takes it: a number of a JSON file is the text that one would write, 25 for
+    25.0, and anything else is left as it is, 1e+22 also, which nobody writes."""
+    plain = type(value) in (int, float) and re.fullmatch(r"(-?[0-9]+)(?:\.0|(\.[0-9]+))?", repr(value))
+    return plain[1] + (plain[2] or "") if plain else value
+
+
 def check_problem(row, need):
     for key in need:
         value = row.get(key)
@@ -252,20 +261,25 @@ def check_problem(row, need):
             raise ValueError(f"{key} is {visible(repr(value), 60)}, expected a number or text")
 
 
-def load_problems(path, need=("problem", "answer"), limit=None):
-    """Rows of a jsonl file, each with the texts that it needs (a solution may also be a list of
-    [text, trained] pairs)."""
+def read_problems(path, need=("problem", "answer")):
+    """Rows of a jsonl file, each with the texts that it needs, one after the other. A solution may also be a
+    list of [text, trained] pairs, an answer a number."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected problems as jsonl")
-    rows = []
+    number = 0
     for number, row in read_jsonl(path):
         row = {key: value for key, value in row.items() if value is not None or key not in GROUPS}
+        if "answer" in need:
+            row["answer"] = answer_text(row.get("answer"))
         try:
             check_problem(row, need)
         except ValueError as e:
             raise ValueError(f"{path}:{number}: {e}") from None
-        rows.append(row | {"line": number})
-    if not rows:
+        yield row | {"line": number}
+    if not number:
         raise ValueError(f"{path}: holds no problem")
-    return rows[:limit]
+
+
+def load_problems(path, need=("problem", "answer"), limit=None):
+    return list(read_problems(path, need))[:limit]

@@ -8,13 +8,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import tracemalloc
 import types
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib import cli, decode, evaluation, files, functions, guards, hf, logs, parallel
+from lib import cli, decode, evaluation, files, functions, guards, hf, inputs, logs, parallel
 from lib.report import interval
 from lib.signals import signals
 import ppo
@@ -725,6 +726,64 @@ def test_sft_trains_responses_and_the_end_of_turn_only():
     assert tokenizer.decode(trained, skip_special_tokens=False) == "b 7.<|eot_id|>" and not any(mask[: -len(trained)])
     ids, mask = rlsp.sft_example(tokenizer, {"problem": "a", "solution": [["2 + 3 = ", False], ["5", True], [".", False]]})
     assert tokenizer.decode([i for i, m in zip(ids, mask) if m]) == "5"
+
+
+SAME_ROW = ('{"problem": "p é", "answer": "25", "solution": "s"}\n', '\ufeff{"problem": "p é", "answer": 25, "solution": "s"}\r\n\r\n',
+            '{"problem": "p é", "answer": 25.0, "solution": "s"}', '\ufeff\n{"answer": "25", "problem": "p \\u00e9", "solution": "s"}\n')
+
+
+def test_integer_answers_a_byte_order_mark_and_crlf_make_no_other_row(tmp_path):
+    """All commands read their rows here; the answer is the verifier's and the example SFT's."""
+    for text in SAME_ROW:
+        file = tmp_path / "data.jsonl"
+        file.write_bytes(text.encode())
+        row = {"problem": "p é", "answer": "25", "solution": "s"}
+        assert [r | {"line": 1} for r in files.load_problems(file)] == [row | {"line": 1}]
+        assert [r["problem"] for r in files.read_problems(file, ("problem", "solution"))] == ["p é"]
+    for value, text in (-7, "-7"), (0.5, "0.5"), (0, "0"), (True, True), (1e22, 1e22), (float("nan"), None), ([1], [1]):
+        assert files.answer_text(value) == text or text is None
+    file.write_text('{"problem": "p", "answer": true}\n')
+    with pytest.raises(ValueError, match="data.jsonl:1: answer is True, expected text"):
+        files.load_problems(file)
+    file.write_text('{"problem": "p", "answer": {"user": "own"}}\n')  # with --verifier
+    assert files.load_problems(file, ("problem",))[0]["answer"] == {"user": "own"}
+    file.write_text('{"problem": "p", "answer": "1"}\n\ufeff{"problem": "p", "answer": "1"}\n')
+    with pytest.raises(ValueError, match="data.jsonl:2: not valid JSON"):  # the mark belongs at the beginning
+        files.load_problems(file)
+
+
+def sft_flags(data, **more):
+    return rlsp.SFT(model=str(TINY / "model"), data=str(data), from_scratch=True, run="nowhere", **more)
+
+
+def test_sft_drop_long_leaves_out_what_is_longer_and_says_it(tmp_path, capsys):
+    file = tmp_path / "demos.jsonl"
+    rows = [{"problem": "p", "solution": "7 " * n} for n in (3, 200, 5, 300)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"demos.jsonl:2: \d+ tokens, expected at most 100 \(--max-tokens; --drop-long leaves"):
+        inputs.for_sft(sft_flags(file, max_tokens=100), rlsp.sft_example)
+    examples = inputs.for_sft(sft_flags(file, max_tokens=100, drop_long=True), rlsp.sft_example)
+    tokenizer = hf.load_tokenizer(TINY / "model")
+    assert [(ids.tolist(), mask.tolist()) for ids, mask in examples] == [rlsp.sft_example(tokenizer, rows[i]) for i in (0, 2)]
+    assert "2 of 4 demonstrations have more than --max-tokens 100 tokens and are left out" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="every demonstration is longer than --max-tokens 2"):
+        inputs.for_sft(sft_flags(file, max_tokens=2, drop_long=True), rlsp.sft_example)
+    saved = {f.name: f.metadata["resume"] for f in dataclasses.fields(rlsp.SFT)}
+    assert saved["drop_long"] == saved["max_tokens"] == "same"  # config.json has them: a resumed run leaves out the same rows
+
+
+def test_sft_examples_take_five_bytes_per_token(tmp_path):
+    """Python lists of numbers take 16 bytes per token for their places and up to 32 for the numbers."""
+    file = tmp_path / "demos.jsonl"
+    file.write_text("".join(json.dumps({"problem": f"p {n}", "solution": "x = 1, 2 mod 7. " * 100}) + "\n" for n in range(60)))
+    tracemalloc.start()
+    try:
+        examples = inputs.for_sft(sft_flags(file, max_tokens=100_000), rlsp.sft_example)
+        kept, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    tokens = sum(len(ids) for ids, _ in examples)
+    assert tokens > 40_000 and kept < 6 * tokens and most < 10 * tokens + 500_000, (tokens, kept, most)
 
 
 # ---- chat prompts
