@@ -9,7 +9,7 @@
     python rlsp.py sample --model FOLDER --problem TEXT
                           look at some responses
     python rlsp.py plan   --model FOLDER --gpus N --gpu-memory GB
-                          memory and hours of PPO, from config.json alone
+                          memory, hours and disk of the recipe, from config.json alone
     python rlsp.py report runs/ppo runs/eval ...
                           one HTML page of runs and evaluations
 
@@ -51,7 +51,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from lib import checkpoint, cli, cpu, decode, evaluation, files, flags, guards, hf, inputs, logs
-from lib import parallel, plan, report, threads
+from lib import parallel, plan, recipe, report, threads
 from lib.flags import REQUIRED, flag, pick
 import model as M
 from ppo import PPOConfig
@@ -148,10 +148,10 @@ class Sample(pick(
 
 
 @dataclass(kw_only=True)
-class Plan(PPOConfig, plan.Machine):
-    """Memory of each phase, FLOPs and hours of PPO, from config.json alone; exit status 2 if it
-    does not fit. It takes all settings of ppo; those that cost neither memory nor time change
-    nothing."""
+class Plan(PPOConfig, recipe.Machine):
+    """Memory of each phase, FLOPs, hours and disk of SFT, PPO and evaluation, from config.json
+    alone; exit status 2 if one does not fit. It takes all settings of ppo; those that cost neither
+    memory nor time change nothing."""
     command = "plan"
     model: str = flag("model and data", REQUIRED, "folder with config.json; no weights are needed")
 
@@ -312,16 +312,14 @@ def run_ppo(args):
 # ---------------------------------------------------------------------------------- plan
 
 def run_plan(args):
-    """Print what PPO would need on GPUs that nobody has to have; exit status 2 where it does not
-    fit."""
+    """Print what the recipe would need on GPUs that nobody has to have; exit status 2 where a
+    stage does not fit."""
     with cli.checked_input():
         config = hf.read_config(args.model)
         shards = args.shard_ranks or min(args.gpus, args.gpus_per_node)
         if args.gpus % shards:
             raise ValueError(f"--shard-ranks is {shards}, expected a divisor of --gpus {args.gpus}")
-        lengths = args.mean_prompt, args.mean_response
-        fits = plan.report(config, args, args.gpus, shards, args.gpu_memory * plan.GB, *lengths,
-                           args.flops, args.bandwidth, args.network)
+        fits = recipe.report(config, args, shards)
     sys.exit(0 if fits else 2)
 
 

@@ -1,21 +1,19 @@
-"""What a run will need, before it is paid for: bytes on each rank in each phase, FLOPs and hours.
+"""What a run will need, before it is paid for: bytes on each rank in each phase, FLOPs and seconds.
 
 Everything follows from config.json. There is one function per quantity, and bytes are those of the rank with
 the most. c is a ppo.PPOConfig (or SFT's flags under the same names), ranks the number of processes, and
 shards the number of ranks over which weights are sharded. tests/test_plan.py holds these functions against
 arithmetic by hand, against measured runs and against PyTorch's own memory tracker on the 8B model.
 
-Two things are not counted: the rollout's numbers in host memory (some hundred bytes per token), and
-checkpoints that wait for the disk.
+What is not counted: the rollout's numbers in host memory, some hundred bytes per token.
 """
 import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from lib import decode, scheduler
-from lib.flags import flag
 import model as M
 
 GB = 1e9
@@ -24,21 +22,6 @@ CPU_OVERHEAD = 0.4e9  # Python and torch themselves
 PCIE = 20e9  # bytes per second between GPU and host under --offload: assumed, not measured
 # The rows of the table, in this order.
 ITEMS = ("weights", "gradients", "optimizer", "reference", "sampler", "kv cache", "gathered", "activations")
-
-
-@dataclass
-class Machine:
-    """What a plan is for: the lengths that the hours follow from, and the GPUs."""
-    mean_prompt: float = flag("model and data", 150.0, "mean tokens of a prompt, for the hours", 1)
-    mean_response: float = flag("model and data", 1000.0, "mean tokens of a response, for the hours", 1)
-    gpus: int = flag("machine", 8, "GPUs, one process each", 1)
-    gpus_per_node: int = flag("machine", 8, "over these weights are sharded unless --shard-ranks says "
-                              "otherwise", 1)
-    gpu_memory: float = flag("machine", 80.0, "GB (1e9 bytes) per GPU", 1e-3)
-    flops: float = flag("machine", 1.5e14, "FLOP/s per GPU that matrix products reach, not its peak", 1)
-    bandwidth: float = flag("machine", 1e12, "bytes/s at which decoding reads a GPU's memory", 1)
-    network: float = flag("machine", 5e10, "bytes/s at which a GPU gathers others' weights (sharded sampler)",
-                          1)
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -220,12 +203,19 @@ def backward(config, c, shards, tokens, net):
 # Phases
 
 def phases(config, c, ranks, shards, stage="ppo"):
-    """{phase: {item: bytes on a rank}} of a stage, "ppo" or "sft".
+    """{phase: {item: bytes on a rank}} of a stage, "sft", "ppo" or "eval".
 
     Under --offload weights, gradients and optimizer count nothing here: they lie in host memory (see
     host_bytes).
     """
     policy = shapes(config)
+    whole = c.sampler == "whole"
+    gathered = 0 if whole else gathered_weights(c, policy)
+    if stage == "eval":
+        base = {"weights": frozen_copy(config, c, 1 if whole else shards)}
+        rollout = {"kv cache": kv_cache(config, c, ranks), "gathered": gathered,
+                   "activations": decoding(config, c, ranks)}
+        return {"load": base, "rollout": base | rollout}
     nets = trained(config, c, stage)
     on_device = 0 if c.offload else 1
     w = on_device * weights(nets, shards)
@@ -243,9 +233,7 @@ def phases(config, c, ranks, shards, stage="ppo"):
     if stage == "ppo":
         base["reference"] = frozen_copy(config, c, shards)  # this and the cache are kept over the whole run
         base["kv cache"] = kv_cache(config, c, ranks)
-        whole = c.sampler == "whole"
         sampler = {"sampler": frozen_copy(config, c, 1 if whole else shards)}
-        gathered = 0 if whole else gathered_weights(c, policy)
         rollout = {"gathered": gathered, "activations": decoding(config, c, ranks)}
         keep = {} if whole else sampler  # a whole copy is freed until its refresh
         return {
@@ -279,7 +267,7 @@ def host_bytes(config, c, shards, stage="ppo"):
     return weights(nets, shards) + gradients(nets, shards) + optimizer(nets, shards)
 
 
-def advice(config, c, ranks, shards, memory):
+def advice(config, c, ranks, shards, memory, stage):
     """Flags, as {name: value}, with which the run fits into `memory` bytes; None if there are none.
 
     The flags of the ladder are tried from the cheapest on, and one stays if it lowers the peak. For kv_gb
@@ -290,7 +278,7 @@ def advice(config, c, ranks, shards, memory):
     changes = {}
 
     def need(changes):
-        found = phases(config, replace(c, **changes), ranks, changes.get("shard_ranks", shards))
+        found = phases(config, replace(c, **changes), ranks, changes.get("shard_ranks", shards), stage)
         return peak(found)[1]
 
     half = max(longest, c.micro_tokens // 2)
@@ -338,12 +326,12 @@ def flops(config, c, prompt, response):
             "update": tokens * c.epochs * passes * (policy + critic)}
 
 
-def seconds(config, c, ranks, shards, prompt, response, flops_s, bandwidth, network):
-    """Seconds of a step's phases, as {phase: seconds}, for mean lengths in tokens.
+def seconds(config, c, ranks, shards, prompt, response):
+    """Seconds of a step's phases, as {phase: seconds}, for mean lengths in tokens and the rates of c, a
+    recipe.Machine.
 
-    flops_s is FLOPs, and bandwidth (of memory) and network are bytes, per second and rank. Decoding waits for
-    memory, not for arithmetic: each new token of a batch reads the weights and the cache, and a sharded
-    sampler gathers all weights over the network.
+    Decoding waits for memory, not for arithmetic: each new token of a batch reads the weights and the cache,
+    and a sharded sampler gathers all weights over the network.
     """
     need = flops(config, c, prompt, response)
     per_rank = -(-c.rollout_batch * c.samples // ranks)
@@ -352,10 +340,10 @@ def seconds(config, c, ranks, shards, prompt, response, flops_s, bandwidth, netw
     turns = max(c.max_response, math.ceil(per_rank * response / at_once))
     whole = frozen_copy(config, c, 1)
     filled = (prompt + response / 2) / (c.max_prompt + c.max_response)  # the share of a row that is read
-    turn = (whole + at_once * row * filled) / bandwidth
+    turn = (whole + at_once * row * filled) / c.bandwidth
     if c.sampler == "sharded":
-        turn = max(turn, whole * (shards - 1) / shards / network)
-    out = {phase: need[phase] / ranks / flops_s for phase in ("rollout", "scoring", "update")}
+        turn = max(turn, whole * (shards - 1) / shards / c.network)
+    out = {phase: need[phase] / ranks / c.flops for phase in ("rollout", "scoring", "update")}
     out["rollout"] += turns * turn
     if c.offload:  # each micro-step brings the float32 weights twice and takes the gradients once
         tokens = c.rollout_batch * c.samples * (prompt + response)
@@ -409,7 +397,7 @@ def check(config, c, ranks, shards, gpu, host, what, stage):
     overhead = CPU_OVERHEAD if gpu is None else GPU_OVERHEAD
     found = phases(config, c, ranks, shards, stage)
     if peak(found)[1] + overhead > memory:
-        changes = advice(config, c, ranks, shards, memory - overhead) if stage == "ppo" else None
+        changes = advice(config, c, ranks, shards, memory - overhead, stage)
         remedy = f"; it fits with {words(changes)}" if changes else ""
         raise ValueError(f"does not fit into {what}: each process needs {line(found)} "
                          f"and {overhead / GB:.1f} GB beside{remedy}")
@@ -417,37 +405,3 @@ def check(config, c, ranks, shards, gpu, host, what, stage):
     if on_host > host:
         raise ValueError(f"--offload: each process needs {on_host / GB:.1f} GB of host memory, of {what}")
     return f"plan: each process needs {line(found)}; there are {memory / GB:.2f} GB; it computes in {c.dtype}"
-
-
-def report(config, c, ranks, shards, memory, prompt, response, flops_s, bandwidth, network):
-    """Print everything about a PPO run on GPUs; returns whether it fits.
-
-    memory is in bytes, prompt and response are mean lengths in tokens, and the rest is as for `seconds`.
-    """
-    policy = elements(shapes(config)) / GB
-    critic = elements(shapes(config, critic=True)) / GB if c.advantage == "gae" else 0
-    found = phases(config, c, ranks, shards)
-    phase, need = peak(found)
-    fits = need + GPU_OVERHEAD <= memory
-    print(f"{policy:.2f}e9 parameters, critic {critic:.2f}e9; {ranks} GPU(s), "
-          f"weights sharded over {shards}, {ranks // shards} replica(s)\n")
-    print("\n".join(table(found)))
-    print(f"\npeak: {need / GB:.1f} GB in {phase} + {GPU_OVERHEAD / GB:.1f} for CUDA and NCCL (assumed), "
-          f"of {memory / GB:.1f}: " + ("fits" if fits else "DOES NOT FIT"))
-    if not fits:
-        changes = advice(config, c, ranks, shards, memory - GPU_OVERHEAD)
-        print(f"it fits with {words(changes)}" if changes else
-              "no flag of this table makes it fit: it needs more GPUs, or larger ones")
-    if c.offload:
-        on_host = host_bytes(config, c, shards)
-        print(f"host memory: {on_host / GB:.1f} GB per GPU for weights, gradients and optimizer")
-    work = flops(config, c, prompt, response)
-    took = seconds(config, c, ranks, shards, prompt, response, flops_s, bandwidth, network)
-    total = sum(took.values())
-    print(f"\na step: {c.rollout_batch * c.samples} responses of {response:.0f} tokens "
-          f"after prompts of {prompt:.0f}; {sum(work.values()):.2e} FLOPs ("
-          + ", ".join(f"{k} {v:.1e}" for k, v in work.items()) + ")")
-    print(f"at {flops_s:.3g} FLOP/s, {bandwidth:.3g} B/s of memory, {network:.3g} B/s of network per GPU: "
-          f"{total:.0f} s (" + ", ".join(f"{k} {v:.0f}" for k, v in took.items())
-          + f"), {c.steps} steps in {c.steps * total / 3600:.1f} hours")
-    return fits

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib import decode, hf, parallel, plan
+from lib import checkpoint, decode, hf, parallel, plan, recipe
+from lib.signals import signals
 import memory
 import model as M
 import ppo
@@ -247,6 +248,83 @@ def test_the_runs_of_the_readme_are_not_refused():
     for config, c in ((tiny, small), (smol, real)):
         for ranks in (1, 2):
             assert plan.check(config, c, ranks, ranks, None, int(16e9) // ranks, "16 GB", "ppo").startswith("plan: each process needs")
+
+
+# ---- the whole recipe: SFT, PPO, evaluation; hours, dollars and disk
+
+PLAN = dict(model="Llama-3.1-8B-Instruct", dtype="bfloat16")
+
+
+def test_hours_of_each_stage_are_the_arithmetic():
+    """By hand, 8B on 8 GPUs: FLOPs over FLOP/s, bytes read over bytes per second, replies over requests at once."""
+    config = M.Config.from_dict(LLAMA_8B)
+    c = rlsp.Plan(**PLAN, steps=100, sft_examples=50_000, sft_tokens=2000, sft_epochs=3, judge_workers=4, judge_seconds=6, flops=1e14, bandwidth=2e12,
+                  test_problems=400, test_samples=2, test_response=3000, kv_gb=0)
+    took = recipe.stage_seconds(config, c, 8)
+    products = 8_030_261_248 - 128256 * 4096 - 65 * 4096  # all parameters but the embedding and the norms
+    a_token = 2 * products + 2 * 32 * 4096 * 2000  # attention: scores and sums of values, 2 FLOPs each, over half of the context
+    assert took["sft"] == pytest.approx(50_000 * 2000 * 3 * 4 * a_token / 8 / 1e14, rel=1e-12)  # backward is 2, recomputing 1
+    assert took["judge"] == 100 * 16 * 6  # 64 responses of a GPU in 16 rounds of 4
+    longest = 2048 + 8192
+    cache = 64 * 32 * 4096 * longest * (150 + 1500) / longest  # 64 slots; keys and values of a token and layer are 4 KiB
+    turns = 8192  # 100 responses of 3000 in 64 slots are fewer: somebody writes to the end
+    reading = turns * (8_030_261_248 * 2 + cache) / 2e12
+    computing = 800 * 3150 * (2 * products + 2 * 32 * 4096 * 3150) / 8 / 1e14
+    assert took["eval"] == pytest.approx(3 * (reading + computing), rel=1e-3)
+    assert recipe.stage_seconds(config, rlsp.Plan(**PLAN | dict(sft_examples=0, test_problems=0)), 8).keys() == {"ppo", "judge"}
+
+
+def test_memory_of_sft_and_evaluation_is_that_of_their_own_settings():
+    config, c = M.Config.from_dict(LLAMA_8B), rlsp.Plan(**PLAN, test_problems=80, sft_max_tokens=20_000)
+    settings = recipe.stages(c)
+    sft = plan.phases(config, settings["sft"], 8, 8, "sft")["update"]
+    assert sft["weights"] + sft["gradients"] + sft["optimizer"] == 16 * 8_030_261_248 / 8  # no critic, no reference
+    assert sft["activations"] == pytest.approx(20_000 / 16_384 * plan.phases(config, c, 8, 8)["update"]["activations"], rel=0.05)  # no sequence is cut
+    test = plan.phases(config, settings["eval"], 8, 8, "eval")["rollout"]
+    assert test["weights"] == 2 * 8_030_261_248 and test["kv cache"] == 10 * 32 * 4096 * (2048 + 8192)  # 10 problems a GPU
+
+
+def test_the_table_adds_up_and_says_what_is_assumed(plan_words):
+    out = plan_words(LLAMA_8B, "--price", 3).stdout
+    rows = {line[:59].strip(): [float(x) for x in line[59:].split()] for line in out.splitlines() if re.match("(sft|ppo|eval|judge|all) +[0-9a-z]", line)
+            and "peak" not in line}
+    sft, ppo_, test, without, judge, with_judge = rows.values()
+    for row in rows.values():
+        assert row[1] == pytest.approx(8 * row[0], abs=0.5) and row[2] == pytest.approx(3 * row[1], abs=0.6)
+    assert without[0] == pytest.approx(sft[0] + ppo_[0] + test[0], abs=0.11) and with_judge[0] == pytest.approx(without[0] + judge[0], abs=0.11)
+    assert sft[3:] == [305.1, 208.8] and ppo_[3:] == [575.3, 388.9] and without[3:] == [784.1, 597.7]
+    assert "a checkpoint of PPO has 186.4 GB" in out and "Assumed, each a flag" in out and "nothing was timed on GPUs" in out
+    assert "dollars" not in plan_words(LLAMA_8B).stdout
+    assert not re.search("^(sft|eval) ", plan_words(LLAMA_8B, "--sft-examples", 0, "--test-problems", 0).stdout, re.M)
+
+
+@pytest.mark.parametrize("stage, words", [("sft", "--sft-max-tokens 400000"), ("eval", "--rollout-batch 8 --train-batch 8 --kv-gb 0")])
+def test_each_stage_has_to_fit(plan_words, stage, words):
+    done = plan_words(LLAMA_8B, *words.split())
+    assert done.returncode == 2 and re.findall("^(.*) peak: .*DOES NOT FIT$", done.stdout, re.M) == [stage]
+    fits = plan_words(LLAMA_8B, *words.split(), *(re.search("it fits with (.*)", done.stdout) or ["", "--sft-examples 0"])[1].split())
+    assert fits.returncode == 0
+
+
+@pytest.mark.parametrize("stage", ["sft", "ppo"])
+def test_the_disk_of_a_run_is_the_planned_one(folder, tmp_path, monkeypatch, stage):  # noqa: F811
+    (tmp_path / "sft.jsonl").write_text("".join((ROOT / "data/tiny/sft.jsonl").read_text().splitlines(True)[:8]))
+    words = {"sft": ["--data", tmp_path / "sft.jsonl", "--batch", 2, "--epochs", 1],
+             "ppo": ["--data", ROOT / "data/tiny/train.jsonl", "--steps", 4, "--rollout-batch", 2, "--train-batch", 2, "--max-response", 8,
+                     "--freeze-steps", 0]}[stage]
+    run, seen, remove = tmp_path / "run", [], checkpoint.remove
+    size = lambda: sum(f.stat().st_size for f in run.rglob("*.safetensors"))  # noqa: E731
+    monkeypatch.setattr(checkpoint, "remove", lambda folders: (seen.append(size()), remove(folders)))
+    monkeypatch.setattr(signals, "install", lambda: None)  # this process keeps its own
+    words = [stage, "--model", folder, "--out", run, "--dtype", "float32", "--save-every", 1, "--keep", 2, *words]
+    monkeypatch.setattr(sys, "argv", ["rlsp.py", *map(str, words)])
+    rlsp.main()
+    config, c = hf.read_config(folder), rlsp.Plan(**PLAN | dict(dtype="float32"))
+    most, kept = recipe.disk(config, c, stage)
+    model = plan.frozen_copy(config, c, 1)
+    assert (run / "model/model.safetensors").stat().st_size == pytest.approx(model, rel=0.03)
+    assert size() == pytest.approx(kept, rel=0.03)
+    assert max(seen) == pytest.approx(most - model, rel=0.03)  # there is no model yet while checkpoints are written
 
 
 # ---- train.sh inside a job of torchrun
