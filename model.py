@@ -1,4 +1,4 @@
-"""The language model in one file: Llama 2 / 3 / 3.1 / 3.2, SmolLM2, TinyLlama and Qwen2.5.
+"""The language model in one file: Llama 2 / 3 / 3.1 / 3.2, SmolLM2, Qwen2.5, Qwen3 and Mistral.
 
     1. Config                what a Hugging Face config.json says, checked
     2. Llama and Critic      RMSNorm, RoPE, grouped-query attention, SwiGLU; a token or a value head
@@ -12,8 +12,8 @@ Shapes: B sequences, T tokens, N tokens of all sequences end to end, D hidden si
 H query heads, K key/value heads, d = head size.
 
 References: Llama (2302.13971), RoPE (2104.09864), GQA (2305.13245), SwiGLU (2002.05202), RMSNorm
-(1910.07467). The numbers follow transformers' modeling_llama.py and modeling_qwen2.py, against
-which tests/test_model.py checks them.
+(1910.07467), norms of queries and keys (2302.05442). The numbers follow transformers' models of the
+same model_type, against which tests/test_model.py checks them.
 """
 import functools
 import math
@@ -50,13 +50,14 @@ class Config:
     max_position_embeddings: int
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
-    rope_factor: float = 1.0  # Llama 3.1's rope scaling; a factor of 1 is plain RoPE
+    rope_factor: float = 1.0  # a factor of 1 is plain RoPE
     rope_low_freq_factor: float = 1.0
-    rope_high_freq_factor: float = 4.0
+    rope_high_freq_factor: float = math.inf
     rope_original_max: int = 8192
     tie_word_embeddings: bool = False
     qkv_bias: bool = False
     o_bias: bool = False
+    qk_norm: bool = False
     # config.json as it was read; lib.hf.save writes it back
     raw: dict = field(default_factory=dict, compare=False, repr=False)
 
@@ -78,51 +79,57 @@ class Config:
             return value
 
         kind = raw.get("model_type")
-        if kind not in ("llama", "qwen2"):
-            raise ValueError(f"{path}: model_type is {kind!r:.80}, expected 'llama' or 'qwen2'")
-        supported = (("hidden_act", "silu"), ("mlp_bias", False), ("use_sliding_window", False))
+        if kind not in ("llama", "qwen2", "qwen3", "mistral"):
+            raise ValueError(f"{path}: model_type is {kind!r:.80}, "
+                             "expected 'llama', 'qwen2', 'qwen3' or 'mistral'")
+        layers = get("num_hidden_layers", int)
+        supported = (("hidden_act", "silu"), ("mlp_bias", False), ("use_sliding_window", False),
+                     ("layer_types", ["full_attention"] * layers))
         for key, allowed in supported:
             if raw.get(key, allowed) != allowed:
-                raise ValueError(
-                    f"{path}: {key} is {raw[key]!r:.80}, only {allowed!r} is supported")
+                only = f"only {allowed!r:.80} is supported"
+                raise ValueError(f"{path}: {key} is {raw[key]!r:.80}, {only}")
 
         # transformers 4 writes rope_theta and rope_scaling, transformers 5 one dictionary,
         # rope_parameters
         rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
         if not isinstance(rope, dict):
-            raise ValueError(
-                f"{path}: rope_scaling is {rope!r:.80}, expected a JSON object or null")
+            raise ValueError(f"{path}: rope_scaling is {rope!r:.80}, expected an object or null")
         rope_type = rope.get("rope_type", rope.get("type", "default"))
-        if rope_type not in ("default", "llama3"):
+        if rope_type not in ("default", "linear", "llama3"):
             raise ValueError(f"{path}: rope_scaling's rope_type is {rope_type!r:.80}, "
-                             "expected 'default' or 'llama3'")
+                             "expected 'default', 'linear' or 'llama3'")
         theta = get("rope_theta", (int, float), raw.get("rope_theta", 10000.0), rope)
-        scaled = {}
+        names = {} if rope_type == "default" else dict(rope_factor="factor")
         if rope_type == "llama3":
-            names = dict(rope_factor="factor", rope_low_freq_factor="low_freq_factor",
-                         rope_high_freq_factor="high_freq_factor",
-                         rope_original_max="original_max_position_embeddings")
-            scaled = {ours: get(theirs, (int, float), None, rope)
-                      for ours, theirs in names.items()}
+            names |= dict(rope_low_freq_factor="low_freq_factor",
+                          rope_high_freq_factor="high_freq_factor",
+                          rope_original_max="original_max_position_embeddings")
+        scaled = {ours: get(theirs, (int, float), None, rope) for ours, theirs in names.items()}
 
         hidden = get("hidden_size", int)
         heads = get("num_attention_heads", int)
-        bias = get("attention_bias", bool, False)
+        bias = kind in ("llama", "qwen3") and get("attention_bias", bool, False)
         config = cls(
-            vocab_size=get("vocab_size", int), hidden_size=hidden,
-            intermediate_size=get("intermediate_size", int),
-            num_hidden_layers=get("num_hidden_layers", int), num_attention_heads=heads,
+            vocab_size=get("vocab_size", int), hidden_size=hidden, num_hidden_layers=layers,
+            intermediate_size=get("intermediate_size", int), num_attention_heads=heads,
             num_key_value_heads=get("num_key_value_heads", int, heads),
-            head_dim=get("head_dim", int, max(hidden // heads, 1)),
+            head_dim=get("head_dim", int, None if kind == "qwen3" else max(hidden // heads, 1)),
             max_position_embeddings=get("max_position_embeddings", int, 2048),
             rms_norm_eps=get("rms_norm_eps", float, 1e-6), rope_theta=float(theta), **scaled,
             tie_word_embeddings=get("tie_word_embeddings", bool, False),
-            qkv_bias=kind == "qwen2" or bias, o_bias=kind == "llama" and bias, raw=raw)
+            qkv_bias=kind == "qwen2" or bias, o_bias=bias, qk_norm=kind == "qwen3", raw=raw)
         if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
             raise ValueError(
-                f"{path}: num_attention_heads {config.num_attention_heads} must be a multiple of "
-                f"num_key_value_heads {config.num_key_value_heads}, and head_dim "
-                f"{config.head_dim} even")
+                f"{path}: num_attention_heads {heads} must be a multiple of num_key_value_heads "
+                f"{config.num_key_value_heads}, and head_dim {config.head_dim} even")
+        # Attention here has no window. One that holds all positions is none; without the key
+        # transformers' Mistral has one of 4096.
+        longest = config.max_position_embeddings
+        window = raw.get("sliding_window", 4096) if kind == "mistral" else None
+        if window is not None and not (isinstance(window, int) and window >= longest):
+            raise ValueError(f"{path}: sliding_window is {window!r:.80}, expected null or at least "
+                             f"max_position_embeddings, {longest} (which may be lowered to it)")
         return config
 
 
@@ -132,7 +139,8 @@ def rope_frequencies(config, device):
 
     Llama 3.1 slows the low frequencies down. Wavelengths beyond original_max / low_freq_factor
     are stretched by the factor, those under original_max / high_freq_factor stay, and those
-    between are interpolated (transformers' _compute_llama3_parameters).
+    between are interpolated (transformers' _compute_llama3_parameters). With linear scaling none
+    stays: its high_freq_factor is infinite.
     """
     channel = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
     freq = config.rope_theta ** -(channel / config.head_dim)
@@ -182,7 +190,8 @@ def rotate(x, cos, sin):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention: H / K query heads share each key and value head."""
+    """Grouped-query attention: H / K query heads share each key and value head. Qwen3 normalises
+    each head of q and k."""
 
     def __init__(self, c, layer):
         super().__init__()
@@ -192,6 +201,8 @@ class Attention(nn.Module):
         self.k_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.qkv_bias)
         self.v_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.qkv_bias)
         self.o_proj = Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=c.o_bias)
+        self.q_norm = RMSNorm(c.head_dim, c.rms_norm_eps) if c.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(c.head_dim, c.rms_norm_eps) if c.qk_norm else nn.Identity()
 
     def forward(self, x, cos, sin, lengths=None, cached=None):
         """x [B, T, D] -> [B, T, D]. This is the one place where tokens meet.
@@ -204,8 +215,8 @@ class Attention(nn.Module):
         q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # [B, H, T, d]
         k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # [B, K, T, d]
         v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # [B, K, T, d]
-        q = rotate(q, cos, sin)
-        k = rotate(k, cos, sin)
+        q = rotate(self.q_norm(q), cos, sin)
+        k = rotate(self.k_norm(k), cos, sin)
         if cached is not None:
             y = cached(self.layer, q, k, v)
         elif lengths is not None:

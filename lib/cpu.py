@@ -325,6 +325,15 @@ class AttentionFunction(Function):
         return threads, torch.empty(threads, size), size
 
 
+def normed_heads(attention, qkv):
+    """qkv [..., (H + 2 K) d] with each head of q and k normalised by the definition, if the model does so."""
+    if isinstance(attention.q_norm, torch.nn.Identity):
+        return qkv
+    sizes = [len(module.weight) for module in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    q, k, v = (x.unflatten(-1, (-1, attention.head_dim)) for x in qkv.split(sizes, dim=-1))
+    return torch.cat((attention.q_norm(q), attention.k_norm(k), v), dim=-2).flatten(-2)
+
+
 @torch.compiler.disable
 def packed_block(library, layer, x, cos, sin, lengths):
     """The forward pass of model.Block on sequences that lie end to end: x [1, N, D] -> [1, N, D]."""
@@ -342,7 +351,7 @@ def packed_block(library, layer, x, cos, sin, lengths):
         return LinearFunction.apply(library, x, add, *parameters)
 
     x, y = norm(layer.input_layernorm, x)
-    qkv = linear(y, None, attention.q_proj, attention.k_proj, attention.v_proj)
+    qkv = normed_heads(attention, linear(y, None, attention.q_proj, attention.k_proj, attention.v_proj))
     y = AttentionFunction.apply(library, qkv, K, G, config.head_dim, cos, sin, lengths)
     x, y = norm(layer.post_attention_layernorm, linear(y, x, attention.o_proj))
     y = SwiGLUFunction.apply(library, linear(y, None, mlp.gate_proj, mlp.up_proj))
@@ -432,7 +441,7 @@ class CPUDecoder(Decoder):
             m = block.mlp
             qkv = PackedLinear(a.q_proj, a.k_proj, a.v_proj)
             gate_up = PackedLinear(m.gate_proj, m.up_proj)
-            self.layers.append((block.input_layernorm.weight, qkv, PackedLinear(a.o_proj),
+            self.layers.append((block.input_layernorm.weight, a, qkv, PackedLinear(a.o_proj),
                                 block.post_attention_layernorm.weight, gate_up, PackedLinear(m.down_proj)))
         self.head = PackedLinear(model.lm_head if hasattr(model, "lm_head") else model.model.embed_tokens)
 
@@ -456,8 +465,8 @@ class CPUDecoder(Decoder):
         rotation = self.model.model.rotation(positions[:, None], torch.bfloat16)
         cos, sin = (x[:, 0, 0].contiguous() for x in rotation)  # [n, d / 2]
         x = F.embedding(tokens, self.model.model.embed_tokens.weight)
-        for i, (norm_1, qkv, o, norm_2, gate_up, down) in enumerate(self.layers):
-            heads = qkv(self.norm(x, norm_1))  # [n, (H + 2 K) d]
+        for i, (norm_1, attention, qkv, o, norm_2, gate_up, down) in enumerate(self.layers):
+            heads = normed_heads(attention, qkv(self.norm(x, norm_1)))  # [n, (H + 2 K) d]
             y = x.new_empty(n, c.num_attention_heads * c.head_dim)
             self.library.decode_attention(n, c.num_key_value_heads, heads, cos, sin, positions,
                                           cache.k[i], cache.v[i], cache.k.stride(1), y)

@@ -119,10 +119,30 @@ def parameters(net):
 
 
 def check_weights(folder):
-    """Raise a ValueError unless the folder's weights are those of its config.json. No weight is read."""
+    """Raise a ValueError unless the folder's weights are those of its config.json. No weight is read but a
+    token head that is the embedding by config.json."""
+    config = read_config(folder)
     with torch.device("meta"):
-        targets, ignore = parameters(Llama(read_config(folder)))
+        targets, ignore = parameters(Llama(config))
     check_tensors({name: p.shape for name, p in targets.items()}, folder, ignore)
+    check_tied(folder, config, range(config.vocab_size))
+
+
+def check_tied(folder, config, rows):
+    """Raise a ValueError where the folder has a token head of its own, which config.json says it has not, and
+    these rows of it are not the embedding's: one of the two would silently not be the model's."""
+    names = ("lm_head.weight", "model.embed_tokens.weight")
+    found = weight_files(folder)
+    if not config.tie_word_embeddings or names[0] not in found:
+        return
+    check_tensors({name: (config.vocab_size, config.hidden_size) for name in names}, folder, found)
+    with open_weights(found[names[0]]) as head, open_weights(found[names[1]]) as embedding:
+        both = [f.get_slice(name) for f, name in zip((head, embedding), names)]
+        for first in range(rows.start, rows.stop, 4096):
+            part = slice(first, min(first + 4096, rows.stop))
+            if not torch.equal(*(x[part].double() for x in both)):
+                raise ValueError(f"{found[names[0]]}: {names[0]} differs from {names[1]}, but config.json "
+                                 "has tie_word_embeddings true; expected equal ones, or false there")
 
 
 def measure(folder):
@@ -167,6 +187,7 @@ def load(folder, cls=Llama, dtype=torch.bfloat16, device="cpu", mesh=None, compu
     model.to_empty(device=device)
     targets, ignore = parameters(model)
     load_tensors(targets, folder, ignore)
+    check_tied(folder, config, parallel.my_rows(model.model.embed_tokens.weight))
     if cls is Critic:
         weight = torch.empty(1, config.hidden_size).normal_(
             0.0, 1 / (config.hidden_size + 1), generator=torch.Generator().manual_seed(init_seed or 0))

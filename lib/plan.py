@@ -101,7 +101,8 @@ def saved(config, c, tokens):
     """What autograd keeps of one block.
 
     Of each of the two norms these are two widths in float32, a root and the output. Of attention they are q,
-    k, v, the output by sequence and joined, and its log-sum-exp. Of the MLP they are four widths. This is the
+    k, v, the output by sequence and joined, and its log-sum-exp; of norms of q's and k's heads two widths in
+    float32 and a root. Of the MLP they are four widths. This is the
     CPU's norm; CUDA's fused norm keeps less.
     """
     D = config.hidden_size
@@ -112,6 +113,8 @@ def saved(config, c, tokens):
     b = item_size(c)
     norm = 8 * D + 4 + b * D
     attention = b * (3 * H * d + 2 * K * d) + 4 * H
+    if config.qk_norm:
+        attention += (H + K) * (8 * d + 4)
     return tokens * (2 * norm + attention + 4 * b * F)
 
 

@@ -10,10 +10,10 @@ from lib import cpu, decode, parallel
 import model as M
 import ppo
 from conftest import TINY, tiny_llama
-from test_model import LLAMA31, PROMPTS, QWEN
+from test_model import LLAMA31, PROMPTS, QWEN, QWEN3
 
-CONFIGS = [TINY, QWEN, TINY | dict(attention_bias=True, tie_word_embeddings=True), LLAMA31 | dict(num_attention_heads=5, num_key_value_heads=1, head_dim=64)]
-CONFIG_NAMES = ["llama", "qwen2.5", "bias, tied", "wide"]
+CONFIGS = [TINY, QWEN, TINY | dict(attention_bias=True, tie_word_embeddings=True), LLAMA31 | dict(num_attention_heads=5, num_key_value_heads=1, head_dim=64), QWEN3]
+CONFIG_NAMES = ["llama", "qwen2.5", "bias, tied", "wide", "qwen3"]
 
 
 def kernels(net):

@@ -19,6 +19,9 @@ from conftest import TINY, tiny_llama
 LLAMA31 = TINY | dict(rope_theta=500000.0, rope_scaling=dict(
     rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64))
 QWEN = TINY | dict(model_type="qwen2", rms_norm_eps=1e-6, tie_word_embeddings=True)
+QWEN3 = TINY | dict(model_type="qwen3", rms_norm_eps=1e-6, head_dim=16)  # heads wider than hidden_size / heads
+MISTRAL = TINY | dict(model_type="mistral", sliding_window=None)
+LINEAR = TINY | dict(rope_scaling=dict(rope_type="linear", factor=2.5))
 
 
 def write_folder(folder, config, seed=0):
@@ -37,7 +40,9 @@ def transformers():
     return pytest.importorskip("transformers", reason="transformers is not installed")
 
 
-@pytest.mark.parametrize("config", [TINY, LLAMA31, QWEN, TINY | dict(attention_bias=True)], ids=["llama", "llama3.1", "qwen2.5", "bias"])
+@pytest.mark.parametrize("config", [TINY, LLAMA31, QWEN, TINY | dict(attention_bias=True), QWEN3, QWEN3 | dict(attention_bias=True, tie_word_embeddings=True),
+                                    MISTRAL, MISTRAL | dict(head_dim=16), LINEAR, TINY | dict(rope_scaling=dict(type="linear", factor=4))],
+                         ids=["llama", "llama3.1", "qwen2.5", "bias", "qwen3", "qwen3, bias, tied", "mistral", "mistral nemo", "linear", "linear, old spelling"])
 def test_logits_equal_transformers(tmp_path, config):
     peer = transformers()
     ours = write_folder(tmp_path, config)
@@ -89,8 +94,15 @@ def test_one_file_and_sharded_index_are_the_same_model(tmp_path):
 # ---- errors name the key, what was expected and what was found
 
 @pytest.mark.parametrize("change, words", [
-    (dict(model_type="mistral"), ["model_type", "mistral", "llama"]),
+    (dict(model_type="mixtral"), ["model_type", "'mixtral'", "'llama', 'qwen2', 'qwen3' or 'mistral'"]),
+    (dict(model_type="qwen3_moe"), ["model_type", "'qwen3_moe'"]), (dict(model_type="gemma2"), ["model_type", "'gemma2'"]),
     (dict(rope_scaling=dict(rope_type="yarn", factor=4.0)), ["rope_type", "yarn", "llama3"]),
+    (dict(rope_scaling=dict(rope_type="linear")), ["factor"]), (dict(rope_scaling=dict(rope_type="dynamic", factor=2.0)), ["rope_type", "dynamic"]),
+    (dict(model_type="mistral", sliding_window=255), ["sliding_window is 255, expected null or at least max_position_embeddings, 256"]),
+    (dict(model_type="mistral", sliding_window="none"), ["sliding_window is 'none'"]),
+    (dict(model_type="mistral", max_position_embeddings=8192), ["sliding_window is 4096", "8192"]),
+    (dict(model_type="qwen3", head_dim=None), ["head_dim is None"]), (dict(model_type="qwen3", use_sliding_window=True), ["use_sliding_window"]),
+    (dict(model_type="qwen3", layer_types=["full_attention", "sliding_attention"]), ["layer_types", "sliding_attention"]),
     (dict(rope_scaling=dict(rope_type="llama3")), ["factor"]),
     (dict(hidden_act="gelu"), ["hidden_act", "gelu", "silu"]),
     (dict(hidden_size="32"), ["hidden_size", "'32'", "positive number"]),
@@ -103,6 +115,48 @@ def test_config_errors(tmp_path, change, words):
     with pytest.raises(ValueError) as e:
         hf.read_config(tmp_path)
     assert all(w in str(e.value) for w in [*words, "config.json"])
+
+
+def test_a_window_that_holds_every_position_is_none(tmp_path):
+    """A window of as many tokens as a sequence may have hides nothing: transformers computes the same with it."""
+    peer = transformers()
+    ours = write_folder(tmp_path, MISTRAL | dict(sliding_window=130, max_position_embeddings=130))
+    theirs = peer.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager").eval()
+    tokens = torch.randint(0, 97, (2, 130), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert theirs.config.sliding_window == 130 and (ours(tokens) - theirs(tokens).logits).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("config, name", [(QWEN3, "Qwen3"), (MISTRAL, "Mistral")], ids=["qwen3", "mistral"])
+def test_a_folder_of_transformers_loads_and_goes_back_for_the_newer_types(tmp_path, config, name):
+    peer = transformers()
+    torch.manual_seed(0)
+    made = getattr(peer, f"{name}Config")(**{k: v for k, v in config.items() if k != "model_type"})
+    theirs = getattr(peer, f"{name}ForCausalLM")(made).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = hf.load(tmp_path / "theirs", M.Llama, dtype=torch.float32)
+    hf.save(ours, tmp_path / "ours")
+    again = peer.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32)
+    tokens = torch.arange(90)[None]
+    with torch.no_grad():
+        assert (ours(tokens) - theirs(tokens).logits).abs().max() < 1e-4
+        assert torch.equal(again(tokens).logits, theirs(tokens).logits)
+
+
+def test_a_token_head_that_config_json_ties_away_is_compared(tmp_path):
+    """Qwen3-0.6B has both tensors, equal; where they differ, one of them would silently not be the model's."""
+    net = write_folder(tmp_path, QWEN)
+    tensors = load_file(tmp_path / "model.safetensors")
+    same = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors | {"lm_head.weight": same}, tmp_path / "model.safetensors")
+    hf.check_weights(tmp_path)
+    assert torch.equal(hf.load(tmp_path, dtype=torch.float32).head_weight(), net.head_weight())
+    same[-1, -1] += 1
+    for head, words in ((same, "model.safetensors: lm_head.weight differs from model.embed_tokens.weight"), (same[:-1].clone(), "lm_head.weight has shape")):
+        save_file(tensors | {"lm_head.weight": head}, tmp_path / "model.safetensors")
+        for check in (hf.check_weights, hf.load, lambda folder: hf.load(folder, M.Critic)):
+            with pytest.raises(ValueError, match=words + ".*" if words.endswith("shape") else words + ".*tie_word_embeddings"):
+                check(tmp_path)
 
 
 @pytest.mark.parametrize("name, value, words", [
@@ -320,7 +374,7 @@ def naive_greedy(net, prompt, n, eos):
 
 
 @pytest.mark.parametrize("slots", [1, 2, 6])
-@pytest.mark.parametrize("config", [TINY, LLAMA31, QWEN], ids=["llama", "llama3.1", "qwen2.5"])
+@pytest.mark.parametrize("config", [TINY, LLAMA31, QWEN, QWEN3], ids=["llama", "llama3.1", "qwen2.5", "qwen3"])
 def test_checklist_17_greedy_cached_decode_equals_the_full_forward(config, slots):
     net = tiny_llama(**config)
     eos = {int(net(torch.tensor([[9, 8, 7]]))[0, -1].argmax())}  # one prompt ends at once, others go on

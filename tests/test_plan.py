@@ -17,12 +17,15 @@ import memory
 import model as M
 import ppo
 import rlsp
-from conftest import ROOT, tiny_llama
+from conftest import ROOT, TINY, tiny_llama
 from test_cli import refused  # noqa: F401  (the fixture)
+from test_model import QWEN3
 from test_ppo import folder  # noqa: F401
 
 LLAMA_8B = dict(model_type="llama", vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
                 num_key_value_heads=8, rms_norm_eps=1e-5, rope_theta=500000.0, max_position_embeddings=131072, tie_word_embeddings=False)
+QWEN3_8B = LLAMA_8B | dict(model_type="qwen3", vocab_size=151936, intermediate_size=12288, num_hidden_layers=36, head_dim=128, rms_norm_eps=1e-6)
+MISTRAL_7B = LLAMA_8B | dict(model_type="mistral", vocab_size=32000, sliding_window=None)
 LLAMA_70B = LLAMA_8B | dict(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64)
 QWEN_32B = dict(model_type="qwen2", vocab_size=152064, hidden_size=5120, intermediate_size=27648, num_hidden_layers=64, num_attention_heads=40,
                 num_key_value_heads=8, rms_norm_eps=1e-5, rope_theta=1000000.0, max_position_embeddings=32768, tie_word_embeddings=False)
@@ -42,7 +45,9 @@ def measure(*words, ranks=1):
 @pytest.mark.parametrize("raw, parameters, a_block, outside", [
     (LLAMA_8B, 8_030_261_248, 218_112_000, 1_050_677_248),
     (LLAMA_70B, 70_553_706_496, 855_654_400, 2_101_354_496),
-    (QWEN_32B, 32_763_876_352, 2 * 5120**2 + 5120 + 2 * (5120 * 1024 + 1024) + 3 * 5120 * 27648 + 2 * 5120, 1_557_140_480)], ids=["8B", "70B", "32B"])
+    (QWEN_32B, 32_763_876_352, 2 * 5120**2 + 5120 + 2 * (5120 * 1024 + 1024) + 3 * 5120 * 27648 + 2 * 5120, 1_557_140_480),
+    (QWEN3_8B, 8_190_735_360, 2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 12288 + 2 * 4096 + 2 * 128, 1_244_663_808),
+    (MISTRAL_7B, 7_241_732_096, 218_112_000, 262_148_096)], ids=["8B", "70B", "32B", "qwen3", "mistral"])
 def test_each_quantity_is_the_arithmetic(raw, parameters, a_block, outside):
     config, c = M.Config.from_dict(raw), ppo.PPOConfig(rollout_batch=64)
     policy, critic = plan.shapes(config), plan.shapes(config, critic=True)
@@ -160,10 +165,11 @@ def test_the_plan_agrees_with_a_rollout(prompt, response, vocab, dtype):
     assert live.peak - memory.local_bytes(stays) == pytest.approx(plan.phases(net.config, c, 1, 1)["rollout"]["activations"], rel=0.15)
 
 
+@pytest.mark.parametrize("config", [TINY, QWEN3], ids=["llama", "qwen3"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_autograd_keeps_of_a_block_what_the_plan_says(dtype):
-    net, kept = tiny_llama().to(dtype), {}
-    x, cos = torch.zeros(1, 100, 32, dtype=dtype, requires_grad=True), torch.ones(1, 1, 100, 4, dtype=dtype)
+def test_autograd_keeps_of_a_block_what_the_plan_says(dtype, config):
+    net, kept = tiny_llama(**config).to(dtype), {}
+    x, cos = torch.zeros(1, 100, 32, dtype=dtype, requires_grad=True), torch.ones(1, 1, 100, config["head_dim"] // 2, dtype=dtype)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.untyped_storage()._cdata, t), lambda t: t):
         y = net.model.layers[0](x, cos, cos, torch.tensor([30, 70]))  # noqa: F841  (its graph lives as long)
     ours = [t for t in kept.values() if t.untyped_storage()._cdata not in {p.untyped_storage()._cdata for p in (*net.parameters(), cos)}]
