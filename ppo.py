@@ -291,7 +291,7 @@ class Trainer:
         c = self.config
         length = max(map(len, self.prompts)) + c.max_response
         rows = math.ceil(c.rollout_batch * c.samples / parallel.world_size())
-        return decode.KVCache.sized(hf.read_config(self.folder), min(c.slots, rows), length,
+        return decode.new_cache(hf.read_config(self.folder), min(c.slots, rows), length,
                                     self.dtype, self.device, c.kv_gb)
 
     def load_networks(self, mesh):

@@ -11,6 +11,7 @@ Shapes: n sequences, T tokens, S positions, V vocabulary, H query heads, K key/v
 References: continuous batching (Orca, OSDI 2022), blocks of keys (PagedAttention, 2309.06180).
 """
 import math
+import time
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from lib.paged import PagedCache, to_device
 from lib.scheduler import Scheduler
 from model import product, uniforms
 
@@ -32,16 +34,20 @@ class KVCache:
 
     Both are [layers, blocks, slots, K, BLOCK, d]: position p lies in block p // BLOCK. Decoding reads each
     block for the rows that reach it and no further, and each such read is one contiguous piece, which matrix
-    products on CPU take without a copy.
+    products on CPU take without a copy. lib.paged.PagedCache, for GPUs, has the same methods.
     """
+    block = BLOCK
+    shares_prefix = True  # rows that nobody has yet may hold the beginning that all prompts share
 
     def __init__(self, config, slots, length, dtype, device):
         K = config.num_key_value_heads
         shape = (config.num_hidden_layers, self.blocks(length), slots, K, BLOCK, config.head_dim)
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         self.v = torch.zeros(shape, dtype=dtype, device=device)
+        self.made_for = (dtype, shape[0], K, shape[-1])
         self.slots = slots
         self.length = length
+        self.positions = slots * length
 
     @classmethod
     def rows(cls, config, slots, length, dtype, gb):
@@ -67,11 +73,33 @@ class KVCache:
         return -(-length // BLOCK)
 
     def copy(self, source, target, length):
-        """Copy the first `length` positions of row `source` to the rows `target`, a list or a slice.
-
-        A slice needs no transfer to a GPU."""
+        """Copy the first `length` positions of row `source` to the rows `target`, a list or a slice."""
         for x in (self.k[:, : self.blocks(length)], self.v[:, : self.blocks(length)]):
             x[:, :, target] = x[:, :, source : source + 1]
+
+    def move(self, source, target, length):
+        """Put the first `length` positions of row `source` into row `target`."""
+        self.copy(source, slice(target, target + 1), length)
+
+    # Every row has all of its positions from the start.
+
+    def clear(self):
+        pass
+
+    def room(self):
+        return math.inf
+
+    def hold(self, row, length):
+        return True
+
+    def cut(self, row, length):
+        pass
+
+    def tell(self):
+        pass
+
+    def graph_counts(self, n, counts):
+        return (n,) * len(counts)
 
     def attention(self, row, positions, counts):
         """The attention of new tokens at positions [n or 1, T] in rows from `row` on, for model.Attention.
@@ -109,6 +137,12 @@ class KVCache:
                 y[:m] += product(p[:m, ..., first:end], block[row : row + m])
             return y.to(q.dtype).view(n, H, T, d)
         return attention
+
+
+def new_cache(config, slots, length, dtype, device, gb):
+    """The cache for this device: `slots` rows of up to `length` tokens, or what fits into gb * 1e9 bytes."""
+    kind = PagedCache if torch.device(device).type == "cuda" else KVCache
+    return kind.sized(config, slots, length, dtype, device, gb)
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -184,6 +218,7 @@ class Stepper:
         self.rows = torch.zeros(4, slots, dtype=torch.long, device=cache.k.device)
         self.graphs = {} if graphs else None  # {rows that reach each block: (graph, its result)}
         self.pool = torch.cuda.graph_pool_handle() if graphs else None
+        self.capture_seconds = 0.0
 
     def write(self, state, prefix):
         """Tell the device what sits in its rows.
@@ -209,26 +244,23 @@ class Stepper:
         return torch.stack([new.double(), logprob.double()])  # one tensor: one transfer brings both
 
     def replay(self, n, counts):
-        """`step` as a CUDA graph. n is rounded up, so that few graphs serve all numbers of rows."""
-        n = min(self.slots, -(-n // 8) * 8)
-        counts = (n,) * len(counts)
+        """`step` as a CUDA graph. n is rounded up, so that eight graphs serve all numbers of rows."""
+        size = -(-self.slots // 8)
+        n = min(self.slots, -(-n // size) * size)
+        counts = self.cache.graph_counts(n, counts)
         if counts not in self.graphs:  # the first time without: libraries allocate memory then
             self.graphs[counts] = None
             return self.step(n, counts)
         if self.graphs[counts] is None:
+            started = time.perf_counter()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self.pool):  # graphs run one after another, in the same memory
                 result = self.step(n, counts)
             self.graphs[counts] = (graph, result)
+            self.capture_seconds += time.perf_counter() - started
         graph, result = self.graphs[counts]
         graph.replay()
         return result.clone()
-
-
-def to_device(x, device):
-    """x, a CPU tensor, on the device; the host does not wait for the transfer to a GPU."""
-    pinned = x.pin_memory() if device.type == "cuda" else x
-    return pinned.to(device, non_blocking=True)
 
 
 @dataclass
@@ -244,7 +276,7 @@ class Tally:
         """Shares between 0 and 1: of the cache's positions those in use, of the decoded rows and of the
         prefilled tokens those that were computed for nothing. `tokens` is the number of tokens that were
         sampled."""
-        return dict(kv_use=self.held / max(1, self.steps * cache.slots * cache.length),
+        return dict(kv_use=self.held / max(1, self.steps * cache.positions),
                     decode_waste=(self.row_steps - tokens) / max(1, self.row_steps),
                     prefill_padding=(self.padded - self.prefilled) / max(1, self.padded))
 
@@ -279,7 +311,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0
     device = weight.device
     length = max(map(len, prompts), default=1) + max_new_tokens - 1  # nothing looks back at the last token
     if cache is None:
-        cache = KVCache(model.config, max(1, min(slots, len(prompts))), length, weight.dtype, device)
+        cache = new_cache(model.config, max(1, min(slots, len(prompts))), length, weight.dtype, device, 0)
     check_cache(cache, model.config, weight.dtype, length)
     slots = min(slots, cache.slots)
     look = 1 if lockstep else look or (8 if weight.is_cuda else 1)
@@ -287,13 +319,14 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0
     if temperature and prompts:
         streams = range(len(prompts)) if streams is None else streams
         noise = to_device(torch.stack([uniforms(seed, stream, max_new_tokens) for stream in streams]), device)
-    scheduler = Scheduler(prompts, slots, max_new_tokens, set(eos_ids))
+    cache.clear()
+    scheduler = Scheduler(prompts, slots, max_new_tokens, set(eos_ids), cache.shares_prefix)
     graphs = weight.is_cuda and not lockstep
     stepper = Stepper(decoder or Decoder(model), cache, slots, temperature, max_new_tokens, noise, graphs)
     tally = Tally()
     while True:
         if scheduler.wants_refill():
-            scheduler.refill()
+            scheduler.refill(cache)
             copy_rows(scheduler, cache)
         if not any_rank(bool(scheduler.prefills or scheduler.active), lockstep, device):
             break
@@ -308,6 +341,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0
             model.decode(stepper.rows[0, :1], stepper.rows[1, :1], cache, (1,))
     if stats is not None:
         stats |= tally.shares(cache, sum(map(len, scheduler.out)))
+        if graphs:
+            stats["graph_seconds"] = stepper.capture_seconds
     return (scheduler.out, scheduler.logprobs) if return_logprobs else scheduler.out
 
 
@@ -324,10 +359,9 @@ def check_cache(cache, config, dtype, length):
     if cache.length < length:
         raise ValueError(f"generate: prompt and response need {length} positions, "
                          f"the cache has {cache.length}")
-    made_for = (cache.k.dtype, len(cache.k), *cache.k.shape[3:])
-    if made_for != (dtype, config.num_hidden_layers, config.num_key_value_heads, BLOCK, config.head_dim):
+    if cache.made_for != (dtype, config.num_hidden_layers, config.num_key_value_heads, config.head_dim):
         raise ValueError("generate: the cache is of another model: "
-                         f"type, layers, key heads, block and head size {made_for}")
+                         f"type, layers, key heads and head size {cache.made_for}")
 
 
 def any_rank(work, lockstep, device):
@@ -348,6 +382,7 @@ def prefill_group(model, scheduler, cache, tally):
     """Compute keys and values of the next group of prompts; decoding overwrites what pads leave behind."""
     row, parts, start = scheduler.prefills.popleft()
     tokens = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in parts], batch_first=True)  # [rows, T]
+    cache.tell()
     model.prefill(to_device(tokens, cache.k.device), cache, row, start)
     tally.prefilled += sum(map(len, parts))
     tally.padded += tokens.numel()
@@ -356,13 +391,16 @@ def prefill_group(model, scheduler, cache, tally):
 def decode_rows(scheduler, stepper, look, tally):
     """At most `look` steps of all rows, then one look of the host at the new tokens. Returns how many
     finished."""
+    ahead = scheduler.ahead(look)
+    scheduler.make_room(stepper.cache, ahead)
+    stepper.cache.tell()
     ends = scheduler.ends()
     n = len(ends)
-    ahead = scheduler.ahead(look)
+    block = stepper.cache.block
     if scheduler.moved:
         stepper.write(scheduler.state(), scheduler.prefix)
         scheduler.moved = False
-    counts = tuple(1 + max(row for row, end in enumerate(ends) if end + ahead > j * BLOCK + 1)
+    counts = tuple(1 + max(row for row, end in enumerate(ends) if end + ahead > j * block + 1)
                    for j in range(stepper.cache.blocks(max(ends) + ahead - 1)))  # rows that reach block j
     results = torch.stack([stepper.run(n, counts) for _ in range(ahead)])  # [ahead, 2, n]
     tally.held += ahead * sum(ends)

@@ -14,9 +14,12 @@ class Scheduler:
     A prompt is prefilled without its last token, which is the first one that decoding takes. A finished
     sequence leaves at once: its row goes to the next sample of its own prompt, whose keys are there, or to
     the last active sequence.
+
+    Where the cache runs out of memory, the last sequence is put back. It is prefilled again later, with what
+    it has produced, and goes on with the same numbers.
     """
 
-    def __init__(self, prompts, slots, max_new_tokens, eos):
+    def __init__(self, prompts, slots, max_new_tokens, eos, shares_prefix=True):
         self.prompts = prompts
         self.slots = slots
         self.max_new_tokens = max_new_tokens
@@ -33,7 +36,7 @@ class Scheduler:
         self.prefills = deque()  # (first row, tokens of each row, positions that these rows hold before)
         self.copies = []  # (row, rows, positions) to copy once the prefills are done
         self.prefix = 0  # how many tokens all prompts begin with alike: they are computed once
-        if prompts:
+        if prompts and shares_prefix:
             self.prefix = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
         if self.prefix:
             self.prefills.append((0, [prompts[0][: self.prefix]], 0))
@@ -45,47 +48,74 @@ class Scheduler:
         free = self.slots - len(self.active)
         return self.waiting and not self.prefills and (not self.active or free >= max(1, self.slots // 8))
 
-    def refill(self):
-        """Put waiting sequences into free rows.
+    def length(self, i):
+        """The tokens of sequence i, prompt and response."""
+        return len(self.prompts[i]) + len(self.out[i])
 
-        First come those whose prompt is in no row yet, to be prefilled, then those that copy the row of their
-        prompt."""
+    def refill(self, cache):
+        """Put waiting sequences into free rows, as many as the cache has room for, with a block to grow for
+        each row.
+
+        First come those to be prefilled: sequences that were put back, and prompts that are in no row yet.
+        Then come those that copy the row of their prompt."""
         start = len(self.active)
-        row_of = {self.prompt_of[i]: row for row, i in enumerate(self.active)}
-        new = [self.waiting.popleft() for _ in range(min(self.slots - start, len(self.waiting)))]
+        room = cache.room() - start
+        seated = {self.prompt_of[i] for i in self.active}
         fresh = []
-        for i in new:
-            if self.prompt_of[i] not in row_of:
-                row_of[self.prompt_of[i]] = start + len(fresh)
-                fresh.append(i)
-        self.active.extend(fresh)
+        others = []
+        while self.waiting and start + len(fresh) + len(others) < self.slots:
+            i = self.waiting[0]
+            room -= cache.blocks(self.length(i)) + 1
+            if room < 0:
+                break
+            self.waiting.popleft()
+            prompt = self.prompt_of[i]
+            (others if prompt in seated and not self.out[i] else fresh).append(i)
+            seated.add(prompt)
+        fresh.sort(key=self.length, reverse=True)  # they are in this order but for those that were put back
+        self.active += fresh
+        row_of = {self.prompt_of[i]: row for row, i in enumerate(self.active)}
         targets = {}  # row of a prompt: rows of its other samples
-        for i in new:
-            if i not in fresh:
-                targets.setdefault(row_of[self.prompt_of[i]], []).append(len(self.active))
-                self.active.append(i)
+        for i in others:
+            targets.setdefault(row_of[self.prompt_of[i]], []).append(len(self.active))
+            self.active.append(i)
+        for row in range(start, len(self.active)):
+            cache.hold(row, self.length(self.active[row]))
         for row, rows in targets.items():
             self.copies.append((row, rows, len(self.prompts[self.active[row]]) - 1))
         self.group(fresh, start)
-        self.moved = True
+        self.moved |= len(self.active) > start
+
+    def make_room(self, cache, ahead):
+        """Hold memory for `ahead` tokens more of each active sequence; the last ones are put back where it
+        does not suffice."""
+        row = 0
+        while row < len(self.active):
+            if cache.hold(row, self.length(self.active[row]) + ahead - 1):
+                row += 1
+            else:
+                last = len(self.active) - 1
+                self.waiting.appendleft(self.active.pop())
+                cache.cut(last, 0)
+                self.moved = True
 
     def group(self, fresh, start):
         """Add prefills of the prompts `fresh`, for the rows from `start` on.
 
         A group is prefilled at once; its prompts are of similar length, so that little is padding."""
-        lengths = [len(self.prompts[i]) - 1 - self.prefix for i in fresh]
+        lengths = [self.length(i) - 1 - self.prefix for i in fresh]
         first = 0
         for j in range(1, len(fresh) + 1):
             full = j == len(fresh) or (j - first + 1) * lengths[first] > PREFILL_TOKENS
             if full or lengths[j] < 0.9 * lengths[first]:
                 if lengths[first]:
-                    parts = [self.prompts[i][self.prefix : -1] for i in fresh[first:j]]
+                    parts = [(self.prompts[i] + self.out[i])[self.prefix : -1] for i in fresh[first:j]]
                     self.prefills.append((start + first, parts, self.prefix))
                 first = j
 
     def ends(self):
         """The number of tokens of each active sequence, prompt and response."""
-        return [len(self.prompts[i]) + len(self.out[i]) for i in self.active]
+        return [self.length(i) for i in self.active]
 
     def ahead(self, look):
         """How many steps to take until the host looks again.
@@ -116,13 +146,16 @@ class Scheduler:
                     if self.out[i][-1] in self.eos or len(self.out[i]) == self.max_new_tokens]
         for row in reversed(finished):
             i = self.active[row]
-            if self.waiting and self.prompt_of[self.waiting[0]] == self.prompt_of[i]:
+            follower = self.waiting[0] if self.waiting else i
+            if follower != i and self.prompt_of[follower] == self.prompt_of[i] and not self.out[follower]:
                 self.active[row] = self.waiting.popleft()  # the row holds the prompt's keys already
+                cache.cut(row, len(self.prompts[i]))
                 continue
             last = self.active.pop()
             if row < len(self.active):
-                length = len(self.prompts[last]) + len(self.out[last])
-                cache.copy(len(self.active), slice(row, row + 1), length)
+                cache.move(len(self.active), row, self.length(last))
                 self.active[row] = last
+            else:
+                cache.cut(row, 0)
         self.moved |= bool(finished)
         return len(finished)

@@ -1,0 +1,178 @@
+"""The KV cache of pages: the same tokens as KVCache's, memory that holds tokens alone, and what a GPU will be asked for."""
+import math
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import model as M
+from conftest import TINY, tiny_llama
+from lib import decode, paged
+
+PROMPTS = [[1, 5, 9], [1, 5, 9, 4, 4, 4], [2], list(range(97)), [7, *range(50, 90)]] * 2  # two samples of each
+CONFIG = M.Config.from_dict(TINY)
+
+
+@pytest.fixture
+def small_pages(monkeypatch):
+    """Pages of 8 positions, so that short sequences have many of them."""
+    monkeypatch.setattr(paged, "PAGE", 8)
+    monkeypatch.setattr(paged.PagedCache, "block", 8)
+
+
+def cache_of(pages, slots=12, length=160):
+    return paged.PagedCache(CONFIG, slots, length, pages, torch.float32, "cpu")
+
+
+def reference(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, enable_gqa, seqused_k, block_table):
+    """What varlen_attn is documented to compute, for one query per sequence, one sequence and head after the other."""
+    assert max_q == 1 and enable_gqa and cu_seq_k is None and max(seqused_k) <= max_k
+    assert all(x.dtype == torch.int32 for x in (cu_seq_q, seqused_k, block_table)) and cu_seq_q.tolist() == list(range(len(q) + 1))
+    out = torch.zeros_like(q)
+    group = q.shape[1] // k.shape[2]
+    for i, used in enumerate(seqused_k.tolist()):
+        places = [(int(block_table[i, p // paged.PAGE]), p % paged.PAGE) for p in range(used)]
+        for head in range(q.shape[1]):
+            keys = torch.stack([k[page, at, head // group] for page, at in places])
+            values = torch.stack([v[page, at, head // group] for page, at in places])
+            out[i, head] = torch.softmax(keys @ q[i, head] / math.sqrt(q.shape[2]), 0) @ values
+    return out
+
+
+@pytest.mark.parametrize("pages, slots, look", [(200, 10, 1), (40, 10, 3), (21, 3, 1), (21, 10, 8)])
+def test_pages_change_no_response(pages, slots, look, small_pages):
+    """Whether every row has its pages, or sequences are put back all the time because pages run out."""
+    net = tiny_llama(max_position_embeddings=2048)
+    ask = dict(temperature=0.8, eos_ids=(3,), seed=2, slots=10, return_logprobs=True)
+    tokens, logprobs = decode.generate(net, PROMPTS, 40, **ask)
+    cache = cache_of(pages, slots)
+    for _ in range(2):  # what an earlier call left there is never seen
+        found = decode.generate(net, PROMPTS, 40, cache=cache, look=look, **ask)
+        assert found[0] == tokens
+        assert max(abs(a - b) for x, y in zip(logprobs, found[1]) for a, b in zip(x, y)) < 2e-5
+        assert sorted(cache.free) == list(range(1, pages + 1)) and not any(cache.held)
+
+
+def test_sequences_are_put_back_where_pages_run_out_and_a_row_holds_no_page_too_many(monkeypatch, small_pages):
+    net, seen, least = tiny_llama(max_position_embeddings=2048), [], []
+    prefill, decode_rows = M.Llama.prefill, decode.decode_rows
+    monkeypatch.setattr(M.Llama, "prefill", lambda self, tokens, *a: seen.append(tokens.shape[1]) or prefill(self, tokens, *a))
+
+    def watched(scheduler, stepper, look, tally):
+        finished = decode_rows(scheduler, stepper, look, tally)
+        for row, pages in enumerate(cache.held):
+            length = scheduler.length(scheduler.active[row]) if row < len(scheduler.active) else 0
+            assert len(pages) <= -(-length // paged.PAGE)
+        used = [page for pages in cache.held for page in pages]
+        assert len(set(used)) == len(used) and 0 not in used and not set(used) & set(cache.free)
+        least.append(len(cache.free))
+        return finished
+
+    monkeypatch.setattr(decode, "decode_rows", watched)
+    cache = cache_of(24)
+    responses = decode.generate(net, PROMPTS, 40, 0.8, cache=cache)
+    assert {len(r) for r in responses} == {40} and min(least) == 0
+    assert len(set(seen)) > 5  # prompts have four lengths; more were prefilled with the response they had
+
+
+def test_a_row_without_a_sequence_and_pads_write_into_the_page_that_nobody_reads():
+    net, cache = tiny_llama(), cache_of(4, slots=3)
+    cache.hold(0, 10)
+    cache.tell()
+    before = cache.k.clone()
+    net.decode(torch.tensor([1, 2, 3]), torch.tensor([9, 0, 0]), cache, (3,))  # rows 1 and 2 have no sequence
+    changed = (cache.k != before).flatten(2).any(-1)[0].nonzero().flatten().tolist()
+    assert changed == [0, cache.held[0][0]]
+
+
+def test_the_cache_keeps_to_its_budget():
+    page = 2 * 2 * 2 * 8 * 4 * paged.PAGE  # keys and values x layers x heads x channels x bytes x positions
+    cache = paged.PagedCache.sized(CONFIG, 64, 600, torch.float32, "cpu", 10.5 * page / 1e9)
+    assert cache.k.nbytes + cache.v.nbytes == 10 * page and cache.slots == 64 and cache.room() == 9  # one page is nobody's
+    assert paged.PagedCache.sized(CONFIG, 2, 600, torch.float32, "cpu", 0).room() == 2 * 3
+    with pytest.raises(ValueError, match="--kv-gb"):
+        paged.PagedCache.sized(CONFIG, 64, 600, torch.float32, "cpu", 4.9 * page / 1e9)  # three pages, one more to grow, nobody's
+    tight = paged.PagedCache.sized(CONFIG, 64, 600, torch.float32, "cpu", 5.1 * page / 1e9)
+    assert len(decode.generate(tiny_llama(max_position_embeddings=2048), [[1] * 590], 11, cache=tight)[0]) == 11  # the longest fits
+    with pytest.raises(ValueError, match="need 601 positions, the cache has 600"):
+        decode.generate(tiny_llama(), [[1, 2, 3]], 599, cache=tight)
+
+
+def test_a_gpu_is_asked_for_one_call_per_layer_with_the_documented_arguments(monkeypatch):
+    net = tiny_llama(max_position_embeddings=2048)
+    prompts = [PROMPTS[0], list(range(97)) * 3, PROMPTS[2]]
+    expected = decode.generate(net, prompts, 4, 0.8, seed=1)
+    calls = []
+    monkeypatch.setattr(paged, "varlen_attn", lambda *a, **kw: calls.append(1) or reference(*a, **kw))
+    cache = cache_of(20, length=400)
+    cache.one_call = True
+    assert decode.generate(net, prompts, 4, 0.8, seed=1, cache=cache) == expected
+    assert len(calls) == 4 * CONFIG.num_hidden_layers
+
+
+def test_varlen_attn_is_tried_before_it_is_used(monkeypatch, capsys):
+    reads = paged.reads_pages.__wrapped__
+    ask = torch.float32, torch.device("cpu"), (4, 2), 8
+    monkeypatch.setattr(paged, "varlen_attn", reference)
+    assert reads(*ask) and capsys.readouterr().out == ""
+    monkeypatch.setattr(paged, "varlen_attn", lambda q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, enable_gqa, seqused_k, block_table:
+                        reference(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, enable_gqa=True, block_table=block_table,
+                                  seqused_k=seqused_k - 5))
+    assert not reads(*ask) and "is off by" in capsys.readouterr().out
+
+    def refuses(*args, block_table, **kw):
+        raise RuntimeError("block_table needs FlashAttention 3")
+
+    monkeypatch.setattr(paged, "varlen_attn", refuses)
+    assert not reads(*ask) and "needs FlashAttention 3" in capsys.readouterr().out
+    monkeypatch.setattr(paged, "varlen_attn", lambda q, k, v: q)  # that of torch 2.11 knows no pages
+    assert not reads(*ask) and capsys.readouterr().out == ""
+    monkeypatch.setattr(paged, "varlen_attn", None)
+    assert not reads(*ask)
+
+
+class Kernels(TorchDispatchMode):
+    """Counts what would be kernels: operations that are no views."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view:
+            self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_of_the_device_asks_the_host_for_nothing_and_does_not_grow_with_the_context(monkeypatch):
+    """So that CUDA graphs can be captured, and those for a number of rows serve every length."""
+    monkeypatch.setattr(paged, "varlen_attn", lambda q, *a, **kw: torch.empty_like(q))
+    net = tiny_llama(max_position_embeddings=4096)
+    cache = cache_of(40, slots=8, length=2000)
+    cache.one_call = True
+    stepper = decode.Stepper(decode.Decoder(net), cache, 8, 0.7, 50, torch.rand(8, 50), graphs=False)
+    counted = []
+    for position in (10, 10, 1900):  # RoPE's frequencies are computed once
+        for row in range(5):
+            cache.hold(row, position + 1)
+        cache.tell()
+        stepper.write([(1, position, 0, i) for i in range(5)], 0)
+        with torch.inference_mode(), Kernels() as kernels:
+            stepper.step(5, cache.graph_counts(5, (5,) * cache.blocks(position + 1)))
+        counted.append(kernels.names)
+        cache.clear()
+    assert counted[1] == counted[2]
+    assert not [name for name in counted[1] if "_local_scalar_dense" in name or "nonzero" in name or "is_nonzero" in name]
+
+
+def test_eight_graphs_serve_all_numbers_of_rows(monkeypatch):
+    cache = cache_of(200, slots=60)
+    cache.one_call = True
+    stepper = decode.Stepper(None, cache, 60, 0.7, 50, None, graphs=False)
+    monkeypatch.setattr(stepper, "step", lambda n, counts: n)
+    served = []
+    for n in range(1, 61):
+        stepper.graphs = {}  # each number comes for the first time: nothing is captured, for that needs a GPU
+        served.append(stepper.replay(n, (n,) * (1 + n % 2)))
+        assert list(stepper.graphs) == [(served[-1],)]
+    assert len(set(served)) == 8 and all(rows >= n for n, rows in enumerate(served, 1)) and max(served) == 60
