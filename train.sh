@@ -2,7 +2,7 @@
 # The recipe from an empty machine with Python 3.10 or newer: sets up .venv, then
 #
 #   bash train.sh                             tiny model from scratch on CPU: SFT, PPO, evaluation of each stage
-#   MODEL=folder DATA=file bash train.sh ...  PPO on a Hugging Face model with the paper's values, on all GPUs (or one process)
+#   MODEL=folder DATA=file bash train.sh ...  a Hugging Face model with the paper's values, on all GPUs (or one process)
 #   bash train.sh experiment                  the paper's comparison on the tiny model, some hours
 #   SETTING=rare bash train.sh experiment     the same where SFT shows half as many searches; SETTING=hacking: rewards that pay for words
 #   bash train.sh test ...                    the tests; further words go to pytest
@@ -13,7 +13,11 @@
 #   RUN                  folder to write; of one that was stopped, finished stages are kept and the others go on
 #   SEED                 0; for experiment SEEDS="0 1 2 3 4", and ARMS="none length ..."
 #   VENV                 folder of the packages instead of .venv; VENV=none: those of the active Python
-#   SFT_DATA, EVAL_DATA  with MODEL: demonstrations (else PPO starts from MODEL itself), problems to evaluate on
+#   SFT_DATA             with MODEL: demonstrations; without them PPO starts from MODEL itself
+#   EVAL_DATA            with MODEL: problems on which MODEL and what was made of it are evaluated: one file, into RUN/eval,
+#                        or several, "math500.jsonl aime.jsonl", each into RUN/eval-NAME
+#   SFT_FLAGS, PPO_FLAGS, EVAL_FLAGS   with MODEL: flags of a stage beside those of the recipe, the later one counts; split
+#                        into words as by a shell, with quotes: SFT_FLAGS="--epochs 2 --prompt 'Problem: {problem}'"
 #   SHARD_RANKS, SAMPLER with MODEL: the flags of the same names, for all stages
 #
 # On several nodes: the same command on each with NNODES, NODE_RANK (0, 1, ...), RDZV (host:port of node 0) and

@@ -56,14 +56,49 @@ stage() {
     if [ "$status" != 0 ]; then exit "$status"; fi
 }
 
-# PPO on a Hugging Face model: on one process, through torchrun on all GPUs of one node or of several, or in
-# a job of torchrun.
+# Adds the words of the variable $1 to the array `words`: split as a shell splits them, with quotes, but nothing
+# in them is expanded or run. Python writes all of them and a dot, or says what is wrong.
+split() {
+    local word last
+    while IFS= read -r -d '' word; do words+=("$word"); done < <("$python" -c '
+import shlex, sys
+try:
+    sys.stdout.write("".join(word + chr(0) for word in [*shlex.split(sys.argv[2]), "."]))
+except ValueError as e:
+    sys.exit(f"train.sh: {sys.argv[1]} is {sys.argv[2]}: {e}")' "$1" "${!1:-}")
+    last=$((${#words[@]} - 1))
+    if [ "$last" -lt 0 ] || [ "${words[$last]}" != . ]; then exit 2; fi
+    unset "words[$last]"
+}
+
+# SFT, PPO and evaluation of a Hugging Face model: on one process, through torchrun on all GPUs of one node or
+# of several, or in a job of torchrun.
 large() {
-    local name n stamp policy=$MODEL everywhere
+    local name n stamp file names=' ' words everywhere sft_flags ppo_flags eval_flags tests models=("$MODEL")
     if [ -z "${DATA:-}" ]; then die "MODEL is given, DATA (a jsonl file of problems) is not"; fi
-    for name in MODEL DATA SFT_DATA EVAL_DATA; do
+    for name in MODEL DATA SFT_DATA; do
         if [ -n "${!name:-}" ] && ! [ -e "${!name}" ]; then die "$name is ${!name}: no such file"; fi
     done
+    words=("${EVAL_DATA:-}")
+    if ! [ -e "${EVAL_DATA:-}" ]; then words=(); split EVAL_DATA; fi
+    tests=(${words[@]+"${words[@]}"})
+    for file in ${tests[@]+"${tests[@]}"}; do
+        name=$(basename "$file" .jsonl)
+        if ! [ -e "$file" ]; then die "EVAL_DATA is $file: no such file"; fi
+        case $names in *" $name "*) die "EVAL_DATA has two files called $name, expected a name for each result" ;; esac
+        names="$names$name "
+    done
+    everywhere=(--seed "$SEED" ${SHARD_RANKS:+--shard-ranks "$SHARD_RANKS"})
+    words=("${everywhere[@]}" --epochs 5 --batch 64 --lr 2e-5 --max-tokens 8192)  # the paper's
+    split SFT_FLAGS
+    sft_flags=("${words[@]}")
+    everywhere+=(${SAMPLER:+--sampler "$SAMPLER"})
+    words=("${everywhere[@]}")
+    split PPO_FLAGS
+    ppo_flags=("${words[@]}" "$@")
+    words=("${everywhere[@]}")
+    split EVAL_FLAGS
+    eval_flags=("${words[@]}")
     # the same name on all ranks, whose clocks differ: inside torchrun the job's id stands for the time
     stamp=$(date +%Y%m%d-%H%M%S)
     if [ -n "${RANK:-}" ]; then stamp=$TORCHELASTIC_RUN_ID; fi
@@ -81,16 +116,17 @@ large() {
             through_torchrun --standalone --nproc_per_node "$n"
         fi
     fi
-    everywhere=(--seed "$SEED" ${SHARD_RANKS:+--shard-ranks "$SHARD_RANKS"})
     if [ -n "${SFT_DATA:-}" ]; then
-        stage sft "$RUN/sft" --model "$MODEL" --data "$SFT_DATA" "${everywhere[@]}"
-        policy=$RUN/sft/model
+        stage sft "$RUN/sft" --model "$MODEL" --data "$SFT_DATA" "${sft_flags[@]}"
+        models+=("$RUN/sft/model")
     fi
-    everywhere+=(${SAMPLER:+--sampler "$SAMPLER"})
-    stage ppo "$RUN/ppo" --model "$policy" --data "$DATA" "${everywhere[@]}" "$@"
-    if [ -n "${EVAL_DATA:-}" ]; then
-        stage eval "$RUN/eval" --model "$policy" "$RUN/ppo/model" --data "$EVAL_DATA" "${everywhere[@]}"
-    fi
+    stage ppo "$RUN/ppo" --model "${models[${#models[@]} - 1]}" --data "$DATA" "${ppo_flags[@]}"
+    models+=("$RUN/ppo/model")
+    for file in ${tests[@]+"${tests[@]}"}; do
+        name=eval
+        if [ "${#tests[@]}" -gt 1 ]; then name=eval-$(basename "$file" .jsonl); fi
+        stage eval "$RUN/$name" --model "${models[@]}" --data "$file" "${eval_flags[@]}"
+    done
 }
 
 # In a process group of its own, so that it hears a Ctrl-C once, from this shell: a second one would break

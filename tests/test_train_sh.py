@@ -206,6 +206,63 @@ def a_large_run(checkout):
     return dict(MODEL="model", DATA="d.jsonl", SFT_DATA="s.jsonl", EVAL_DATA="e.jsonl", RUN="mine")
 
 
+def test_the_large_recipe_carries_the_papers_sft_and_evaluates_the_model_it_began_with(torchrun):
+    checkout, env = torchrun, a_large_run(torchrun) | dict(GPUS="1", SEED="3", SHARD_RANKS="4", SAMPLER="sharded")
+    assert train_sh(checkout, "--steps", "7", **env).returncode == 0
+    sft, ppo, test = [call["words"] for call in calls(checkout)]
+    assert sft[3:] == "--model model --data s.jsonl --seed 3 --shard-ranks 4 --epochs 5 --batch 64 --lr 2e-5 --max-tokens 8192".split()
+    assert ppo[3:] == "--model mine/sft/model --data d.jsonl --seed 3 --shard-ranks 4 --sampler sharded --steps 7".split()
+    assert test[3:] == "--model model mine/sft/model mine/ppo/model --data e.jsonl --seed 3 --shard-ranks 4 --sampler sharded".split()
+    # without demonstrations there is no model between
+    assert train_sh(checkout, **env | dict(SFT_DATA="", RUN="mine2")).returncode == 0
+    ppo, test = [call["words"] for call in calls(checkout)[3:]]
+    assert ppo[:5] == "ppo --out mine2/ppo --model model".split() and test[3:6] == "--model model mine2/ppo/model".split()
+
+
+def test_each_stage_has_flags_of_its_own(torchrun):
+    """Split as a shell does it, quotes and line ends in them kept, and nothing run or expanded."""
+    (torchrun / "bait-one").write_text("")
+    checkout, env = torchrun, a_large_run(torchrun) | dict(GPUS="1",
+        SFT_FLAGS="--epochs 2 --prompt 'Solve:\n {problem}  in \\boxed{}'", PPO_FLAGS='--alpha 0.9  --system "" --wandb $HOME`touch oops`',
+        EVAL_FLAGS="--samples 4 --prefill bait-* .")
+    done = train_sh(checkout, "--alpha", "1", **env)
+    assert done.returncode == 0, done.stderr
+    sft, ppo, test = [call["words"] for call in calls(checkout)]
+    assert sft[-6:] == ["--max-tokens", "8192", "--epochs", "2", "--prompt", "Solve:\n {problem}  in \\boxed{}"]
+    assert ppo[-9:] == ["--alpha", "0.9", "--system", "", "--wandb", "$HOME`touch", "oops`", "--alpha", "1"]
+    assert test[-5:] == ["--samples", "4", "--prefill", "bait-*", "."] and not (checkout / "oops").exists()
+
+
+@pytest.mark.parametrize("name", ["SFT_FLAGS", "PPO_FLAGS", "EVAL_FLAGS", "EVAL_DATA"])
+def test_a_quote_that_is_not_closed_is_said_before_a_stage_begins(checkout, name):
+    done = train_sh(checkout, **a_large_run(checkout) | {name: "--system 'Think"})
+    assert (done.returncode, done.stderr) == (2, f"train.sh: {name} is --system 'Think: No closing quotation\n") and not calls(checkout)
+
+
+def test_several_evaluation_files_have_a_folder_each(torchrun):
+    checkout, env = torchrun, a_large_run(torchrun) | dict(GPUS="1")
+    for name in ("math500.jsonl", "my aime.jsonl", "more/math500.jsonl"):
+        (checkout / name).parent.mkdir(exist_ok=True)
+        (checkout / name).write_text("{}\n")
+    assert train_sh(checkout, **env | dict(EVAL_DATA="math500.jsonl\n'my aime.jsonl'")).returncode == 0
+    assert stages(checkout)[2:] == [("eval", "eval-math500", "--out"), ("eval", "eval-my aime", "--out")]
+    assert [call["words"][call["words"].index("--data") + 1] for call in calls(checkout)[2:]] == ["math500.jsonl", "my aime.jsonl"]
+    # a path with a space is one file where there is such a file
+    assert train_sh(checkout, **env | dict(EVAL_DATA="my aime.jsonl", RUN="mine2")).returncode == 0
+    assert stages(checkout)[-1] == ("eval", "eval", "--out")
+    before = len(calls(checkout))
+    done = train_sh(checkout, **env | dict(EVAL_DATA="math500.jsonl more/math500.jsonl"))
+    assert done.returncode == 2 and "EVAL_DATA has two files called math500" in done.stderr
+    done = train_sh(checkout, **env | dict(EVAL_DATA="math500.jsonl none.jsonl"))
+    assert done.returncode == 2 and done.stderr == "train.sh: EVAL_DATA is none.jsonl: no such file\n" and len(calls(checkout)) == before
+    # what a longer PPO run makes old is evaluated anew, each file
+    (checkout / "mine/ppo/done").write_text("60")
+    for folder in ("eval-math500", "eval-my aime"):
+        os.utime(checkout / "mine" / folder / "config.json", (1, 1))
+    assert train_sh(checkout, **env | dict(EVAL_DATA="math500.jsonl 'my aime.jsonl'")).returncode == 0
+    assert stages(checkout)[-2:] == [("eval", "eval-math500", "--out"), ("eval", "eval-my aime", "--out")]
+
+
 JOB = dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="localhost", MASTER_PORT="29400", TORCHELASTIC_RUN_ID="none")
 
 
