@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from lib import checkpoint, cpu, decode, functions, guards, hf, judge, logs, parallel
+from lib import checkpoint, functions, guards, hf, judge, logs, parallel, tensor
 from lib.flags import flag
 from lib.parallel import generator, micro_batches, pad, problems_of_step
 from lib.signals import Stopped, signals
@@ -45,9 +45,11 @@ class PPOConfig(judge.Judge):
     max_prompt: int = flag("rollout", 2048, "longest prompt allowed, tokens", 1)
     max_response: int = flag("rollout", 4096, "most tokens of a response; it is truncated there", 1)
     temperature: float = flag("rollout", 0.7, "of sampling, and of all log-probs", 1e-3)
-    slots: int = flag("rollout", 64, "sequences decoded at once on each rank", 1, resume="any")
-    sampler: str = flag("rollout", "whole", "the rollout's copy of the policy on a rank; sharded "
-                        "gathers it per token", choices=("whole", "sharded"), resume="any")
+    slots: int = flag("rollout", 64, "sequences decoded at once on each rank, or by the ranks that "
+                      "share a tensor sampler", 1, resume="any")
+    sampler: str = flag("rollout", "whole", "the rollout's copy of the policy: whole on each rank; "
+                        "tensor: a node's ranks share one; sharded: gathered for every token",
+                        choices=("whole", "tensor", "sharded"), resume="any")
     # Eq. 1
     exploration: str = flag("reward", "length", "exploration reward R_ex",
                             choices=("none", "length", "steps", "judge"))
@@ -282,17 +284,12 @@ class Trainer:
         self.rubric = judge.read_rubric(config.judge_rubric)
         # What the judge said before a resume is not asked again
         self.judged = judge.read_judged(self.run, self.rubric)
-        self.cache = self.new_cache()
+        # Keys and values come first, so that a run that has no room for them ends at once
+        length = max(map(len, self.prompts)) + config.max_response
+        self.cache = tensor.new_cache(
+            hf.read_config(folder), config, config.rollout_batch * config.samples, length,
+            self.dtype, device, mesh)
         self.load_networks(mesh)
-
-    def new_cache(self):
-        """The keys and values of a rollout; allocated first, so that a run that has no room for
-        them ends at once."""
-        c = self.config
-        length = max(map(len, self.prompts)) + c.max_response
-        rows = math.ceil(c.rollout_batch * c.samples / parallel.world_size())
-        return decode.new_cache(hf.read_config(self.folder), min(c.slots, rows), length,
-                                    self.dtype, self.device, c.kv_gb)
 
     def load_networks(self, mesh):
         """Policy and critic with float32 weights and Adam, the frozen reference, and the sampler,
@@ -304,8 +301,8 @@ class Trainer:
 
         self.policy = load(M.Llama, torch.float32, offload=c.offload)
         self.reference = load(M.Llama, self.dtype).requires_grad_(False)
-        self.sampler = load(M.Llama, self.dtype, mesh if c.sampler == "sharded" else None)
-        self.sampler.requires_grad_(False)
+        sampler_mesh = tensor.sampler_mesh(c.sampler, self.policy.config, mesh)
+        self.sampler = load(M.Llama, self.dtype, sampler_mesh).requires_grad_(False)
         self.nets = {"policy": self.policy}  # those that are trained
         if c.advantage == "gae":
             self.critic = load(M.Critic, torch.float32, init_seed=c.seed, offload=c.offload)
@@ -343,16 +340,15 @@ class Trainer:
         itself)."""
         c = self.config
         stats = {}
-        in_lockstep = c.sampler == "sharded"  # no rank may leave alone then when a signal comes
-        leave = contextlib.nullcontext() if in_lockstep else signals.may_interrupt()
+        # Where ranks decode in lock-step, none may leave alone when a signal comes
+        leave = signals.may_interrupt() if c.sampler == "whole" else contextlib.nullcontext()
         responses = logprobs = []
         named = guards.sampling_from(f"step {self.current}", self.sampler)
         with logs.bar(f"step {self.current} rollout", len(chosen), inner=True) as bar, leave, named:
-            responses, logprobs = decode.generate(
+            responses, logprobs = tensor.generate(
                 self.sampler, [self.prompts[i] for i in chosen], c.max_response, c.temperature,
                 self.eos, seed=c.seed, streams=streams, slots=c.slots, return_logprobs=True,
-                progress=bar, cache=self.cache, stats=stats, lockstep=in_lockstep,
-                decoder=cpu.CPUDecoder.of(self.sampler))
+                progress=bar, cache=self.cache, stats=stats, lockstep=c.sampler == "sharded")
         signals.stop_if_asked()
         samples = []
         for i, response, logprob in zip(chosen, responses, logprobs):

@@ -3,7 +3,7 @@ import math
 
 import torch
 
-from lib import cpu, decode, files, functions, guards, hf, logs, parallel, report
+from lib import files, functions, guards, hf, logs, parallel, report, tensor
 import model as M
 import rewards
 
@@ -64,21 +64,21 @@ def evaluate(folder, rows, args, device, mesh, verifier=None):
     verifies otherwise may well ask for no box."""
     tokenizer = hf.load_tokenizer(folder)
     dtype = getattr(torch, args.dtype)
-    sharded = args.sampler == "sharded"
-    net = hf.load(folder, M.Llama, dtype, device, mesh if sharded else None).eval()
+    config = hf.read_config(folder)
+    sampler_mesh = tensor.sampler_mesh(args.sampler, config, mesh)
+    net = hf.load(folder, M.Llama, dtype, device, sampler_mesh).eval()
     eos = hf.eos_ids(folder, tokenizer)
     n = args.samples
     mine = range(parallel.rank(), len(rows) * n, parallel.world_size())
     prompts = [hf.chat_prompt(tokenizer, r["problem"]) for r in rows]
     longest = max(map(len, prompts)) + args.max_response
-    slots = min(args.slots, max(1, len(mine)))
-    cache = decode.new_cache(net.config, slots, longest, dtype, device, args.kv_gb)
+    cache = tensor.new_cache(config, args, len(rows) * n, longest, dtype, device, mesh)
     title = f"eval {files.visible(folder, 40)}"
     with logs.bar(title, len(mine), lines=10) as bar, guards.sampling_from(folder, net):
-        responses = decode.generate(
+        responses = tensor.generate(
             net, [prompts[i // n] for i in mine], args.max_response, args.temperature, eos, seed=args.seed,
-            streams=mine, slots=args.slots, progress=bar, cache=cache, lockstep=sharded,
-            decoder=cpu.CPUDecoder.of(net))
+            streams=mine, slots=args.slots, progress=bar, cache=cache,
+            lockstep=args.sampler == "sharded")
     texts = [tokenizer.decode(response, skip_special_tokens=True) for response in responses]
     attempts = [(text, rows[i // n]) for i, text in zip(mine, texts)]
     verdicts = functions.call_all(verifier, attempts) if verifier else [None] * len(attempts)

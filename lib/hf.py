@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from lib import cpu, files, guards, parallel
+from lib import cpu, files, guards, parallel, tensor
 from model import Config, Critic, Llama, init_weights
 
 
@@ -97,16 +97,16 @@ def check_tensors(shapes, folder, ignore=()):
 
 @torch.no_grad()
 def load_tensors(targets, folder, ignore=()):
-    """Fill the tensors {name: tensor} from a folder's safetensors. Sharded ones read only their own rows. All
+    """Fill the tensors {name: tensor} from a folder's safetensors. Each rank reads only its own part. All
     of them are checked before the first weight is read."""
     shapes = {name: target.shape for name, target in targets.items()}
     for file, names in check_tensors(shapes, folder, ignore).items():
         with open_weights(file) as f:
             for name in names:
-                rows = parallel.my_rows(targets[name])
-                if rows.start < rows.stop:
+                part = parallel.my_part(targets[name])
+                if part[0].start < part[0].stop:
                     try:
-                        parallel.local(targets[name]).copy_(f.get_slice(name)[rows])
+                        parallel.local(targets[name]).copy_(f.get_slice(name)[part])
                     except SafetensorError as e:
                         raise ValueError(f"{file}: {name}: {e}") from None
 
@@ -162,8 +162,8 @@ def measure(folder):
 
 def load(folder, cls=Llama, dtype=torch.bfloat16, device="cpu", mesh=None, compute_dtype=None, init_seed=None,
          offload=False):
-    """A Llama or Critic from a Hugging Face folder, sharded over a `mesh` of more than one process. offload
-    is that of parallel.shard.
+    """A Llama or Critic from a Hugging Face folder, sharded over a `mesh` of more than one process, or split
+    over one that lib.tensor has made. offload is that of parallel.shard.
 
     A Critic takes the policy's trunk, and its head from `init_seed`. A Llama with `init_seed` starts at
     random.
@@ -175,9 +175,12 @@ def load(folder, cls=Llama, dtype=torch.bfloat16, device="cpu", mesh=None, compu
     if scratch:
         init_weights(model, init_seed)
     compute_dtype = compute_dtype or dtype
-    if compute_dtype == torch.bfloat16 and torch.device(device).type == "cpu":
+    split = mesh is not None and "tensor" in mesh.mesh_dim_names
+    if compute_dtype == torch.bfloat16 and torch.device(device).type == "cpu" and not split:
         cpu.accelerate(model)
-    if mesh is not None and (mesh.size() > 1 or offload):
+    if split:
+        tensor.split(model, mesh)
+    elif mesh is not None and (mesh.size() > 1 or offload):
         parallel.shard(model, mesh, compute_dtype, offload)
     elif compute_dtype != dtype:  # one process needs no FSDP, whose copies cost a tenth of an update on CPU
         model.model.dtype = compute_dtype
@@ -192,7 +195,7 @@ def load(folder, cls=Llama, dtype=torch.bfloat16, device="cpu", mesh=None, compu
         weight = torch.empty(1, config.hidden_size).normal_(
             0.0, 1 / (config.hidden_size + 1), generator=torch.Generator().manual_seed(init_seed or 0))
         with torch.no_grad():
-            parallel.local(model.value_head.weight).copy_(weight[parallel.my_rows(model.value_head.weight)])
+            parallel.local(model.value_head.weight).copy_(weight[parallel.my_part(model.value_head.weight)])
     return model
 
 

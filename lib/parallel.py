@@ -254,15 +254,22 @@ def compile_blocks(model):
         block.forward = torch.compile(block.forward, dynamic=True)
 
 
-def my_rows(p):
-    """The rows of a sharded parameter that this rank holds, as a slice; all rows of a plain tensor."""
+def my_part(p):
+    """What this rank holds of a parameter, as a slice of each dimension; all of a plain tensor."""
+    part = [slice(0, n) for n in p.shape]
     if isinstance(p, DTensor):
         for axis, placed in enumerate(p.placements):
-            if placed.is_shard():  # FSDP shards dimension 0 in the way of torch.chunk
-                size = -(-p.shape[0] // p.device_mesh.size(axis))
+            if placed.is_shard():  # in the way of torch.chunk; FSDP shards dimension 0
+                n = p.shape[placed.dim]
+                size = -(-n // p.device_mesh.size(axis))
                 start = p.device_mesh.get_local_rank(axis) * size
-                return slice(min(start, p.shape[0]), min(start + size, p.shape[0]))
-    return slice(0, p.shape[0])
+                part[placed.dim] = slice(min(start, n), min(start + size, n))
+    return tuple(part)
+
+
+def is_shard(p):
+    """Whether it is a parameter that FSDP has sharded, and not one that lib.tensor has split."""
+    return isinstance(p, DTensor) and "shard" in p.device_mesh.mesh_dim_names
 
 
 def local(p):
@@ -279,22 +286,23 @@ def full(p):
 def copy_weights(source, target):
     """Refresh `target`, a copy of the model `source`.
 
-    A sharded copy takes its shards in place. A whole copy, whose memory free_weights may have taken, is
-    filled one parameter at a time, so that only one whole tensor more is in memory.
+    A sharded copy takes its shards in place. A whole or a split copy, whose memory free_weights may have
+    taken, is filled one parameter at a time, so that only one whole tensor more is in memory.
     """
     for p, q in zip(source.parameters(), target.parameters(), strict=True):
-        if isinstance(q, DTensor):
-            local(q).copy_(local(p))
+        mine = local(q)
+        if is_shard(q):
+            mine.copy_(local(p))
         else:
-            q.untyped_storage().resize_(q.nbytes)
-            q.copy_(full(p.to(q.dtype)))
+            mine.untyped_storage().resize_(mine.nbytes)
+            mine.copy_(full(p.to(q.dtype))[my_part(q)])
 
 
 def free_weights(model):
-    """Give back the memory of a whole copy until copy_weights fills it again."""
+    """Give back the memory of a whole or a split copy until copy_weights fills it again."""
     for p in model.parameters():
-        if not isinstance(p, DTensor):
-            p.untyped_storage().resize_(0)
+        if not is_shard(p):
+            local(p).untyped_storage().resize_(0)
 
 
 # --------------------------------------------------------------------------------------------------------

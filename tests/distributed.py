@@ -4,6 +4,7 @@ SFT and evaluation, through the command line's functions.
     distributed.py FOLDER OUT DATA [resume] [setting=value of ppo.PPOConfig ...]
 """
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -20,7 +21,10 @@ import rlsp  # noqa: E402
 folder, out, data = map(Path, sys.argv[1:4])
 torch.set_num_threads(1)
 words = dict(word.split("=") for word in sys.argv[4:] if "=" in word)
-changes = {name: json.loads(value) if value[0] in "0123456789tf" else value for name, value in words.items()}
+changes = {name: json.loads(value) if value[0] in "0123456789" or value in ("true", "false") else value for name, value in words.items()}
+node = changes.pop("node", 0)  # as if each node had so many ranks
+if node and "RANK" in os.environ:
+    os.environ |= {"LOCAL_WORLD_SIZE": str(node), "LOCAL_RANK": str(int(os.environ["RANK"]) % node)}
 device, mesh = parallel.start(changes.get("shard_ranks", 0))
 config = ppo.PPOConfig(**dict(steps=3, rollout_batch=7, train_batch=3, max_response=12, slots=4, freeze_steps=1, dtype="float32", lr=1e-3,
                        critic_lr=1e-3, adam_eps=1e-5, temperature=0.7, micro_tokens=120, length_scale=8.0, warmup=0.0, save_every=2) | changes)
