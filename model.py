@@ -220,28 +220,27 @@ class Attention(nn.Module):
         if cached is not None:
             y = cached(self.layer, q, k, v)
         elif lengths is not None:
-            y = packed_attention(q, k, v, lengths)
+            y = self.packed(q, k, v, lengths)
         else:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # [B, H, T, d] -> [B, T, D]
 
+    # The number of sequences differs from call to call, so this is left out of torch.compile; the
+    # layers around it are compiled.
+    @torch.compiler.disable
+    def packed(self, q, k, v, lengths):
+        """Causal attention inside each of the sequences that lie end to end.
 
-# The number of sequences differs from call to call, so this is left out of torch.compile; the
-# layers around it are compiled.
-@torch.compiler.disable
-def packed_attention(q, k, v, lengths):
-    """Causal attention inside each of the sequences that lie end to end.
-
-    q [1, H, N, d], k and v [1, K, N, d], lengths [S] of sum N -> [1, H, N, d]. One call per
-    sequence computes no pads and copies nothing on its way in. Sequences are hundreds to thousands
-    of tokens long, so that also on a GPU the calls are few against the work in each.
-    """
-    sizes = lengths.tolist()
-    outputs = []
-    for qkv in zip(q.split(sizes, dim=2), k.split(sizes, dim=2), v.split(sizes, dim=2)):
-        y = F.scaled_dot_product_attention(*qkv, is_causal=True, enable_gqa=True)
-        outputs.append(y.transpose(1, 2))  # [1, length, H, d]
-    return torch.cat(outputs, dim=1).transpose(1, 2)
+        q [1, H, N, d], k and v [1, K, N, d], lengths [S] of sum N -> [1, H, N, d]. One call per
+        sequence computes no pads and copies nothing on its way in. On GPUs lib/varlen.py has one
+        call for all sequences.
+        """
+        sizes = lengths.tolist()
+        outputs = []
+        for qkv in zip(q.split(sizes, dim=2), k.split(sizes, dim=2), v.split(sizes, dim=2)):
+            y = F.scaled_dot_product_attention(*qkv, is_causal=True, enable_gqa=True)
+            outputs.append(y.transpose(1, 2))  # [1, length, H, d]
+        return torch.cat(outputs, dim=1).transpose(1, 2)
 
 
 class MLP(nn.Module):

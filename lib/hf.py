@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from lib import cpu, files, guards, parallel, tensor
+from lib import cpu, files, guards, parallel, tensor, varlen
 from model import Config, Critic, Llama, init_weights
 
 
@@ -178,6 +178,8 @@ def load(folder, cls=Llama, dtype=torch.bfloat16, device="cpu", mesh=None, compu
     split = mesh is not None and "tensor" in mesh.mesh_dim_names
     if compute_dtype == torch.bfloat16 and torch.device(device).type == "cpu" and not split:
         cpu.accelerate(model)
+    if compute_dtype == torch.bfloat16 and torch.device(device).type == "cuda":
+        varlen.accelerate(model, compute_dtype, torch.device(device))
     if split:
         tensor.split(model, mesh)
     elif mesh is not None and (mesh.size() > 1 or offload):

@@ -3,72 +3,19 @@
 lib.decode.KVCache reserves every row at its full length, which suits the matrix products of a CPU. Here a
 row takes pages of PAGE positions as its sequence grows and gives them back when it ends (PagedAttention,
 2309.06180). Where pages run out, the sequence that came last is put back and goes on later from its tokens
-(lib/scheduler.py). Attention of a decode step is one call per layer: FlashAttention by torch's varlen_attn
-where it reads pages, else scaled_dot_product_attention over gathered pages, which defines it.
-
-The gathered form is tested on CPU against lib.decode.KVCache. Whether varlen_attn can be had, and computes
-the same, is tried on the GPU itself before it is used: torch 2.13 knows pages in its interface, but which of
-its kernels take them depends on the card and on the build.
+(lib/scheduler.py). Attention of a decode step is one call per layer (lib/varlen.py).
 """
-import functools
-import inspect
-
 import torch
-import torch.nn.functional as F
+
+from lib import varlen
 
 PAGE = 256  # positions of a page; FlashAttention 2 takes multiples of 256
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # before torch 2.10
-    varlen_attn = None
 
 
 def to_device(x, device):
     """x, a CPU tensor, on the device; the host does not wait for the transfer to a GPU."""
     pinned = x.pin_memory() if device.type == "cuda" else x
     return pinned.to(device, non_blocking=True)
-
-
-def one_call(q, k, v, table, starts, used, longest):
-    """Attention of one query per row over pages: q [n, H, d], k and v [pages, PAGE, K, d], table [n, m] and
-    used [n] (positions of each row) in int32 -> [n, H, d]."""
-    return varlen_attn(q, k, v, starts, None, 1, longest, enable_gqa=True, seqused_k=used, block_table=table)
-
-
-def gathered(q, k, v, table, seen):
-    """The same by its definition, for T queries per row: q [n, H, T, d], seen [n, 1, T, m * PAGE] ->
-    [n, H, T, d]."""
-    keys, values = (x[table].flatten(1, 2).transpose(1, 2) for x in (k, v))  # [n, K, m * PAGE, d]
-    return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen, enable_gqa=True)
-
-
-@functools.lru_cache
-def reads_pages(dtype, device, heads, d):
-    """Whether one_call works here and agrees with `gathered`, tried on two rows of three pages.
-
-    heads: (H, K) of the model, d its head size."""
-    if varlen_attn is None or "block_table" not in inspect.signature(varlen_attn).parameters:
-        return False
-    g = torch.Generator().manual_seed(0)
-    H, K = heads
-    q = torch.randn(2, H, d, generator=g).to(device, dtype)
-    k, v = (torch.randn(7, PAGE, K, d, generator=g).to(device, dtype) for _ in range(2))
-    table = torch.tensor([[5, 2, 3], [1, 6, 4]], device=device)
-    used = torch.tensor([3 * PAGE - 1, PAGE + 7], device=device)
-    seen = torch.arange(3 * PAGE, device=device) < used[:, None, None, None]
-    expected = gathered(q[:, :, None], k, v, table, seen)[:, :, 0].float()
-    starts = torch.arange(3, dtype=torch.int32, device=device)
-    try:
-        found = one_call(q, k, v, table.int(), starts, used.int(), 3 * PAGE).float()
-    except (RuntimeError, ValueError) as e:
-        print(f"attention gathers pages, for varlen_attn reads none here: {str(e)[:200]!r}", flush=True)
-        return False
-    error = float((found - expected).norm() / expected.norm())
-    if not error < 0.02:
-        print(f"attention gathers pages, for varlen_attn is off by {error:.2g} here", flush=True)
-        return False
-    return True
 
 
 class PagedCache:
@@ -93,9 +40,9 @@ class PagedCache:
         self.held = [[] for _ in range(slots)]
         self.table = torch.zeros(slots, self.blocks(length), dtype=torch.int32, device=device)
         self.starts = torch.arange(slots + 1, dtype=torch.int32, device=device)  # of queries, one per row
-        heads = config.num_attention_heads, config.num_key_value_heads
+        shape = (config.num_attention_heads, config.num_key_value_heads), config.head_dim, PAGE
         half = dtype in (torch.bfloat16, torch.float16)
-        self.one_call = self.k.is_cuda and half and reads_pages(dtype, self.k.device, heads, config.head_dim)
+        self.one_call = self.k.is_cuda and half and varlen.reads_pages(dtype, self.k.device, *shape)
         self.clear()
 
     @classmethod
@@ -198,6 +145,6 @@ class PagedCache:
                 cached.view(-1, *cached.shape[2:])[places] = new.transpose(1, 2)
             if single:
                 starts = self.starts[: n + 1]
-                return one_call(q[:, :, 0], keys, values, table, starts, used, self.length)[:, :, None]
-            return gathered(q, keys, values, chosen, seen)
+                return varlen.one_call(q[:, :, 0], keys, values, table, starts, used, self.length)[:, :, None]
+            return varlen.gathered(q, keys, values, chosen, seen)
         return attention

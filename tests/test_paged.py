@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import model as M
 from conftest import TINY, tiny_llama
-from lib import decode, paged
+from lib import decode, paged, varlen
 
 PROMPTS = [[1, 5, 9], [1, 5, 9, 4, 4, 4], [2], list(range(97)), [7, *range(50, 90)]] * 2  # two samples of each
 CONFIG = M.Config.from_dict(TINY)
@@ -31,7 +31,7 @@ def reference(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, enable_gqa, seqused_
     out = torch.zeros_like(q)
     group = q.shape[1] // k.shape[2]
     for i, used in enumerate(seqused_k.tolist()):
-        places = [(int(block_table[i, p // paged.PAGE]), p % paged.PAGE) for p in range(used)]
+        places = [(int(block_table[i, p // k.shape[1]]), p % k.shape[1]) for p in range(used)]
         for head in range(q.shape[1]):
             keys = torch.stack([k[page, at, head // group] for page, at in places])
             values = torch.stack([v[page, at, head // group] for page, at in places])
@@ -103,7 +103,7 @@ def test_a_gpu_is_asked_for_one_call_per_layer_with_the_documented_arguments(mon
     prompts = [PROMPTS[0], list(range(97)) * 3, PROMPTS[2]]
     expected = decode.generate(net, prompts, 4, 0.8, seed=1)
     calls = []
-    monkeypatch.setattr(paged, "varlen_attn", lambda *a, **kw: calls.append(1) or reference(*a, **kw))
+    monkeypatch.setattr(varlen, "varlen_attn", lambda *a, **kw: calls.append(1) or reference(*a, **kw))
     cache = cache_of(20, length=400)
     cache.one_call = True
     assert decode.generate(net, prompts, 4, 0.8, seed=1, cache=cache) == expected
@@ -111,24 +111,66 @@ def test_a_gpu_is_asked_for_one_call_per_layer_with_the_documented_arguments(mon
 
 
 def test_varlen_attn_is_tried_before_it_is_used(monkeypatch, capsys):
-    reads = paged.reads_pages.__wrapped__
-    ask = torch.float32, torch.device("cpu"), (4, 2), 8
-    monkeypatch.setattr(paged, "varlen_attn", reference)
+    reads = varlen.reads_pages.__wrapped__
+    ask = torch.float32, torch.device("cpu"), (4, 2), 8, 16
+    monkeypatch.setattr(varlen, "varlen_attn", reference)
+    monkeypatch.setattr(varlen, "KNOWN", {"block_table"})
     assert reads(*ask) and capsys.readouterr().out == ""
-    monkeypatch.setattr(paged, "varlen_attn", lambda q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, enable_gqa, seqused_k, block_table:
-                        reference(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, enable_gqa=True, block_table=block_table,
-                                  seqused_k=seqused_k - 5))
+    monkeypatch.setattr(varlen, "varlen_attn", lambda *a, seqused_k, **kw: reference(*a, seqused_k=seqused_k - 5, **kw))
     assert not reads(*ask) and "is off by" in capsys.readouterr().out
 
-    def refuses(*args, block_table, **kw):
+    def refuses(*args, **kw):
         raise RuntimeError("block_table needs FlashAttention 3")
 
-    monkeypatch.setattr(paged, "varlen_attn", refuses)
+    monkeypatch.setattr(varlen, "varlen_attn", refuses)
     assert not reads(*ask) and "needs FlashAttention 3" in capsys.readouterr().out
-    monkeypatch.setattr(paged, "varlen_attn", lambda q, k, v: q)  # that of torch 2.11 knows no pages
+    monkeypatch.setattr(varlen, "KNOWN", {"cu_seq_q"})  # torch 2.11 knows no pages
     assert not reads(*ask) and capsys.readouterr().out == ""
-    monkeypatch.setattr(paged, "varlen_attn", None)
-    assert not reads(*ask)
+
+
+def packed_reference(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size, enable_gqa):
+    """What varlen_attn is documented to compute for sequences end to end, causal: one sequence and head after the other."""
+    assert window_size == (-1, 0) and enable_gqa and cu_seq_q is cu_seq_k and cu_seq_q.dtype == torch.int32
+    bounds = cu_seq_q.tolist()
+    assert max_q == max_k == max(b - a for a, b in zip(bounds, bounds[1:])) and bounds[-1] == len(q)
+    group, parts = q.shape[1] // k.shape[1], []
+    for a, b in zip(bounds, bounds[1:]):
+        heads = []
+        for head in range(q.shape[1]):
+            scores = q[a:b, head] @ k[a:b, head // group].T / math.sqrt(q.shape[2])
+            later = torch.ones(b - a, b - a, dtype=torch.bool).triu(1)
+            heads.append(torch.softmax(scores.masked_fill(later, -math.inf), -1) @ v[a:b, head // group])
+        parts.append(torch.stack(heads, 1))
+    return torch.cat(parts)
+
+
+def test_training_on_a_gpu_takes_one_call_for_all_sequences_where_a_trial_says_so(monkeypatch, capsys):
+    ask = torch.float32, torch.device("cpu")
+    calls = []
+    monkeypatch.setattr(varlen, "varlen_attn", lambda *a, **kw: calls.append(1) or packed_reference(*a, **kw))
+    monkeypatch.setattr(varlen, "KNOWN", {"window_size", "enable_gqa"})
+    varlen.packs.cache_clear()
+    tokens = torch.randint(97, (3, 40), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(40) > torch.tensor([[5], [1], [30]])
+    nets = []
+    for fast in (False, True):
+        net = tiny_llama()
+        if fast:
+            varlen.accelerate(net, *ask)
+            calls.clear()
+        net.logprobs(tokens, mask)[0].sum().backward()
+        nets.append(net)
+    assert len(calls) == CONFIG.num_hidden_layers and capsys.readouterr().out == ""
+    for (name, a), b in zip(nets[0].named_parameters(), nets[1].parameters()):
+        assert (a.grad - b.grad).norm() < 1e-4 * a.grad.norm(), name
+
+    varlen.packs.cache_clear()  # a kernel whose gradients are wrong is found by the trial
+    monkeypatch.setattr(varlen, "varlen_attn", lambda q, k, v, *a, **kw: packed_reference(q, k.detach(), v, *a, **kw))
+    net = tiny_llama()
+    varlen.accelerate(net, *ask)
+    assert "packed" not in vars(net.model.layers[0].self_attn)
+    assert "a call per sequence, for varlen_attn" in capsys.readouterr().out
+    varlen.packs.cache_clear()
 
 
 class Kernels(TorchDispatchMode):
@@ -146,7 +188,7 @@ class Kernels(TorchDispatchMode):
 
 def test_a_step_of_the_device_asks_the_host_for_nothing_and_does_not_grow_with_the_context(monkeypatch):
     """So that CUDA graphs can be captured, and those for a number of rows serve every length."""
-    monkeypatch.setattr(paged, "varlen_attn", lambda q, *a, **kw: torch.empty_like(q))
+    monkeypatch.setattr(varlen, "varlen_attn", lambda q, *a, **kw: torch.empty_like(q))
     net = tiny_llama(max_position_embeddings=4096)
     cache = cache_of(40, slots=8, length=2000)
     cache.one_call = True
