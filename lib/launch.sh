@@ -133,5 +133,7 @@ large() {
 # off its wait for the ranks.
 through_torchrun() {
     local own_group='import os, sys; os.setpgid(0, 0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])'
+    # torchrun would kill its ranks 30 s after it has passed a signal on; a checkpoint of 8B may take longer
+    export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
     launch=("$python" -c "$own_group" -m torch.distributed.run "$@")
 }

@@ -286,10 +286,10 @@ def torchrun(checkout):
     (checkout / "torch/__init__.py").write_text("from torch import cuda\n")
     (checkout / "torch/cuda.py").write_text("import os\n\ndef device_count():\n    return int(os.environ.get('GPUS', 2))\n")
     (checkout / "torch/distributed/run.py").write_text("""
-import signal, subprocess, sys
+import os, signal, subprocess, sys
 words = sys.argv[1:]
 with open("torchrun", "a") as f:
-    f.write(" ".join(words) + "\\n")
+    f.write(" ".join(words) + "\\n" + os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] + "\\n")
 at = [i for i, word in enumerate(words) if word.endswith("rlsp.py")][0]
 child = subprocess.Popen([sys.executable, *words[at:]], start_new_session=True)
 heard = []
@@ -336,7 +336,11 @@ def test_several_nodes_give_torchrun_the_place_to_meet(torchrun):
     assert "NODE_RANK (0 to NNODES - 1)" in train_sh(torchrun, **env, RDZV="n0:29500").stderr
     assert train_sh(torchrun, **env, RDZV="n0:29500", NODE_RANK="1").returncode == 0
     expected = "--nnodes 2 --node_rank 1 --master_addr n0 --master_port 29500 --nproc_per_node 2"
-    assert expected in (torchrun / "torchrun").read_text()
+    seen = (torchrun / "torchrun").read_text()
+    assert expected in seen and seen.splitlines()[1] == "600"  # seconds for a checkpoint after a signal
+    (torchrun / "torchrun").unlink()
+    assert train_sh(torchrun, **env, RDZV="n0:29500", NODE_RANK="1", TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1800").returncode == 0
+    assert (torchrun / "torchrun").read_text().splitlines()[1] == "1800"
     del env["RUN"]
     assert "RUN is not given" in train_sh(torchrun, **env, RDZV="n0:29500", NODE_RANK="1").stderr
 
