@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from lib import checkpoint, functions, guards, hf, judge, logs, parallel, tensor
+from lib import checkpoint, evaluation, functions, guards, hf, judge, logs, parallel, tensor
 from lib.flags import flag
 from lib.parallel import generator, micro_batches, pad, problems_of_step
 from lib.signals import Stopped, signals
@@ -36,7 +36,7 @@ import rewards
 # -------------------------------------------------------------------------------------- 1. Settings
 
 @dataclass
-class PPOConfig(judge.Judge):
+class PPOConfig(judge.Judge, evaluation.HeldOut):
     """Every setting of PPO, each a flag of `rlsp.py ppo`."""
     # The paper: 512 prompts, one sample each, temperature 0.7, top-p 1.
     steps: int = flag("rollout", 200, "PPO steps: a rollout and its updates", 1, resume="longer")
@@ -260,14 +260,15 @@ class Trainer:
 
     problems: dicts with `problem` and `answer`; run: the run's folder; reward_function and
     verifier: the user's own, of (response, problem), in place of Eq. 1 and of the mathematics
-    verifier.
+    verifier; held_out: problems that are never trained on, for evaluation.
     """
 
     def __init__(self, config, folder, problems, tokenizer, run, device, mesh,
-                 reward_function=None, verifier=None):
+                 reward_function=None, verifier=None, held_out=()):
         self.config = config
         self.folder = folder
-        self.problems = problems
+        self.problems = [*problems, *held_out]
+        self.training = len(problems)  # those that are trained on come first
         self.tokenizer = tokenizer
         self.run = Path(run)
         self.device = device
@@ -275,7 +276,7 @@ class Trainer:
         self.verifier = verifier
         self.gold_warning = ""  # of logs.gold_warning
         self.dtype = getattr(torch, config.dtype)
-        self.prompts = [hf.chat_prompt(tokenizer, p["problem"]) for p in problems]
+        self.prompts = [hf.chat_prompt(tokenizer, p["problem"]) for p in self.problems]
         self.eos = hf.eos_ids(folder, tokenizer)
         self.step = 0  # the last step that is finished
         self.saved = 0  # the last step that has a checkpoint
@@ -322,20 +323,21 @@ class Trainer:
         """Sample responses and reward them: the same list of Samples on every rank, those of one
         prompt next to each other."""
         c = self.config
-        chosen = problems_of_step(len(self.problems), self.current, c.rollout_batch, c.seed)
+        chosen = problems_of_step(self.training, self.current, c.rollout_batch, c.seed)
         chosen = [i for i in chosen for _ in range(c.samples)]
         # This rank's places among them
         mine = range(parallel.rank(), len(chosen), parallel.world_size())
         # Each response of a run has its own stream of random numbers
         first = (self.current - 1) * len(chosen)
-        samples, stats = self.sample([chosen[i] for i in mine], [first + i for i in mine])
+        samples, stats = self.sample([chosen[i] for i in mine], [first + i for i in mine],
+                                     f"step {self.current}")
         self.reward(samples)
         gathered = parallel.gather((samples, stats))
         ranks = len(gathered)
         self.decoding = {k: sum(rank_stats[k] for _, rank_stats in gathered) / ranks for k in stats}
         return [gathered[i % ranks][0][i // ranks] for i in range(len(chosen))]
 
-    def sample(self, chosen, streams):
+    def sample(self, chosen, streams, title):
         """A response to each of these problems: (Samples without a reward, what decoding logs of
         itself)."""
         c = self.config
@@ -343,8 +345,8 @@ class Trainer:
         # Where ranks decode in lock-step, none may leave alone when a signal comes
         leave = signals.may_interrupt() if c.sampler == "whole" else contextlib.nullcontext()
         responses = logprobs = []
-        named = guards.sampling_from(f"step {self.current}", self.sampler)
-        with logs.bar(f"step {self.current} rollout", len(chosen), inner=True) as bar, leave, named:
+        named = guards.sampling_from(title, self.sampler)
+        with logs.bar(f"{title}: sampling", len(chosen), inner=True) as bar, leave, named:
             responses, logprobs = tensor.generate(
                 self.sampler, [self.prompts[i] for i in chosen], c.max_response, c.temperature,
                 self.eos, seed=c.seed, streams=streams, slots=c.slots, return_logprobs=True,
@@ -594,6 +596,7 @@ class Trainer:
         with logs.bar("ppo", c.steps, self.step) as bar:
             while self.step < c.steps:
                 try:
+                    evaluation.held_out(self)
                     metrics, samples, batch = self.train_step()
                 # No weight had been changed: this is still the state at the step's start
                 except Stopped:
@@ -606,6 +609,7 @@ class Trainer:
                 checkpoint.after_step(self.step, c.steps, c.save_every, self.save)
         hf.save(self.policy, self.run / "model", self.dtype)
         parallel.together(lambda: hf.copy_tokenizer(self.folder, self.run / "model"))
+        evaluation.held_out(self)
 
     def save(self):
         """Everything a resumed run needs, in checkpoints/step-N."""

@@ -291,12 +291,12 @@ def sft_loss(policy, chosen, count, device, micro_tokens):
 def run_ppo(args):
     with cli.checked_input():
         with parallel.alike():
-            tokenizer, problems, longest, verifier, function = inputs.for_ppo(args)
+            tokenizer, problems, held_out, longest, verifier, function = inputs.for_ppo(args)
         device, mesh = parallel.start(args.shard_ranks, args.offload)
         check_memory(args.model, dataclasses.replace(args, max_prompt=longest), mesh, "ppo")
         found = checkpoint.find(args.run, args.checkpoint) if args.resume else None
         trainer = ppo.Trainer(args, args.model, problems, tokenizer, args.run, device, mesh,
-                              function, verifier)
+                              function, verifier, held_out)
         if not (verifier or function):
             trainer.gold_warning = logs.gold_warning(args.data, problems)
             if trainer.gold_warning:

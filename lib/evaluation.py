@@ -1,11 +1,26 @@
-"""Evaluation: sampling, verifying, accuracy, pass@k and maj@k of one or more models on a problem file."""
+"""Evaluation: sampling, verifying, accuracy, pass@k and maj@k of one or more models on a problem file, and of
+a policy on held-out problems while it is trained."""
 import math
+import time
+from dataclasses import dataclass
 
 import torch
 
 from lib import files, functions, guards, hf, logs, parallel, report, tensor
+from lib.flags import flag
 import model as M
 import rewards
+
+
+@dataclass
+class HeldOut:
+    """The settings of evaluations in a run of PPO, flags of `rlsp.py ppo`."""
+    eval_data: str | None = flag(
+        "held-out problems", None, "jsonl with problem and answer; accuracy on it before the first step, "
+        "every --eval-every steps and after the last one goes into metrics.jsonl", resume="content")
+    eval_every: int = flag("held-out problems", 20, "steps between evaluations; 0: before and after alone", 0,
+                           resume="any")
+    eval_samples: int = flag("held-out problems", 1, "responses per held-out problem", 1)
 
 
 def pass_at_k(n, c, k):
@@ -84,13 +99,7 @@ def evaluate(folder, rows, args, device, mesh, verifier=None):
     verdicts = functions.call_all(verifier, attempts) if verifier else [None] * len(attempts)
     results = []
     for i, response, text, verdict in zip(mine, responses, texts, verdicts):
-        if verifier:
-            answer = rewards.extract_answer(text, boxed_only=not args.any_answer) or text.strip() or None
-            correct = verdict
-            reason = "--verifier"
-        else:
-            gold = rows[i // n]["answer"]
-            correct, answer, reason = rewards.explain(text, gold, boxed_only=not args.any_answer)
+        correct, answer, reason = judged(text, rows[i // n], verdict, not args.any_answer)
         results.append((i, text, correct, answer, reason, len(response), response[-1] not in eos))
     results = sorted(sum(parallel.gather(results), []))
     out = []
@@ -100,6 +109,53 @@ def evaluate(folder, rows, args, device, mesh, verifier=None):
                    | dict(correct=correct, answers=answers, tokens=tokens, truncated=truncated,
                           reasons=reasons, responses=texts))
     return out
+
+
+def judged(text, row, verdict, boxed_only=True):
+    """(correct, answer, reason) of a response. verdict: what a verifier of the user's own said, or None."""
+    if verdict is None:
+        return rewards.explain(text, row["answer"], boxed_only)
+    return verdict, rewards.extract_answer(text, boxed_only) or text.strip() or None, "--verifier"
+
+
+def held_out(trainer):
+    """Where the step that a run of PPO has finished is one to evaluate and not yet evaluated: the policy's
+    scores on the held-out problems. They go into the step's line of metrics.jsonl, whose other numbers were
+    logged before, so that a run that is stopped in here goes on in here. Step 0 is the start, and has a line
+    of its own."""
+    c, step, run = trainer.config, trainer.step, trainer.run
+    due = step in (0, c.steps) or (c.eval_every and step % c.eval_every == 0)
+    if not (due and trainer.problems[trainer.training :]):
+        return
+    if parallel.together(lambda: "eval_accuracy" in logs.last_line(run, "metrics", step))[0]:
+        return
+    started = time.perf_counter()
+    scores = scores_on_held_out(trainer)
+    seconds = time.perf_counter() - started
+    logs.complete(run, {"metrics": {"step": step} | {f"eval_{name}": x for name, x in scores.items()},
+                        "timing": {"step": step, "eval_seconds": seconds}})
+    logs.say(f"step {step}: {100 * scores['accuracy']:.1f} % of the answers to {scores['problems']} held-out "
+             f"problems are right (standard error {100 * scores['standard_error']:.1f} %); "
+             f"{scores['tokens']:.0f} tokens per response; {seconds:.0f} s")
+
+
+def scores_on_held_out(trainer):
+    """summarize() of the policy as it is now, sampled as a rollout is: from the same copy of the policy into
+    the same cache, at the same temperature. Each response has a stream of random numbers that no rollout has,
+    and the same one at every step: two evaluations differ by the policy alone."""
+    n = trainer.config.eval_samples
+    rows = trainer.problems[trainer.training :]
+    mine = range(parallel.rank(), len(rows) * n, parallel.world_size())
+    samples, _ = trainer.sample([trainer.training + i // n for i in mine], [-1 - i for i in mine],
+                                f"evaluation after step {trainer.step}")
+    results = []
+    for i, s, verdict in zip(mine, samples, functions.ask(trainer.verifier, samples)):
+        correct, answer, _ = judged(s.text, s.problem, verdict)
+        results.append((i, correct, answer, len(s.response), s.truncated))
+    results = sorted(sum(parallel.gather(results), []))
+    names = ("correct", "answers", "tokens", "truncated")
+    columns = [list(zip(*results[j * n : (j + 1) * n]))[1:] for j in range(len(rows))]
+    return summarize([dict(zip(names, column)) for column in columns], 1)
 
 
 def earlier_results(file, rows, args):

@@ -7,7 +7,7 @@ import typing
 
 REQUIRED = dataclasses.MISSING  # as a flag's default: it must be given
 GROUPS = ("model and data", "sft and test", "machine", "rollout", "reward", "judge", "advantage", "update",
-          "memory", "run")
+          "held-out problems", "memory", "run")
 KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", list: "a list of texts"}
 
 

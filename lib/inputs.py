@@ -25,9 +25,9 @@ def check_prompts(path, rows, tokenizer, allowed):
     return longest
 
 
-def check_responses(what, number, samples):
+def check_responses(what, number, samples, flag="--samples"):
     if number * samples > RESPONSES:
-        raise ValueError(f"{what} {number} with --samples {samples}: expected at most {RESPONSES} responses")
+        raise ValueError(f"{what} {number} with {flag} {samples}: expected at most {RESPONSES} responses")
 
 
 def check_length(folder, tokens):
@@ -76,8 +76,8 @@ def for_sft(args, example):
 
 
 def for_ppo(args):
-    """(tokenizer, problems, longest prompt, verifier, reward function), or an error where something given is
-    wrong."""
+    """(tokenizer, problems, held-out problems, longest prompt, verifier, reward function), or an error where
+    something given is wrong."""
     cli.must_be_new(args)
     if args.advantage == "group" and args.samples < 2:
         raise ValueError("--advantage group: --samples is 1, "
@@ -92,12 +92,34 @@ def for_ppo(args):
     hf.check_weights(args.model)
     problems = files.load_problems(args.data, needed(args))
     longest = check_prompts(args.data, problems, tokenizer, args.max_prompt)
+    held_out = files.load_problems(args.eval_data, needed(args)) if args.eval_data else []
+    longest = max(longest, check_prompts(args.eval_data, held_out, tokenizer, args.max_prompt))
     check_length(args.model, longest + args.max_response)
+    check_responses("--eval-data: problems", len(held_out), args.eval_samples, "--eval-samples")
     check_responses("--rollout-batch", args.rollout_batch, args.samples)
     verifier = functions.load("--verifier", args.verifier, functions.verdict)
     reward = functions.load("--reward", args.reward, functions.number)
     cli.check_inputs(args)
-    return tokenizer, problems, longest, verifier, reward
+    if held_out:
+        warn_of_held_out(args, problems, held_out)
+    return tokenizer, problems, held_out, longest, verifier, reward
+
+
+def warn_of_held_out(args, problems, held_out):
+    """Say how many held-out problems are trained on, and how many answers nobody can give."""
+    trained = {words(row) for row in problems}
+    shared = [row for row in held_out if words(row) in trained]
+    if shared:
+        logs.say(f"warning: {len(shared)} of {len(held_out)} problems of {args.eval_data} are also in "
+                 f"{args.data}, first line {shared[0]['line']}: they are trained on, not held out")
+    unread = "" if args.verifier else logs.gold_warning(args.eval_data, held_out)
+    if unread:
+        logs.say(f"warning: {unread}")
+
+
+def words(row):
+    """A problem's text, by which it is known again."""
+    return " ".join(row["problem"].split()).casefold()
 
 
 def for_eval(args):

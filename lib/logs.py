@@ -1,6 +1,7 @@
 """What a run writes down as it goes: its jsonl logs, and how much of the machine it used."""
 import contextlib
 import functools
+import json
 import os
 import re
 import sys
@@ -22,6 +23,29 @@ def log(run, rows):
     """Append the rows {log's name: rows} to the run's logs."""
     parallel.together(lambda: [files.append_jsonl(run / f"{name}.jsonl", lines)
                                for name, lines in rows.items()])
+
+
+def last_line(run, name, step):
+    """The last line of a log if it is of this step, else {}."""
+    file = run / f"{name}.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    row = json.loads(lines[-1]) if lines else {}
+    return row if row.get("step") == step else {}
+
+
+def complete(run, rows):
+    """Add the values of each row of {log's name: row} to the log's last line, if that is of the row's step;
+    else they are a line of their own."""
+    def write():
+        for name, row in rows.items():
+            file = run / f"{name}.jsonl"
+            before = last_line(run, name, row["step"])
+            lines = file.read_text(encoding="utf-8").splitlines(True) if file.is_file() else []
+            kept = lines[:-1] if before else lines
+            files.write_text(file, "".join(kept) + json.dumps(before | row) + "\n")
+            files.sync(file)
+
+    parallel.together(write)
 
 
 def say(line):

@@ -29,7 +29,9 @@ device, mesh = parallel.start(changes.get("shard_ranks", 0))
 config = ppo.PPOConfig(**dict(steps=3, rollout_batch=7, train_batch=3, max_response=12, slots=4, freeze_steps=1, dtype="float32", lr=1e-3,
                        critic_lr=1e-3, adam_eps=1e-5, temperature=0.7, micro_tokens=120, length_scale=8.0, warmup=0.0, save_every=2) | changes)
 problems = [json.loads(line) for line in data.read_text().splitlines()[:20]]
-trainer = ppo.Trainer(config, folder, problems, Tokenizer.from_file(str(folder / "tokenizer.json")), out, device, mesh)
+held_out = [json.loads(line) for line in data.with_name("test.jsonl").read_text().splitlines()[:3]]
+trainer = ppo.Trainer(config, folder, problems, Tokenizer.from_file(str(folder / "tokenizer.json")), out, device, mesh,
+                      held_out=held_out)
 if "resume" in sys.argv:
     trainer.resume()
 metrics, samples, batch = trainer.train_step()

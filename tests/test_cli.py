@@ -158,6 +158,9 @@ def test_bad_data_gets_one_line_and_status_2(folder, tmp_path, refused, text, wo
     (["--grad-clip", "0"], "--grad-clip: 0 is out of range, expected at least 1e-09"), (["--reward-clip", "0"], "--reward-clip: 0 is out of range"),
     (["--judge-workers", "1000000000"], "--judge-workers: 1000000000 is out of range"),
     (["--rollout-batch", "1000000000"], "--rollout-batch 1000000000 with --samples 1: expected at most 1048576 responses"),
+    (["--eval-data", "nowhere.jsonl"], "nowhere.jsonl: no such file"), (["--eval-data", str(TINY / "facts.jsonl")], "facts.jsonl:1: answer is nothing"),
+    (["--eval-data", str(TINY / "test.jsonl"), "--max-prompt", "32"], "test.jsonl:1: the prompt has"),
+    (["--eval-data", str(TINY / "test.jsonl"), "--eval-samples", "1000000"], "with --eval-samples 1000000: expected at most 1048576 responses"),
     (["--kv-gb", "1e-6"], "--kv-gb is 1e-06, expected at least"), (["--model", str(TINY / "model")], "--from-scratch")])
 def test_bad_flags_get_a_clear_line_and_status_2(folder, tmp_path, refused, words, message):  # noqa: F811
     data = bad(tmp_path, GOOD)
@@ -491,7 +494,7 @@ def test_every_flag_has_help_and_a_default():
 def test_help_comes_in_groups_and_shows_no_empty_default():
     text = rlsp.parser()._subparsers._group_actions[0].choices["ppo"].format_help()
     groups = [line[:-1] for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert groups == ["options", "model and data", "rollout", "reward", "judge", "advantage", "update", "memory", "run"]
+    assert groups == ["options", "model and data", "rollout", "reward", "judge", "advantage", "update", "held-out problems", "memory", "run"]
     assert "(default: 2e-07)" in text and "None" not in text and "ppo --model MODEL --data DATA [flags]" in text
 
 
@@ -675,6 +678,19 @@ def test_absurd_seeds_are_refused_in_one_line_and_the_largest_works(folder, tmp_
     more = {"sft": ["--from-scratch"], "ppo": ["--steps", "1", "--rollout-batch", "2", "--freeze-steps", "0", "--max-response", "4"]}
     status, _, error = call(*words, "--dtype", "float32", "--seed", 2**63 - 1, *more.get(command, ["--max-response", "4"]))
     assert status == 0, error
+
+
+def test_held_out_problems_that_are_trained_on_or_that_nobody_can_answer_are_told(folder, tmp_path, call):  # noqa: F811
+    data = bad(tmp_path, GOOD)
+    (tmp_path / "held.jsonl").write_text(GOOD.replace("1 + 1", "2 + 2") + GOOD.replace("What is", "what\u00a0\\n is") + GOOD.replace('"2"', '"}{"'))
+    status, out, error = call("ppo", "--model", folder, "--data", data, "--out", tmp_path / "run", "--eval-data", tmp_path / "held.jsonl", "--max-response", "8",
+                              "--steps", "1", "--rollout-batch", "2", "--freeze-steps", "0", "--dtype", "float32")
+    assert status == 0, error
+    held = tmp_path / "held.jsonl"
+    assert f"rlsp.py: warning: 2 of 3 problems of {held} are also in {data}, first line 2: they are trained on, not held out\n" in error
+    assert f"rlsp.py: warning: the verifier cannot read 1 of 3 answers of {held}, first in line 3: '}}{{'\n" in error
+    assert re.search(r"rlsp.py: step 0: 0.0 % of the answers to 3 held-out problems are right \(standard error 0.0 %\); \d tokens per response; \d s\n", error)
+    assert json.loads((tmp_path / "run/config.json").read_text())["inputs"]["eval_data"] == files.measure(held)
 
 
 def test_pass_at_k_is_unbiased():

@@ -66,6 +66,8 @@ def test_checklist_9_13_18_any_number_of_ranks_trains_the_same(folder, alone, tm
     for mine, theirs in zip(rows(out, "sft/metrics.jsonl"), rows(alone[3], "sft/metrics.jsonl"), strict=True):
         for k in ("step", "loss", "grad_norm", "lr", "tokens"):
             assert mine[k] == pytest.approx(theirs[k], rel=1e-4), k
+    found, expected = ({k: v for k, v in rows(place, "metrics.jsonl")[-1].items() if k.startswith("eval_")} for place in (out, alone[3]))
+    assert found == pytest.approx(expected) and len(found) == 6 and found["eval_problems"] == 3 and found["eval_tokens"] > 3
     assert rows(out, "eval/outputs-1.jsonl") == rows(alone[3], "eval/outputs-1.jsonl")  # three problems: one of 4 ranks has none
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from lib import decode, functions, guards, hf, logs, parallel
+from lib import decode, evaluation, functions, guards, hf, logs, parallel
 import model as M
 import ppo
 import rlsp
@@ -204,14 +204,14 @@ def problems():
     return [json.loads(line) for line in (ROOT / "data" / "tiny" / "train.jsonl").read_text().splitlines()[:20]]
 
 
-def trainer(folder, run, function=None, **changes):
+def trainer(folder, run, function=None, held_out=(), **changes):
     config = ppo.PPOConfig(**(dict(
         steps=4, rollout_batch=6, train_batch=3, max_response=12, slots=4, freeze_steps=0, dtype="float32", lr=1e-3,
         critic_lr=1e-3, temperature=0.7, micro_tokens=200, save_every=2, length_scale=8.0, recompute=False, warmup=0.0) | changes))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     device, mesh = parallel.start()
     run.mkdir(exist_ok=True)
-    return ppo.Trainer(config, folder, problems(), tokenizer, run, device, mesh, function)
+    return ppo.Trainer(config, folder, problems(), tokenizer, run, device, mesh, function, held_out=held_out)
 
 
 def weights(net):
@@ -528,6 +528,63 @@ def test_group_advantage_trains_without_a_critic(folder, tmp_path):
     assert not hasattr(t, "critic") and "value_loss" not in metrics and "policy_loss" in metrics
     assert [s.problem["unique_id"] for s in samples] == [samples[i // 3 * 3].problem["unique_id"] for i in range(6)]
     t.save()
+
+
+# ---- held-out problems
+
+def held_out():
+    """Seven other problems, one of which has a longer prompt than all that are trained on."""
+    rows = [json.loads(line) for line in (ROOT / "data" / "tiny" / "test.jsonl").read_text().splitlines()[:7]]
+    return [rows[0] | {"problem": rows[0]["problem"] * 5}, *rows[1:]]
+
+
+def accepts(response, problem):
+    return sum(map(ord, response)) % 3 == 0
+
+
+def test_an_evaluation_inside_changes_no_training_number_and_is_right(folder, tmp_path):
+    runs = {"without": trainer(folder, tmp_path / "without"),
+            "with": trainer(folder, tmp_path / "with", held_out=held_out(), eval_every=3, eval_samples=2)}
+    for t in runs.values():
+        t.verifier = accepts
+        t.train()
+    metrics = lines(tmp_path / "with")
+    evaluated = {m["step"]: {k: m.pop(k) for k in list(m) if k.startswith("eval_")} for m in metrics}
+    assert [step for step, found in evaluated.items() if found] == [0, 3, 4]
+    assert metrics[0] == {"step": 0} and metrics[1:] == lines(tmp_path / "without")
+    for log in ("rollouts.jsonl", "tokens.jsonl"):
+        assert (tmp_path / "with" / log).read_bytes() == (tmp_path / "without" / log).read_bytes()
+    assert torch.equal(weights(runs["with"].policy), weights(runs["without"].policy))
+    timing = [json.loads(line) for line in (tmp_path / "with/timing.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in timing if row.get("eval_seconds", 0) > 0] == [0, 3, 4] and len(timing) == 5
+    # the oracle: the policy before and after, sampled one response at a time with streams that no rollout has
+    t = runs["with"]
+    for step, source in (0, folder), (4, tmp_path / "with/model"):
+        net = hf.load(source, M.Llama, torch.float32)
+        rates, tokens, truncated = [], [], []
+        for i, row in enumerate(held_out()):
+            found = [decode.generate(net, [hf.chat_prompt(t.tokenizer, row["problem"])], 12, 0.7, t.eos, seed=0, streams=[-1 - 2 * i - j])[0]
+                     for j in range(2)]
+            rates.append(sum(accepts(t.tokenizer.decode(r, skip_special_tokens=True), row) for r in found) / 2)
+            tokens += map(len, found)
+            truncated += [r[-1] not in t.eos for r in found]
+        mean = sum(rates) / 7
+        assert evaluated[step] == pytest.approx(dict(
+            eval_problems=7, eval_accuracy=mean, eval_standard_error=math.sqrt(sum((r - mean) ** 2 for r in rates) / 6 / 7),
+            eval_tokens=sum(tokens) / 14, eval_truncated=sum(truncated) / 14, eval_answered=1.0))
+    assert 0 < evaluated[0]["eval_accuracy"] < 1 and evaluated[0] != evaluated[4]
+
+
+def test_held_out_accuracy_is_the_verifiers_of_boxes(folder, tmp_path, monkeypatch):
+    t = trainer(folder, tmp_path, held_out=held_out(), steps=1, eval_samples=3)
+    said = iter([r"\boxed{%s}" % row["answer"] for row in held_out()[:2] for _ in range(3)] + [r"so \boxed{x y z}"] * 3 + ["none"] * 12)
+    monkeypatch.setattr(t, "sample", lambda chosen, streams, title: (
+        [ppo.Sample(t.problems[i], t.prompts[i], [5] * 4, [], next(said), False) for i in chosen], {}))
+    evaluation.held_out(t)
+    evaluation.held_out(t)  # it is there already
+    (m,) = lines(tmp_path)
+    assert m == pytest.approx(dict(step=0, eval_accuracy=2 / 7, eval_standard_error=math.sqrt((2 * 25 + 5 * 4) / 49 / 6 / 7), eval_tokens=4,
+                                   eval_truncated=0, eval_answered=3 / 7, eval_problems=7))
 
 
 def lines(run):

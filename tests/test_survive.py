@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib import checkpoint, cli, decode, files, guards, hf, logs, parallel
+from lib import checkpoint, cli, decode, evaluation, files, guards, hf, logs, parallel
 from lib import signals as lib_signals
 from lib.signals import Stopped
 import kill
@@ -28,7 +28,7 @@ import ppo
 import rlsp
 from conftest import ROOT
 from test_cli import refused, rlsp_py  # noqa: F401  (refused is a fixture)
-from test_ppo import folder, lines, trainer, weights  # noqa: F401  (folder is a fixture)
+from test_ppo import folder, held_out, lines, trainer, weights  # noqa: F401  (folder is a fixture)
 
 DATA = ROOT / "data/tiny/train.jsonl"
 SMALL = ["--rollout-batch", "6", "--train-batch", "3", "--max-response", "16", "--freeze-steps", "0", "--dtype", "float32", "--save-every", "1",
@@ -290,6 +290,41 @@ def test_a_signal_stops_at_a_whole_step_with_a_checkpoint(folder, tmp_path, sign
     again.train()
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
     assert torch.equal(weights(again.policy), weights(whole.policy)) and torch.equal(weights(again.critic), weights(whole.critic))
+
+
+@pytest.mark.parametrize("step", [0, 2, 3])
+def test_a_run_that_is_stopped_in_an_evaluation_goes_on_in_it(folder, tmp_path, signals, monkeypatch, step):  # noqa: F811
+    """Or is killed in it, without a checkpoint of its step: before the first step, on the way, after the last one."""
+    new = lambda name: trainer(folder, tmp_path / name, steps=3, save_every=0, eval_every=2, held_out=held_out())
+    metrics = lambda name: b"".join(f.read_bytes() for f in (tmp_path / name).glob("metrics.jsonl"))
+    new("whole").train()
+    inner = evaluation.scores_on_held_out
+
+    class Killed(BaseException):
+        pass
+
+    def killed(t):
+        raise Killed
+
+    for name, then in (("stopped", terminate), ("killed", killed)):
+        monkeypatch.setattr(evaluation, "scores_on_held_out", lambda t: (t.step == step and then(t), inner(t))[1])
+        with pytest.raises((Stopped, Killed)):
+            new(name).train()
+        assert len(metrics(name).splitlines()) == (step + 1 if step else 0)  # the training's numbers of the step are there
+        assert [f.name for f in checkpoint.steps(tmp_path / name)] == [f"step-{step:06d}"] * (step == 3 or (step > 0 and name == "stopped"))
+        monkeypatch.undo()
+        signals.__init__()
+        again = new(name)
+        again.resume()
+        assert again.step == (step if name == "stopped" or step == 3 else 0)
+        again.train()
+        assert metrics(name) == metrics("whole") and metrics("whole").count(b"eval_accuracy") == 3
+    # its line lost: the evaluation is made again, and stands alone
+    (tmp_path / "whole/metrics.jsonl").unlink()
+    again = new("whole")
+    again.resume()
+    again.train()
+    assert [set(row) - set(lines(tmp_path / "killed")[0]) for row in lines(tmp_path / "whole")] == [set()]
 
 
 def start(words, ranks=1, **env):
