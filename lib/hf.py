@@ -192,7 +192,7 @@ def load(folder, cls=Llama, dtype=torch.bfloat16, device="cpu", mesh=None, compu
     model.to_empty(device=device)
     targets, ignore = parameters(model)
     load_tensors(targets, folder, ignore)
-    check_tied(folder, config, parallel.my_rows(model.model.embed_tokens.weight))
+    check_tied(folder, config, parallel.my_part(model.model.embed_tokens.weight)[0])
     if cls is Critic:
         weight = torch.empty(1, config.hidden_size).normal_(
             0.0, 1 / (config.hidden_size + 1), generator=torch.Generator().manual_seed(init_seed or 0))
