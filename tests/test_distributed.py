@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 
 from lib import decode, hf, parallel
-import model as M
 from conftest import ROOT, tiny_llama
 from test_ppo import TINY
 
