@@ -258,26 +258,27 @@ def as_batch(samples):
 class Trainer:
     """Policy, critic, reference and sampler of one run.
 
-    problems: dicts with `problem` and `answer`; run: the run's folder; reward_function and
-    verifier: the user's own, of (response, problem), in place of Eq. 1 and of the mathematics
-    verifier; held_out: problems that are never trained on, for evaluation.
+    problems: dicts with `problem` and `answer`; chat: lib.chat.Chat of the folder; run: the run's
+    folder; reward_function and verifier: the user's own, of (response, problem), in place of Eq. 1
+    and of the mathematics verifier; held_out: problems that are never trained on, for evaluation.
     """
 
-    def __init__(self, config, folder, problems, tokenizer, run, device, mesh,
+    def __init__(self, config, folder, problems, chat, run, device, mesh,
                  reward_function=None, verifier=None, held_out=()):
         self.config = config
         self.folder = folder
         self.problems = [*problems, *held_out]
         self.training = len(problems)  # those that are trained on come first
-        self.tokenizer = tokenizer
+        self.chat = chat
+        self.tokenizer = chat.tokenizer
         self.run = Path(run)
         self.device = device
         self.reward_function = reward_function
         self.verifier = verifier
         self.gold_warning = ""  # of logs.gold_warning
         self.dtype = getattr(torch, config.dtype)
-        self.prompts = [hf.chat_prompt(tokenizer, p["problem"]) for p in self.problems]
-        self.eos = hf.eos_ids(folder, tokenizer)
+        self.prompts = [chat.prompt_ids(p["problem"]) for p in self.problems]
+        self.eos = chat.eos
         self.step = 0  # the last step that is finished
         self.saved = 0  # the last step that has a checkpoint
         self.updates = {"policy": 0, "critic": 0}
@@ -608,7 +609,7 @@ class Trainer:
                 bar.set_postfix(logs.shown(metrics))
                 checkpoint.after_step(self.step, c.steps, c.save_every, self.save)
         hf.save(self.policy, self.run / "model", self.dtype)
-        parallel.together(lambda: hf.copy_tokenizer(self.folder, self.run / "model"))
+        parallel.together(lambda: self.chat.write(self.run / "model"))
         evaluation.held_out(self)
 
     def save(self):

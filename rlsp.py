@@ -52,6 +52,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from lib import checkpoint, cli, cpu, decode, evaluation, files, flags, guards, hf, inputs, logs
 from lib import parallel, plan, recipe, report, threads
+from lib.chat import Prompting
 from lib.flags import REQUIRED, flag, pick
 import model as M
 from ppo import PPOConfig
@@ -85,7 +86,7 @@ class Training(Run):
 
 
 @dataclass(kw_only=True)
-class SFT(Training, pick(
+class SFT(Training, Prompting, pick(
         PPOConfig, "seed", "keep", "warmup", "lr_end", "adam_eps", "grad_clip", "micro_tokens",
         "recompute", "compile", "offload", "shard_ranks", save_every=200)):
     """Supervised fine-tuning on demonstrations of the reasoning process."""
@@ -106,7 +107,7 @@ class SFT(Training, pick(
 
 
 @dataclass(kw_only=True)
-class PPO(Training, PPOConfig):
+class PPO(Training, Prompting, PPOConfig):
     """PPO with outcome verifier and exploration reward; defaults are the paper's for an 8B
     model."""
     command = "ppo"
@@ -115,7 +116,7 @@ class PPO(Training, PPOConfig):
 
 
 @dataclass(kw_only=True)
-class Eval(Run, pick(
+class Eval(Run, Prompting, pick(
         PPOConfig, "seed", "max_prompt", "samples", "verifier", "slots", "kv_gb", "sampler",
         "shard_ranks")):
     """Accuracy of one or more models on a problem file."""
@@ -135,7 +136,7 @@ class Eval(Run, pick(
 
 
 @dataclass(kw_only=True)
-class Sample(pick(
+class Sample(Prompting, pick(
         PPOConfig, "samples", "exploration", "alpha", "length_scale", "length_floor", "steps_scale",
         "verifier", "seed", max_response=1024),
         pick(Eval, "limit", "temperature"), pick(Run, "model", "dtype")):
@@ -189,22 +190,22 @@ def check_memory(folder, config, mesh, stage):
 
 # ---------------------------------------------------------------------------------- sft
 
-def sft_example(tokenizer, row):
+def sft_example(chat, row):
     """Prompt + demonstration + end of turn, as (ids, mask of the trained ones)."""
-    ids = hf.chat_prompt(tokenizer, row["problem"])
+    ids = chat.prompt_ids(row["problem"])
     mask = [False] * len(ids)
     pieces = row["solution"] if isinstance(row["solution"], list) else [[row["solution"], True]]
-    for text, trained in pieces:
-        new = tokenizer.encode(text, add_special_tokens=False).ids
+    for i, (text, trained) in enumerate(pieces):
+        new = chat.response_ids(text, first=i == 0)
         ids, mask = ids + new, mask + [trained] * len(new)
-    return ids + [hf.end_of_turn(tokenizer)], mask + [pieces[-1][1]]
+    return ids + [chat.end], mask + [pieces[-1][1]]
 
 
 def sft(args):
     """Maximum likelihood of the demonstrations' tokens."""
     with cli.checked_input():
         with parallel.alike():
-            examples = inputs.for_sft(args, sft_example)
+            chat, examples = inputs.for_sft(args, sft_example)
         longest = max(len(ids) for ids, _ in examples)
         device, mesh = parallel.start(args.shard_ranks, args.offload)
         size = PPOConfig(
@@ -236,7 +237,7 @@ def sft(args):
             checkpoint.after_step(step, total, args.save_every, lambda: checkpoint.save(
                 run, *trained, step, {"policy": step}, args.keep))
     hf.save(policy, run / "model", dtype)
-    parallel.together(lambda: hf.copy_tokenizer(args.model, run / "model"))
+    parallel.together(lambda: chat.write(run / "model"))
     if parallel.rank() == 0:
         print(f"wrote {files.visible(run / 'model', 1000)}")
 
@@ -291,11 +292,11 @@ def sft_loss(policy, chosen, count, device, micro_tokens):
 def run_ppo(args):
     with cli.checked_input():
         with parallel.alike():
-            tokenizer, problems, held_out, longest, verifier, function = inputs.for_ppo(args)
+            chat, problems, held_out, longest, verifier, function = inputs.for_ppo(args)
         device, mesh = parallel.start(args.shard_ranks, args.offload)
         check_memory(args.model, dataclasses.replace(args, max_prompt=longest), mesh, "ppo")
         found = checkpoint.find(args.run, args.checkpoint) if args.resume else None
-        trainer = ppo.Trainer(args, args.model, problems, tokenizer, args.run, device, mesh,
+        trainer = ppo.Trainer(args, args.model, problems, chat, args.run, device, mesh,
                               function, verifier, held_out)
         if not (verifier or function):
             trainer.gold_warning = logs.gold_warning(args.data, problems)
@@ -359,19 +360,18 @@ def run_sample(args):
     """Print responses with what the verifier and Eq. 1 say of them."""
     with cli.checked_input():
         with parallel.alike():
-            tokenizer, rows, verifier = inputs.for_sample(args)
+            chat, rows, verifier = inputs.for_sample(args)
         device, _ = parallel.start()
         net = hf.load(args.model, M.Llama, getattr(torch, args.dtype), device).eval()
-        eos = hf.eos_ids(args.model, tokenizer)
-    prompts = [hf.chat_prompt(tokenizer, r["problem"]) for r in rows for _ in range(args.samples)]
+    prompts = [chat.prompt_ids(r["problem"]) for r in rows for _ in range(args.samples)]
     with guards.sampling_from(args.model, net):
-        responses = decode.generate(net, prompts, args.max_response, args.temperature, eos,
+        responses = decode.generate(net, prompts, args.max_response, args.temperature, chat.eos,
                                     seed=args.seed, decoder=cpu.CPUDecoder.of(net))
     for i, response in enumerate(responses):
         row = rows[i // args.samples]
-        text = tokenizer.decode(response, skip_special_tokens=True)
-        truncated = response[-1] not in eos
-        evaluation.show(row, text, len(response), truncated, tokenizer, verifier, args)
+        text = chat.tokenizer.decode(response, skip_special_tokens=True)
+        truncated = response[-1] not in chat.eos
+        evaluation.show(row, text, len(response), truncated, chat.tokenizer, verifier, args)
 
 
 # ---------------------------------------------------------------------------------- report

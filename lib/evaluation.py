@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lib import files, functions, guards, hf, logs, parallel, report, tensor
+from lib import chat, files, functions, guards, hf, logs, parallel, report, tensor
 from lib.flags import flag
 import model as M
 import rewards
@@ -77,30 +77,29 @@ def evaluate(folder, rows, args, device, mesh, verifier=None):
     """Sample and verify; every rank does its share. Returns one dict per problem, in order, on every rank.
     With a verifier of the user's own a response without a box votes for maj@k with its whole text: who
     verifies otherwise may well ask for no box."""
-    tokenizer = hf.load_tokenizer(folder)
+    asked = chat.Chat(folder, args)
     dtype = getattr(torch, args.dtype)
     config = hf.read_config(folder)
     sampler_mesh = tensor.sampler_mesh(args.sampler, config, mesh)
     net = hf.load(folder, M.Llama, dtype, device, sampler_mesh).eval()
-    eos = hf.eos_ids(folder, tokenizer)
     n = args.samples
     mine = range(parallel.rank(), len(rows) * n, parallel.world_size())
-    prompts = [hf.chat_prompt(tokenizer, r["problem"]) for r in rows]
+    prompts = [asked.prompt_ids(r["problem"]) for r in rows]
     longest = max(map(len, prompts)) + args.max_response
     cache = tensor.new_cache(config, args, len(rows) * n, longest, dtype, device, mesh)
     title = f"eval {files.visible(folder, 40)}"
     with logs.bar(title, len(mine), lines=10) as bar, guards.sampling_from(folder, net):
         responses = tensor.generate(
-            net, [prompts[i // n] for i in mine], args.max_response, args.temperature, eos, seed=args.seed,
-            streams=mine, slots=args.slots, progress=bar, cache=cache,
+            net, [prompts[i // n] for i in mine], args.max_response, args.temperature, asked.eos,
+            seed=args.seed, streams=mine, slots=args.slots, progress=bar, cache=cache,
             lockstep=args.sampler == "sharded")
-    texts = [tokenizer.decode(response, skip_special_tokens=True) for response in responses]
+    texts = [asked.tokenizer.decode(response, skip_special_tokens=True) for response in responses]
     attempts = [(text, rows[i // n]) for i, text in zip(mine, texts)]
     verdicts = functions.call_all(verifier, attempts) if verifier else [None] * len(attempts)
     results = []
     for i, response, text, verdict in zip(mine, responses, texts, verdicts):
         correct, answer, reason = judged(text, rows[i // n], verdict, not args.any_answer)
-        results.append((i, text, correct, answer, reason, len(response), response[-1] not in eos))
+        results.append((i, text, correct, answer, reason, len(response), response[-1] not in asked.eos))
     results = sorted(sum(parallel.gather(results), []))
     out = []
     for j, row in enumerate(rows):

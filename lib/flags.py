@@ -11,7 +11,8 @@ GROUPS = ("model and data", "sft and test", "machine", "rollout", "reward", "jud
 KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", list: "a list of texts"}
 
 
-def flag(group, default, help, low=None, high=None, choices=None, resume="same", again=False, option=None):
+def flag(group, default, help, low=None, high=None, choices=None, resume="same", again=False, option=None,
+         empty=False):
     """A dataclass field that is a flag of the command line. Everything about it is said here and nowhere
     else.
 
@@ -19,12 +20,12 @@ def flag(group, default, help, low=None, high=None, choices=None, resume="same",
     --like-its-name; without dashes it has a place instead of a name. resume: what a resumed run may do with
     it: nothing but the "same" value, "any" value, one that makes the run "longer", another path to the same
     "content"; a "once" flag is of this start alone, not kept in config.json. again: it says what code runs or
-    who gets a key, so it is never taken from a file, maybe a stranger's.
+    who gets a key, so it is never taken from a file, maybe a stranger's. empty: "" is a value, too.
     """
     assert group in GROUPS and resume in ("same", "any", "longer", "content", "once"), (group, resume)
     return dataclasses.field(default=default, metadata=dict(
         group=group, help=help, low=low, high=high, choices=choices, resume=resume, again=again,
-        option=option))
+        option=option, empty=empty))
 
 
 def pick(cls, *names, **defaults):
@@ -56,7 +57,7 @@ def checked(f, value):
     if value is None and f.default is None:
         return None
     # As of a shell's unset variable; for --resume, resumed() has its own line.
-    if value == "" and f.default != "" and f.name != "resume":
+    if value == "" and f.default != "" and f.name != "resume" and not m["empty"]:
         raise ValueError(f"nothing is given, expected {metavar(f)}")
     if type(value) not in types.get(expected, (expected,)) or expected is list and not (
             value and all(type(x) is str for x in value)):

@@ -1,5 +1,5 @@
 """Hugging Face folders: config.json, safetensors in and out with each rank reading only its own rows,
-tokenizer, chat prompts."""
+tokenizer."""
 import json
 import math
 import os
@@ -287,7 +287,6 @@ def load_tokenizer(folder):
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    chat_style(tokenizer)
     size = read_config(folder).vocab_size
     vocabulary = tokenizer.get_vocab()
     if len(vocabulary) > size:
@@ -300,7 +299,7 @@ def load_tokenizer(folder):
     if len(longest) > TOKEN:
         raise ValueError(f"{path}: token {files.visible(repr(longest))} has {len(longest)} characters, "
                          f"expected at most {TOKEN}")
-    eos_ids(folder, tokenizer)
+    named_eos(folder)
     return tokenizer
 
 
@@ -321,51 +320,9 @@ def growth(part):
             "ByteLevel": 2.0, "Precompiled": math.inf}.get(kind, 1.0)
 
 
-def chat_style(tokenizer):
-    """The chat template, "llama3" or "chatml", by the special tokens that the tokenizer has."""
-    def has(*names):
-        return all(tokenizer.token_to_id(name) is not None for name in names)
-
-    if has("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"):
-        return "llama3"
-    if has("<|im_start|>", "<|im_end|>"):
-        return "chatml"
-    raise ValueError("tokenizer.json: neither Llama 3's "
-                     "<|start_header_id|>, <|end_header_id|>, <|eot_id|>, <|begin_of_text|> "
-                     "nor ChatML's <|im_start|>, <|im_end|> among its tokens; "
-                     "expected a chat model's tokenizer")
-
-
-def chat_prompt(tokenizer, problem):
-    """Token ids of one user turn `Problem: {problem}` and the opening of the assistant's turn, without a
-    system message.
-
-    Only the template's own special tokens become special: text such as <|eot_id|> inside a problem stays
-    text.
-    """
-    special = tokenizer.token_to_id
-
-    def text(string):
-        return tokenizer.encode(string, add_special_tokens=False).ids
-
-    def turn(role):
-        return [special("<|start_header_id|>"), *text(role), special("<|end_header_id|>")]
-
-    if chat_style(tokenizer) == "llama3":
-        return [special("<|begin_of_text|>"), *turn("user"), *text(f"\n\nProblem: {problem}"),
-                special("<|eot_id|>"), *turn("assistant"), *text("\n\n")]
-    return [special("<|im_start|>"), *text(f"user\nProblem: {problem}"), special("<|im_end|>"), *text("\n"),
-            special("<|im_start|>"), *text("assistant\n")]
-
-
-def end_of_turn(tokenizer):
-    return tokenizer.token_to_id("<|eot_id|>" if chat_style(tokenizer) == "llama3" else "<|im_end|>")
-
-
-def eos_ids(folder, tokenizer):
-    """Ids that end a response: the chat template's end of turn, and what generation_config.json or
-    config.json name."""
-    ids = {end_of_turn(tokenizer)}
+def named_eos(folder):
+    """The ids that end a response by generation_config.json and config.json, in this order."""
+    ids = []
     size = read_config(folder).vocab_size
     for file in ("generation_config.json", "config.json"):
         path = Path(folder) / file
@@ -376,8 +333,8 @@ def eos_ids(folder, tokenizer):
                 if type(i) is not int or not 0 <= i < size:
                     raise ValueError(f"{path}: eos_token_id has {files.visible(repr(i))}, "
                                      f"expected ids below vocab_size {size}")
-                ids.add(i)
-    return sorted(ids)
+                ids.append(i)
+    return ids
 
 
 def token_texts(tokenizer, ids):

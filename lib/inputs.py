@@ -7,17 +7,25 @@ from pathlib import Path
 
 import numpy as np
 
-from lib import cli, files, functions, hf, judge, logs
+from lib import chat, cli, files, functions, hf, judge, logs
 
 RESPONSES = 2**20  # of a step or an evaluation: what is known of each of their tokens is in memory
 
 
-def check_prompts(path, rows, tokenizer, allowed):
+def chat_of(folder, args):
+    """How the folder's model is asked, by the flags; says what the user should know of it."""
+    found = chat.Chat(folder, args)
+    if found.note:
+        logs.say(f"warning: {found.note}")
+    return found
+
+
+def check_prompts(path, rows, asked, allowed):
     """The length of the longest prompt in tokens. A ValueError names the first line whose prompt is longer
     than allowed, before the next one is read: a long text takes its time."""
     longest = 0
     for row in rows:
-        n = len(hf.chat_prompt(tokenizer, row["problem"]))
+        n = len(asked.prompt_ids(row["problem"]))
         if n > allowed:
             raise ValueError(f"{path}:{row['line']}: the prompt has {n} tokens, "
                              f"expected at most {allowed} (--max-prompt)")
@@ -43,18 +51,18 @@ def needed(args):
 
 
 def for_sft(args, example):
-    """What example(tokenizer, row) makes of the demonstrations: (ids, mask of the trained ones), as arrays of
-    int32 and bool. Lists would take eight times as much memory, 15 GB per process for 100,000 long
+    """(chat, what example(chat, row) makes of the demonstrations): (ids, mask of the trained ones), as arrays
+    of int32 and bool. Lists would take eight times as much memory, 15 GB per process for 100,000 long
     demonstrations."""
     cli.must_be_new(args)
-    tokenizer = hf.load_tokenizer(args.model)
+    asked = chat_of(args.model, args)
     hf.tokenizer_files(args.model)
     if not args.from_scratch:
         hf.check_weights(args.model)
     examples = []
     left_out = 0
     for row in files.read_problems(args.data, ("problem", "solution")):
-        ids, mask = example(tokenizer, row)
+        ids, mask = example(asked, row)
         if len(ids) > args.max_tokens and args.drop_long:
             left_out += 1
             continue
@@ -72,11 +80,12 @@ def for_sft(args, example):
         raise ValueError(f"{args.data}: every demonstration is longer than --max-tokens {args.max_tokens}")
     check_length(args.model, max(len(ids) for ids, _ in examples))
     cli.check_inputs(args)
-    return examples
+    asked.keep(args)
+    return asked, examples
 
 
 def for_ppo(args):
-    """(tokenizer, problems, held-out problems, longest prompt, verifier, reward function), or an error where
+    """(chat, problems, held-out problems, longest prompt, verifier, reward function), or an error where
     something given is wrong."""
     cli.must_be_new(args)
     if args.advantage == "group" and args.samples < 2:
@@ -87,22 +96,23 @@ def for_ppo(args):
     if args.exploration == "judge":
         judge.check_judge(args.judge_url, args.judge_model)
         judge.read_rubric(args.judge_rubric)
-    tokenizer = hf.load_tokenizer(args.model)
+    asked = chat_of(args.model, args)
     hf.tokenizer_files(args.model)
     hf.check_weights(args.model)
     problems = files.load_problems(args.data, needed(args))
-    longest = check_prompts(args.data, problems, tokenizer, args.max_prompt)
+    longest = check_prompts(args.data, problems, asked, args.max_prompt)
     held_out = files.load_problems(args.eval_data, needed(args)) if args.eval_data else []
-    longest = max(longest, check_prompts(args.eval_data, held_out, tokenizer, args.max_prompt))
+    longest = max(longest, check_prompts(args.eval_data, held_out, asked, args.max_prompt))
     check_length(args.model, longest + args.max_response)
     check_responses("--eval-data: problems", len(held_out), args.eval_samples, "--eval-samples")
     check_responses("--rollout-batch", args.rollout_batch, args.samples)
     verifier = functions.load("--verifier", args.verifier, functions.verdict)
     reward = functions.load("--reward", args.reward, functions.number)
     cli.check_inputs(args)
+    asked.keep(args)
     if held_out:
         warn_of_held_out(args, problems, held_out)
-    return tokenizer, problems, held_out, longest, verifier, reward
+    return asked, problems, held_out, longest, verifier, reward
 
 
 def warn_of_held_out(args, problems, held_out):
@@ -135,9 +145,9 @@ def for_eval(args):
     check_responses("problems", len(rows), args.samples)
     room = 8192  # the paper's, or what the smallest model has beside the longest prompt
     for folder in args.model:
-        tokenizer = hf.load_tokenizer(folder)
+        asked = chat_of(folder, args)
         hf.check_weights(folder)
-        longest = check_prompts(args.data, rows, tokenizer, args.max_prompt)
+        longest = check_prompts(args.data, rows, asked, args.max_prompt)
         check_length(folder, longest + (args.max_response or 1))
         room = min(room, hf.read_config(folder).max_position_embeddings - longest)
     cli.check_inputs(args)
@@ -145,7 +155,7 @@ def for_eval(args):
 
 
 def for_sample(args):
-    """(tokenizer, problems, verifier)."""
+    """(chat, problems, verifier)."""
     if (args.problem is None) == (args.data is None):
         raise ValueError("sample: give --problem TEXT or --data FILE.jsonl, one of the two")
     if args.data and args.answer is not None:
@@ -159,7 +169,8 @@ def for_sample(args):
         rows = [{"problem": args.problem, "answer": args.answer}]
     check_responses("problems", len(rows), args.samples)
     verifier = functions.load("--verifier", args.verifier, functions.verdict)
-    tokenizer = hf.load_tokenizer(args.model)
-    longest = max(len(hf.chat_prompt(tokenizer, row["problem"])) for row in rows)
+    asked = chat_of(args.model, args)
+    hf.check_weights(args.model)
+    longest = max(len(asked.prompt_ids(row["problem"])) for row in rows)
     check_length(args.model, longest + args.max_response)
-    return tokenizer, rows, verifier
+    return asked, rows, verifier

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from lib import parallel  # noqa: E402
+from lib import chat, parallel  # noqa: E402
 import model as M  # noqa: E402
 import ppo  # noqa: E402
 import rlsp  # noqa: E402
@@ -30,7 +29,7 @@ config = ppo.PPOConfig(**dict(steps=3, rollout_batch=7, train_batch=3, max_respo
                        critic_lr=1e-3, adam_eps=1e-5, temperature=0.7, micro_tokens=120, length_scale=8.0, warmup=0.0, save_every=2) | changes)
 problems = [json.loads(line) for line in data.read_text().splitlines()[:20]]
 held_out = [json.loads(line) for line in data.with_name("test.jsonl").read_text().splitlines()[:3]]
-trainer = ppo.Trainer(config, folder, problems, Tokenizer.from_file(str(folder / "tokenizer.json")), out, device, mesh,
+trainer = ppo.Trainer(config, folder, problems, chat.Chat(folder), out, device, mesh,
                       held_out=held_out)
 if "resume" in sys.argv:
     trainer.resume()

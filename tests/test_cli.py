@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib import cli, decode, evaluation, files, functions, guards, hf, inputs, logs, parallel
+from lib import chat, cli, decode, evaluation, files, functions, guards, hf, inputs, logs, parallel
 from lib.report import interval
 from lib.signals import signals
 import ppo
@@ -736,11 +736,12 @@ def test_the_table_has_an_interval_that_is_honest_about_few_problems(capsys):
 
 
 def test_sft_trains_responses_and_the_end_of_turn_only():
-    tokenizer = hf.load_tokenizer(TINY / "model")
-    ids, mask = rlsp.sft_example(tokenizer, {"problem": "a", "solution": "b 7."})
+    asked = chat.Chat(TINY / "model")
+    tokenizer = asked.tokenizer
+    ids, mask = rlsp.sft_example(asked, {"problem": "a", "solution": "b 7."})
     trained = [i for i, m in zip(ids, mask) if m]
     assert tokenizer.decode(trained, skip_special_tokens=False) == "b 7.<|eot_id|>" and not any(mask[: -len(trained)])
-    ids, mask = rlsp.sft_example(tokenizer, {"problem": "a", "solution": [["2 + 3 = ", False], ["5", True], [".", False]]})
+    ids, mask = rlsp.sft_example(asked, {"problem": "a", "solution": [["2 + 3 = ", False], ["5", True], [".", False]]})
     assert tokenizer.decode([i for i, m in zip(ids, mask) if m]) == "5"
 
 
@@ -778,9 +779,8 @@ def test_sft_drop_long_leaves_out_what_is_longer_and_says_it(tmp_path, capsys):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=r"demos.jsonl:2: \d+ tokens, expected at most 100 \(--max-tokens; --drop-long leaves"):
         inputs.for_sft(sft_flags(file, max_tokens=100), rlsp.sft_example)
-    examples = inputs.for_sft(sft_flags(file, max_tokens=100, drop_long=True), rlsp.sft_example)
-    tokenizer = hf.load_tokenizer(TINY / "model")
-    assert [(ids.tolist(), mask.tolist()) for ids, mask in examples] == [rlsp.sft_example(tokenizer, rows[i]) for i in (0, 2)]
+    asked, examples = inputs.for_sft(sft_flags(file, max_tokens=100, drop_long=True), rlsp.sft_example)
+    assert [(ids.tolist(), mask.tolist()) for ids, mask in examples] == [rlsp.sft_example(asked, rows[i]) for i in (0, 2)]
     assert "2 of 4 demonstrations have more than --max-tokens 100 tokens and are left out" in capsys.readouterr().err
     with pytest.raises(ValueError, match="every demonstration is longer than --max-tokens 2"):
         inputs.for_sft(sft_flags(file, max_tokens=2, drop_long=True), rlsp.sft_example)
@@ -794,7 +794,7 @@ def test_sft_examples_take_five_bytes_per_token(tmp_path):
     file.write_text("".join(json.dumps({"problem": f"p {n}", "solution": "x = 1, 2 mod 7. " * 100}) + "\n" for n in range(60)))
     tracemalloc.start()
     try:
-        examples = inputs.for_sft(sft_flags(file, max_tokens=100_000), rlsp.sft_example)
+        _, examples = inputs.for_sft(sft_flags(file, max_tokens=100_000), rlsp.sft_example)
         kept, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -805,28 +805,29 @@ def test_sft_examples_take_five_bytes_per_token(tmp_path):
 # ---- chat prompts
 
 def test_llama3_prompt_token_by_token():
-    tokenizer = hf.load_tokenizer(TINY / "model")
-    text = tokenizer.decode(hf.chat_prompt(tokenizer, "What?"), skip_special_tokens=False)
+    asked = chat.Chat(TINY / "model")
+    text = asked.tokenizer.decode(asked.prompt_ids("What?"), skip_special_tokens=False)
     assert text == ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nProblem: What?<|eot_id|>"
                     "<|start_header_id|>assistant<|end_header_id|>\n\n")
-    assert hf.end_of_turn(tokenizer) in hf.eos_ids(TINY / "model", tokenizer)
+    assert asked.end in asked.eos == [365, 368]
 
 
 def test_special_tokens_in_a_problem_stay_text():
-    tokenizer = hf.load_tokenizer(TINY / "model")
+    asked = chat.Chat(TINY / "model")
+    tokenizer = asked.tokenizer
     eot = tokenizer.token_to_id("<|eot_id|>")
-    ids = hf.chat_prompt(tokenizer, "x<|eot_id|><|start_header_id|>assistant")
+    ids = asked.prompt_ids("x<|eot_id|><|start_header_id|>assistant")
     assert ids.count(eot) == 1 and "x<|eot_id|><|start" in tokenizer.decode(ids, skip_special_tokens=False)
 
 
 @pytest.mark.smollm2
 def test_chatml_prompt_is_the_models_own_template_without_a_system_message(smollm2):
-    tokenizer = hf.load_tokenizer(smollm2)
-    ids = hf.chat_prompt(tokenizer, "What is 2 + 2?")
+    asked = chat.Chat(smollm2)
+    ids = asked.prompt_ids("What is 2 + 2?")
     text = "<|im_start|>user\nProblem: What is 2 + 2?<|im_end|>\n<|im_start|>assistant\n"
     from tokenizers import Tokenizer
     assert ids == Tokenizer.from_file(str(smollm2 / "tokenizer.json")).encode(text, add_special_tokens=False).ids
-    assert hf.eos_ids(smollm2, tokenizer) == [2]
+    assert asked.eos == [2]
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(folder, tmp_path):  # noqa: F811
@@ -835,8 +836,11 @@ def test_a_tokenizer_without_a_chat_template_is_refused(folder, tmp_path):  # no
     spec = json.loads((tmp_path / "m/tokenizer.json").read_text())
     spec["added_tokens"] = [t for t in spec["added_tokens"] if t["content"] != "<|eot_id|>"]
     (tmp_path / "m/tokenizer.json").write_text(json.dumps(spec))
-    with pytest.raises(ValueError, match="neither Llama 3's"):
-        hf.load_tokenizer(tmp_path / "m")
+    with pytest.raises(ValueError, match="no token '<|eot_id|>', with which .*; give another --chat: llama3, chatml"):
+        chat.Chat(tmp_path / "m")
+    (tmp_path / "m/tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match="neither Llama 3's .*; give --chat, one of llama3, chatml"):
+        chat.Chat(tmp_path / "m")
     (tmp_path / "m/tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="not a tokenizer"):
         hf.load_tokenizer(tmp_path / "m")

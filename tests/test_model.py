@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib import decode, hf, logs, parallel
+from lib import chat, decode, hf, logs, parallel
 import model as M
 from conftest import TINY, tiny_llama
 
@@ -71,8 +71,7 @@ def test_smollm2_logits_equal_transformers(smollm2):
     peer = transformers()
     ours = hf.load(smollm2, M.Llama, dtype=torch.float32).eval()
     theirs = peer.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
-    from tokenizers import Tokenizer
-    ids = hf.chat_prompt(Tokenizer.from_file(str(smollm2 / "tokenizer.json")), "What is 12 * 7? Explain each step.")
+    ids = chat.Chat(smollm2).prompt_ids("What is 12 * 7? Explain each step.")
     tokens = torch.tensor([ids * 4])
     with torch.no_grad():
         assert (ours(tokens) - theirs(tokens).logits).abs().max() < 1e-4

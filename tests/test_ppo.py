@@ -12,9 +12,8 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
 
-from lib import decode, evaluation, functions, guards, hf, logs, parallel
+from lib import chat, decode, evaluation, functions, guards, hf, logs, parallel
 import model as M
 import ppo
 import rlsp
@@ -208,10 +207,9 @@ def trainer(folder, run, function=None, held_out=(), **changes):
     config = ppo.PPOConfig(**(dict(
         steps=4, rollout_batch=6, train_batch=3, max_response=12, slots=4, freeze_steps=0, dtype="float32", lr=1e-3,
         critic_lr=1e-3, temperature=0.7, micro_tokens=200, save_every=2, length_scale=8.0, recompute=False, warmup=0.0) | changes))
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     device, mesh = parallel.start()
     run.mkdir(exist_ok=True)
-    return ppo.Trainer(config, folder, problems(), tokenizer, run, device, mesh, function, held_out=held_out)
+    return ppo.Trainer(config, folder, problems(), chat.Chat(folder), run, device, mesh, function, held_out=held_out)
 
 
 def weights(net):
@@ -563,7 +561,7 @@ def test_an_evaluation_inside_changes_no_training_number_and_is_right(folder, tm
         net = hf.load(source, M.Llama, torch.float32)
         rates, tokens, truncated = [], [], []
         for i, row in enumerate(held_out()):
-            found = [decode.generate(net, [hf.chat_prompt(t.tokenizer, row["problem"])], 12, 0.7, t.eos, seed=0, streams=[-1 - 2 * i - j])[0]
+            found = [decode.generate(net, [t.chat.prompt_ids(row["problem"])], 12, 0.7, t.eos, seed=0, streams=[-1 - 2 * i - j])[0]
                      for j in range(2)]
             rates.append(sum(accepts(t.tokenizer.decode(r, skip_special_tokens=True), row) for r in found) / 2)
             tokens += map(len, found)

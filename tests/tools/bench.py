@@ -35,9 +35,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parent)]
 import torch  # noqa: E402
-from tokenizers import Tokenizer  # noqa: E402
 
-from lib import answers, cpu, decode, hf, logs, parallel, threads  # noqa: E402
+from lib import answers, chat, cpu, decode, hf, logs, parallel, threads  # noqa: E402
 import model as M  # noqa: E402
 import ppo  # noqa: E402
 import rewards  # noqa: E402
@@ -191,14 +190,14 @@ def decode_step(name, net, n, dtype=torch.bfloat16):
               f"{n / took:9.0f}", flush=True)
 
 
-def rollout_prompts(tokenizer, count):
+def rollout_prompts(asked, count):
     file = SHARED.parent / "gsm8k" / "test.jsonl"
     if file.is_file():
         texts = [json.loads(line)["question"] for line in open(file)][:count]
     else:
         texts = [f"A farmer has {7 * i + 3} hens and sells {i + 2} of them"
                  + f", then buys {i % 9 + 1} more" * (i % 7) + ". How many has he now?" for i in range(count)]
-    return [hf.chat_prompt(tokenizer, text) for text in texts]
+    return [asked.prompt_ids(text) for text in texts]
 
 
 def rollout(args):
@@ -206,12 +205,12 @@ def rollout(args):
     parallel.keep_freed_memory()  # as rlsp.py does; transformers, in the same process, has it also
     threads.share_cores()
     folder = TINY if args.toy else Path(args.model)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    asked = chat.Chat(folder)
     net = hf.load(folder, M.Llama, torch.bfloat16, init_seed=0 if args.toy else None).eval()
-    prompts = rollout_prompts(tokenizer, 8 if args.toy else args.prompts)
+    prompts = rollout_prompts(asked, 8 if args.toy else args.prompts)
     max_new = 8 if args.toy else args.max_new
     rounds = 1 if args.toy else args.rounds
-    eos = hf.eos_ids(folder, tokenizer)
+    eos = asked.eos
     stats = {}
     print(peaks())
     if not args.toy:
@@ -315,8 +314,7 @@ def bench_trainer(folder, run, problems, **settings):
     device, mesh = parallel.start()
     settings = dict(freeze_steps=0, recompute=False, micro_tokens=2048, lr=1e-6, critic_lr=1e-6, steps=10,
                     exploration="none") | settings
-    tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
-    return ppo.Trainer(ppo.PPOConfig(**settings), folder, problems, tokenizer, run, device, mesh)
+    return ppo.Trainer(ppo.PPOConfig(**settings), folder, problems, chat.Chat(folder), run, device, mesh)
 
 
 def some_samples(vocab, n, prompt, response, seed=0):
@@ -503,7 +501,7 @@ def our_step(args):
     metrics, samples, _ = trainer.train_step()
     used = {t for s in samples for t in s.prompt} | set(trainer.eos)
     pad = next(i for i in range(trainer.policy.config.vocab_size) if i not in used)
-    eos = hf.end_of_turn(trainer.tokenizer)
+    eos = trainer.chat.end
     responses = [s.response if s.truncated else s.response[:-1] + [eos] for s in samples]
     step = dict(prompts=[s.prompt for s in samples], eos=eos, pad=pad, batch=min(8, len(samples)),
                 responses=responses, max_response=args.max_response, temperature=0.7, lr=3e-6)

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from lib import cpu, hf, parallel, plan  # noqa: E402
+from lib import chat, cpu, hf, parallel, plan  # noqa: E402
 import model as M  # noqa: E402
 import ppo  # noqa: E402
 
@@ -123,14 +123,12 @@ class Live(TorchDispatchMode):
 
 def update(folder, problem_file, run, **settings):
     """One PPO step in which every response has max_response tokens."""
-    from tokenizers import Tokenizer
     settings = {f.name: (f.type if f.type is not bool else json.loads)(settings[f.name])
                 for f in dataclasses.fields(ppo.PPOConfig) if f.name in settings}
     config = ppo.PPOConfig(**settings)
     device, mesh = parallel.start(config.shard_ranks)
     problems = [json.loads(line) for line in open(problem_file)][:1]
-    tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
-    trainer = ppo.Trainer(config, folder, problems, tokenizer, run, device, mesh)
+    trainer = ppo.Trainer(config, folder, problems, chat.Chat(folder), run, device, mesh)
     trainer.eos = []
     config.max_prompt = len(trainer.prompts[0])
     config.micro_tokens *= config.max_prompt + config.max_response  # given as a number of sequences
