@@ -203,17 +203,34 @@ def problems():
     return [json.loads(line) for line in (ROOT / "data" / "tiny" / "train.jsonl").read_text().splitlines()[:20]]
 
 
-def trainer(folder, run, function=None, held_out=(), **changes):
+def trainer(folder, run, function=None, held_out=(), asked=None, **changes):
     config = ppo.PPOConfig(**(dict(
         steps=4, rollout_batch=6, train_batch=3, max_response=12, slots=4, freeze_steps=0, dtype="float32", lr=1e-3,
         critic_lr=1e-3, temperature=0.7, micro_tokens=200, save_every=2, length_scale=8.0, recompute=False, warmup=0.0) | changes))
     device, mesh = parallel.start()
     run.mkdir(exist_ok=True)
-    return ppo.Trainer(config, folder, problems(), chat.Chat(folder), run, device, mesh, function, held_out=held_out)
+    return ppo.Trainer(config, folder, problems(), asked or chat.Chat(folder), run, device, mesh, function, held_out=held_out)
 
 
 def weights(net):
     return torch.cat([parallel.full(p).flatten() for p in net.parameters()]).clone()
+
+
+def test_checklist_17_a_rollout_behind_a_prefill_is_what_the_definition_samples(folder, tmp_path):
+    """The prefill is the prompt's end: no action, no part of the text, and model.generate goes on from the same ids."""
+    t = trainer(folder, tmp_path, asked=chat.Chat(folder, chat.Prompting(system="Count.", prompt="Q: {problem} !", prefill="1 + 1 = 2.\n")))
+    _, samples, batch = t.train_step()
+    sampler = hf.load(folder, M.Llama, torch.float32).eval()
+    start = t.tokenizer.token_to_id("<|end_header_id|>")
+    expected = M.generate(sampler, [s.prompt for s in samples], 12, 0.7, t.eos)
+    assert [s.response for s in samples] == expected
+    for s, tokens, mask in zip(samples, batch["tokens"].tolist(), batch["mask"].tolist()):
+        behind = s.prompt[len(s.prompt) - s.prompt[::-1].index(start):]
+        assert t.tokenizer.decode(behind) == "\n\n1 + 1 = 2.\n"
+        assert "system" in t.tokenizer.decode(s.prompt) and f"Q: {s.problem['problem']} !" in t.tokenizer.decode(s.prompt)
+        assert s.text == t.tokenizer.decode(s.response)
+        assert tokens[: len(s.prompt + s.response)] == s.prompt + s.response
+        assert mask == [len(s.prompt) <= i < len(s.prompt + s.response) for i in range(len(mask))]
 
 
 def test_a_gradient_as_small_as_a_large_model_s_is_not_damped(folder, tmp_path):
