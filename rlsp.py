@@ -167,6 +167,7 @@ class Report:
         "run", None, "file to write; without it report.html in the first RUN")
     csv: str | None = flag(
         "run", None, "also write the curves as CSV, a line for each run and step")
+    live: bool = flag("run", False, "write the page again and again until the runs are done")
 
 
 COMMANDS = {kind.command: kind for kind in (SFT, PPO, Eval, Sample, Plan, Report)}
@@ -383,7 +384,8 @@ def run_report(args):
         free = {f.name for kind in COMMANDS.values() for f in dataclasses.fields(kind)
                 if f.metadata["resume"] in ("any", "once")}
         defaults = {f.name: f.default for f in dataclasses.fields(PPOConfig)}
-        report.write(args.runs, out, args.csv and Path(args.csv), free, defaults)
+        write = report.follow if args.live else report.write
+        write(args.runs, out, args.csv and Path(args.csv), free, defaults)
     for file in filter(None, (out, args.csv)):
         size = os.path.getsize(file) / 1e6
         print(f"wrote {files.visible(file, 1000)} ({size:.1f} MB)")

@@ -9,9 +9,12 @@ import json
 import math
 import os
 import re
+import time
 from pathlib import Path
 
 from lib import files
+from lib.results import results
+from lib.signals import Stopped
 import rewards
 
 READ_BYTES = 2**31  # of a log that is read at all: it is in memory as a whole
@@ -19,8 +22,10 @@ TITLE = "<title>RLSP report</title>"  # how a page of ours is known
 CSV_HEAD = "run,step,cumulative_tokens,cumulative_seconds"  # how a table of ours is known, and begins
 LAST_STEP = 10**9  # of a log; beyond 2^53 a browser cannot count
 METRICS = 1000  # names of logged quantities: the page draws a curve of each
+POINTS = 10_000  # of a quantity's curves together, and at most a fifth of it of one
 # Bytes of rollouts, and again of tokens, that a report embeds: it shall open at once and go through e-mail.
 LOG_BYTES = 8_000_000
+LIVE_SECONDS = 10  # between two looks at runs that go on; at least ten times as long as writing takes
 
 
 def log_rows(path, need):
@@ -115,17 +120,38 @@ def cumulative(rows, flags):
     return spent
 
 
-def gather_run(folder, share):
+def curves(rows, flags, points):
+    """Each quantity of a run as a list over its steps, what had been spent until then, and how many steps a
+    point is the mean of: a power of two, so that points of runs of any length stand at the same steps."""
+    stride = 1
+    while len(rows) > stride * points:
+        stride *= 2
+    parts = {}
+    for i, row in enumerate(rows):
+        parts.setdefault((row["step"] - 1) // stride, []).append(i)
+    names = dict.fromkeys(k for row in rows for k, v in row.items() if not isinstance(v, str))
+
+    def mean(key, part):
+        values = [rows[i][key] for i in part if files.finite(rows[i].get(key))]
+        if not values:
+            return None
+        value = sum(values) / len(values) if len(values) > 1 else values[0]
+        return float(f"{value:.6g}") if type(value) is float else value
+
+    metrics = {k: [mean(k, part) for part in parts.values()] for k in names}
+    metrics["step"] = [rows[part[-1]]["step"] for part in parts.values()]
+    spent = zip(("tokens", "seconds"), cumulative(rows, flags))
+    x = {k: [at[part[-1]] for part in parts.values()] for k, at in spent}
+    return {"metrics": metrics, "x": x, "stride": stride}
+
+
+def gather_run(folder, share, points):
     """What a run of sft or ppo logged: flags, each quantity as a list over the steps, and `share` bytes of
     its texts. Also its rows as they are."""
     config = files.read_json(folder / "config.json")
     rows = step_rows(folder)
-    names = dict.fromkeys(k for row in rows for k, v in row.items() if not isinstance(v, str))
-
-    def short(value):
-        return float(f"{value:.6g}") if type(value) is float else None if isinstance(value, str) else value
-
-    out = config | {"metrics": {k: [short(row.get(k)) for row in rows] for k in names}}
+    out = config | curves(rows, config["flags"], points)
+    out["state"] = next((mark for mark in ("done", "stopped") if (folder / mark).is_file()), None)
     texts = {"rollouts": {"response": str, "reward": dict}, "tokens": {"tokens": list, "reward": list}}
     for name, need in texts.items():
         file = folder / f"{name}.jsonl"
@@ -157,6 +183,10 @@ def gather_eval(folder):
     flags = config["flags"]
     models = []
     for model, groups in files.read_json(folder / "summary.json").items():
+        whole = groups["all"]
+        for key in ("problems", "accuracy", "standard_error", "tokens"):
+            if not files.finite(whole[key]):
+                raise ValueError(f"{key} is {files.visible(repr(whole[key]), 60)}, expected a number")
         number = flags["model"].index(model) + 1  # older evaluations may have taken a model twice
         rows = outputs(folder / f"outputs-{number}.jsonl", flags["samples"])
         responses = [text for row in rows for text in row["responses"]]
@@ -226,9 +256,28 @@ def check_file(path, mark, kind, option):
                                       f"give another {option}")
 
 
-def write(folders, out, csv_file, passing, defaults):
+def begun(folder):
+    """Whether a folder has something to show; of one that is no run, write() says so."""
+    log = folder / "metrics.jsonl"
+    if not (folder / "config.json").is_file() or (folder / "summary.json").is_file():
+        return True
+    return log.is_file() and any(files.read_jsonl(log, growing=True))
+
+
+def ended(folder):
+    return any((folder / mark).is_file() for mark in ("done", "stopped"))
+
+
+def logs_of(folder):
+    """Changes when one of a run's logs does."""
+    logs = sorted([*folder.glob("*.jsonl"), *folder.glob("*.json")])
+    return [(log.name, log.stat().st_mtime, log.stat().st_size) for log in logs]
+
+
+def write(folders, out, csv_file, passing, defaults, live=None):
     """Read the folders that sft, ppo and eval wrote, and write the page and, if csv_file is not None, the
-    table. passing: flags that do not make a run another one. defaults: those of PPO's flags."""
+    table. passing: flags that do not make a run another one. defaults: those of PPO's flags. live: what a
+    page that loads itself anew has to know, see follow()."""
     page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     check_file(out, TITLE, "report", "--out")
     if csv_file:
@@ -243,12 +292,13 @@ def write(folders, out, csv_file, passing, defaults):
                                     "no config.json with metrics.jsonl or summary.json")
     root = os.path.commonpath([folder.parent for folder in folders])
     share = LOG_BYTES // max(1, sum((folder / "rollouts.jsonl").is_file() for folder in folders))
-    data = {"runs": [], "evals": [], "behaviours": rewards.BEHAVIOURS}
+    points = max(POINTS // 50, POINTS // max(5, len(folders)))
+    data = {"runs": [], "evals": [], "behaviours": rewards.BEHAVIOURS, "live": live}
     logged = {}
     for folder in folders:
         kind = "runs" if (folder / "metrics.jsonl").is_file() else "evals"
         try:
-            found, rows = gather_run(folder, share) if kind == "runs" else (gather_eval(folder), None)
+            found, rows = gather_run(folder, share, points) if kind == "runs" else (gather_eval(folder), None)
             found |= {"flags": dict(found["flags"]), "versions": dict(found["versions"]),
                       "name": os.path.relpath(folder, root)}
             if len(found["flags"]) + len(found["versions"]) > METRICS:
@@ -267,6 +317,34 @@ def write(folders, out, csv_file, passing, defaults):
     if csv_file and not logged:
         raise ValueError("--csv: expected a run of sft or ppo: an evaluation has no curves")
     group_runs(data["runs"], passing, defaults)
+    logs = {name: rows for name, (rows, _) in logged.items()}
+    data["results"] = results(data["runs"], data["evals"], logs, root)
     if csv_file:
         files.write_text(csv_file, table(logged))
     files.write_text(out, page.replace("{{DATA}}", embedded(data)))
+
+
+def follow(folders, out, *how):
+    """Call write() again and again while one of the runs goes on, and once more when all of them are done or
+    stopped, or at Ctrl-C. Nothing is written into the runs, and their locks are left alone."""
+    folders = [Path(folder) for folder in folders]
+    ready = []
+    before = None
+    seconds = LIVE_SECONDS
+    try:
+        while not all(map(ended, folders)):
+            ready = [folder for folder in folders if begun(folder)]
+            now = [logs_of(folder) for folder in ready]
+            if before is None:
+                print(f"{files.visible(out, 1000)} shows the runs live until they are done or stopped, or "
+                      "Ctrl-C" + ("" if ready else "; waiting for the first step"), flush=True)
+            if ready and now != before:
+                started = time.monotonic()
+                logged = max((log[1] for logs in now for log in logs), default=0)
+                write(ready, out, *how, live={"seconds": seconds, "logged": logged})
+                seconds = max(LIVE_SECONDS, round(10 * (time.monotonic() - started)))
+            before = now
+            time.sleep(seconds)
+    except Stopped:
+        pass
+    write(folders if all(map(ended, folders)) else ready or folders, out, *how)

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import subprocess
+import time
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ import rlsp
 from browser import Page
 from conftest import ROOT
 from lib.report import embedded, interval, thinned
+from lib.signals import Stopped
 from test_cli import refused  # noqa: F401  (a fixture)
 from test_ppo import folder, lines, trainer, weights  # noqa: F401  (folder is a fixture)
 
@@ -405,6 +407,142 @@ def test_a_table_replaces_a_table_and_nothing_else(tmp_path, refused, monkeypatc
     assert not [f for f in tmp_path.rglob("*") if "new" in f.name]
 
 
+# ---- the result, first on the page
+
+def trained(out, name, start, metrics=(), command="ppo", **flags):
+    """A run's folder with the paths that the commands write: relative to where they were started, which is `out`."""
+    run = ppo_run(out, name)
+    config = json.loads((run / "config.json").read_text())
+    config["flags"] |= {"command": command, "model": start, "data": "d/train.jsonl", "run": name, "steps": 2} | flags
+    (run / "config.json").write_text(json.dumps(config))
+    if metrics:
+        write_jsonl(run / "metrics.jsonl", metrics)
+    return run
+
+
+def evaluated(out, name, models, data="d/test.jsonl", problems=4):
+    """An evaluation of {model: accuracy}."""
+    run = eval_folder(out, name)
+    config = json.loads((run / "config.json").read_text())
+    config["flags"] |= {"model": list(models), "run": name, "data": data, "samples": 2}
+    (run / "config.json").write_text(json.dumps(config))
+    whole = json.loads((run / "summary.json").read_text())["m/model"]
+    summary = {m: {"all": whole["all"] | {"accuracy": a, "standard_error": 0.01, "tokens": 1000 * a}} for m, a in models.items()}
+    (run / "summary.json").write_text(json.dumps(summary))
+    for i in range(len(models)):
+        shutil.copy(run / "outputs-1.jsonl", run / "aside")
+        shutil.copy(run / "aside", run / f"outputs-{i + 1}.jsonl")
+    return run
+
+
+def shown(line):
+    """A line of the table: name, accuracies and lengths before and after."""
+    ends = [line["before"], line["after"]]
+    return line["name"], [p and round(p["value"], 3) for p in ends], [p and p["tokens"] for p in ends], line["on"]
+
+
+def test_the_result_is_of_the_evaluations_where_they_are_given(tmp_path):
+    sft = trained(tmp_path, "runs/sft", "base", command="sft")
+    run = trained(tmp_path, "runs/ppo", "runs/sft/model")
+    both = evaluated(tmp_path, "runs/e", {"runs/sft/model": 0.25, "./runs/ppo/model": 0.5, "other/model": 0.75})
+    apart = [evaluated(tmp_path, f"runs/{i}", {m: a}, "d/other.jsonl") for i, (m, a) in enumerate({"runs/sft/model": 0.1, "runs/ppo/model": 0.2}.items())]
+    data, _ = report(sft, run, both, *apart, out=tmp_path / "r.html")
+    test, other = "4 problems of test.jsonl, 2 samples each", "4 problems of other.jsonl, 2 samples each"
+    assert list(map(shown, data["results"])) == [
+        ("sft", [None, 0.25], [None, 250], test), ("sft", [None, 0.1], [None, 100], other),
+        ("ppo", [0.25, 0.5], [250, 500], test), ("ppo", [0.1, 0.2], [100, 200], other), ("other", [None, 0.75], [None, 750], test)]
+    assert data["results"][2]["what"] == "PPO of sft on train.jsonl, 2 steps, exploration length, seed 0" and data["results"][2]["seconds"] == 3
+    # a run of the same name elsewhere is another one
+    again = evaluated(tmp_path / "elsewhere", "runs/e", {"runs/ppo/model": 0.9})
+    data, _ = report(run, again, out=tmp_path / "r.html")
+    assert shown(data["results"][0]) == ("runs/ppo", [0.1, 0.2], [100, 200], "rollouts, steps 1 and 2")
+    assert shown(data["results"][1])[:2] == ("ppo", [None, 0.9])
+
+
+@pytest.mark.parametrize("rows_, value, tokens, on", [
+    ([{"step": 0, "eval_accuracy": 0.3, "eval_tokens": 30}, {"step": 1, "accuracy": 0.9}, {"step": 2, "accuracy": 0.9, "eval_accuracy": 0.4, "eval_tokens": 40}],
+     [0.3, 0.4], [30, 40], "held-out problems of v.jsonl, steps 0 and 2"),
+    ([{"step": 1, "accuracy": 0.1, "response_length": 5}, {"step": 2, "accuracy": 0.2, "response_length": 6}], [0.1, 0.2], [5, 6], "rollouts, steps 1 and 2"),
+    ([{"step": 1, "math_accuracy": 0.1, "reward": 1.0}], [None, 0.1], [None, None], "rollouts, by the mathematics verifier, step 1"),
+    ([{"step": 1, "reward": -0.5}, {"step": 2, "reward": 1.5}], [-0.5, 1.5], [None, None], "reward of the rollouts, steps 1 and 2"),
+    ([{"step": 1, "loss": 2.5}, {"step": 2, "loss": 0.5}], [2.5, 0.5], [None, None], "loss on the demonstrations, steps 1 and 2"),
+    ([{"step": 1}], [None, None], [None, None], "")])
+def test_without_evaluations_the_result_is_of_what_the_run_logged(tmp_path, rows_, value, tokens, on):
+    data, _ = report(trained(tmp_path, "ppo", "m", rows_, eval_data="d/v.jsonl", steps=9), out=tmp_path / "r.html")
+    (line,) = data["results"]
+    assert shown(line) == ("ppo", value, tokens, on) and f"{rows_[-1]['step']} of 9 steps" in line["what"]
+
+
+def test_the_result_of_seeds_is_their_mean(tmp_path):
+    runs = [trained(tmp_path, f"s{s}", "m", [{"step": 1, "accuracy": a, "response_length": 100.0 * s} for a in (0.1, 0.1 + 0.2 * s)], seed=s)
+            for s in (1, 2)]
+    (runs[0] / "stopped").write_text("")
+    data, _ = report(*runs, out=tmp_path / "r.html")
+    (line,) = data["results"]
+    assert "1 of 2 steps, stopped, exploration length, 2 seeds" in line["what"] and shown(line)[1] == [0.1, 0.4]
+    assert line["after"]["error"] == pytest.approx(0.1) and line["after"]["tokens"] == 150
+
+
+def test_strange_flags_do_no_harm_to_the_result(tmp_path):
+    strange = {"run": ["x"], "data": {"a": 1}, "steps": "many", "exploration": HOSTILE, "seed": None, "rollout_batch": "x", "samples": None}
+    run = trained(tmp_path, "ppo", 5, **strange)
+    data, text = report(run, evaluated(tmp_path, "e", {"\x00/model": 0.5}), out=tmp_path / "r.html")
+    assert text.count("<script") == 2 and len(data["results"]) == 2 and len(data["results"][0]["what"]) < 500
+    assert data["runs"][0]["x"]["tokens"] == [None, None]
+
+
+def test_the_curves_of_a_long_run_are_means_over_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr("lib.report.POINTS", 50)  # 10 of one run
+    run = trained(tmp_path, "ppo", "m", [{"step": s, "a": s, "b": 0.5} | ({"late": 1} if s > 38 else {}) for s in range(1, 40)])
+    data, _ = report(run, out=tmp_path / "r.html")
+    found = data["runs"][0]
+    assert found["stride"] == 4 and found["metrics"]["step"] == [4, 8, 12, 16, 20, 24, 28, 32, 36, 39]
+    assert found["metrics"]["a"] == [2.5 + 4 * i for i in range(9)] + [38] and found["metrics"]["late"] == [None] * 9 + [1]
+    assert len(table(run, out=tmp_path / "t.csv")[1]) == 39  # the table has them all
+
+
+# ---- live
+
+def test_a_live_page_is_written_until_the_run_ends(tmp_path, monkeypatch, capsys):
+    run = ppo_run(tmp_path, "run")
+    there = sorted(f.name for f in run.iterdir())
+    logs = {name: (run / name).read_text() for name in ("metrics.jsonl", "timing.jsonl")}
+    (run / "metrics.jsonl").unlink()
+    (run / "timing.jsonl").unlink()
+    pages = []
+
+    def next_moment(seconds):
+        """What the run does while the report sleeps: nothing, its first step, nothing, the next, its end."""
+        moment, page = len(pages), tmp_path / "r.html"
+        pages.append((json.loads(page.read_text().split('id="data">')[1].split("</script>")[0]) if page.exists() else None, os.stat(page).st_ino if page.exists() else 0))
+        if moment == 1:
+            (run / "metrics.jsonl").write_text(logs["metrics.jsonl"].splitlines(True)[0] + '{"step": ')
+        elif moment == 3:
+            (run / "metrics.jsonl").write_text(logs["metrics.jsonl"])
+            (run / "timing.jsonl").write_text(logs["timing.jsonl"])
+        elif moment == 4:
+            (run / "done").write_text("{}")
+        assert moment < 5, "the run is done"
+
+    monkeypatch.setattr("lib.report.time.sleep", next_moment)
+    rlsp.run_report(rlsp.Report(runs=[str(run)], out=str(tmp_path / "r.html"), live=True))
+    assert "waiting for the first step" in capsys.readouterr().out
+    steps = [page and page["runs"][0]["metrics"]["step"] for page, _ in pages]
+    assert steps == [None, None, [1], [1], [1, 2]] and all(page["live"]["seconds"] == 10 for page, _ in pages if page)
+    assert pages[2][1] == pages[3][1] != pages[4][1]  # what has not changed is not written again
+    last = json.loads((tmp_path / "r.html").read_text().split('id="data">')[1].split("</script>")[0])
+    assert last["live"] is None and last["runs"][0]["state"] == "done" and sorted(f.name for f in run.iterdir()) == sorted([*there, "done"])
+
+
+def test_an_interrupted_live_page_ends_without_loading_itself(tmp_path, monkeypatch, refused):  # noqa: F811
+    run = ppo_run(tmp_path, "run")
+    (ppo_run(tmp_path, "later") / "metrics.jsonl").unlink()
+    monkeypatch.setattr("lib.report.time.sleep", lambda seconds: (_ for _ in ()).throw(Stopped))
+    rlsp.run_report(rlsp.Report(runs=[str(run), str(tmp_path / "later")], out=str(tmp_path / "r.html"), csv=str(tmp_path / "t.csv"), live=True))
+    assert '"live":null' in (tmp_path / "r.html").read_text() and len((tmp_path / "t.csv").read_text().splitlines()) == 3
+    assert "not a run of sft, ppo or eval" in refused("report", tmp_path / "none", "--live", "--out", tmp_path / "r.html")
+
+
 # ---- the page in a browser
 
 @pytest.fixture(scope="module")
@@ -498,6 +636,83 @@ def test_the_microscope_shows_the_logged_numbers(page):
     assert page.js("document.querySelectorAll('#trace .curve').length") == 3 and page.problems == []
     set_control(page, "#microscope select", "1")
     assert shown_numbers(page)["token"] == "3 of 3" and page.problems == []
+
+
+def panel(page, key):
+    """What the panel of a quantity says of its axes: their labels, and the ticks along x."""
+    return page.js(f"""(() => {{ const of = s => [...document.querySelectorAll('[data-key="{key}"] ' + s)].map(e => e.textContent);
+        return [of('text.x')[0], of('text.y')[0], of('text[text-anchor=middle]:not(.label)')]; }})()""")
+
+
+def test_the_result_stands_first_and_axes_say_what_they_are(page, tmp_path):
+    """From here on the tests take the browser away from the page above."""
+    sft = trained(tmp_path, "runs/sft", "base", [{"step": s, "loss": 3.0 / s, "tokens": 5} for s in range(1, 11)], command="sft")
+    metrics = [{"step": s, "accuracy": s / 50, "response_length": 100.0, "kl_coef": 0.05, "policy_lr": 1e-6, "k1": s / 10} for s in range(1, 41)]
+    for s in (10, 20, 40):
+        metrics[s - 1] |= {"eval_accuracy": s / 80, "eval_standard_error": 0.1, "eval_tokens": 120 + s, "eval_problems": 60}
+    run = trained(tmp_path, "runs/ppo", "runs/sft/model", metrics, rollout_batch=512, samples=1, steps=40)
+    write_jsonl(run / "timing.jsonl", [{"step": s, "seconds": 600} for s in range(1, 41)])
+    report(sft, run, evaluated(tmp_path, "runs/e", {"runs/sft/model": 0.25, "runs/ppo/model": 0.5}), out=tmp_path / "r.html")
+    page.open(tmp_path / "r.html")
+    assert page.js("document.querySelector('main section').id") == "result"
+    lines_ = page.js("[...document.querySelectorAll('#result tbody tr')].map(r => [...r.cells].map(c => c.textContent.trim()))")
+    assert lines_[1] == ["ppoPPO of sft on train.jsonl, 40 steps, exploration length, seed 0",
+                         "25.0 ± 1.0 → 50.0 ± 1.0 %4 problems of test.jsonl, 2 samples each", "250 → 500", "6.7 h"]
+    assert panel(page, "accuracy") == ["step", "share of responses", ["10", "20", "30", "40"]] and panel(page, "loss")[1] == "nats per trained token"
+    # the held-out accuracy beside that of the rollouts: a circle and a bar of two standard errors at each step that has it
+    assert page.js("document.querySelectorAll('[data-key=accuracy] circle.held').length") == 3 and not page.js("document.querySelector('[data-key=eval_accuracy]')")
+    bars = page.js("[...document.querySelectorAll('[data-key=accuracy] line.held')].map(e => e.getAttribute('y1') - e.getAttribute('y2'))")
+    assert bars == pytest.approx([bars[0]] * 3) and bars[0] > 20
+    # what does not move is folded into a line that opens
+    assert page.js("document.querySelector('#constant summary').textContent") == (
+        "constant: eval_problems 60, kl_coef 0.05, policy_lr 1e−6, tokens 5, timing.seconds 1.5 or 600")
+    folded = page.js("[...document.querySelectorAll('#constant figure')].map(e => e.dataset.key)")
+    assert folded == ["eval_problems", "kl_coef", "policy_lr", "tokens", "timing.seconds"] and not page.js("document.getElementById('constant').open")
+    # the choice of x is that of all panels, and stays after a reload, as do open lists
+    set_control(page, "#abscissa", "tokens")
+    page.js("document.getElementById('constant').open = true")
+    assert panel(page, "accuracy")[0::2] == ["million tokens sampled", ["0.5", "1.0", "1.5", "2.0"]] and panel(page, "loss")[0] == "tokens trained"
+    for _ in range(2):
+        set_control(page, "#abscissa", "seconds")
+        assert panel(page, "accuracy")[0::2] == ["hours", ["2", "4", "6"]] and panel(page, "k1")[0] == "hours"
+        page.reload()
+    assert panel(page, "k1")[0] == "hours" and page.js("document.getElementById('constant').open") and page.problems == []
+    page.point_at("[data-key=accuracy] circle.held:last-of-type")
+    tip = page.js("document.querySelector('[data-key=accuracy] .tip').textContent")
+    assert "hours" in tip and "held out, ppo" in tip and "(0.4 … 0.6)" in tip
+
+
+def test_a_live_page_loads_itself_and_keeps_what_was_chosen(page, tmp_path, monkeypatch):
+    monkeypatch.setattr("lib.report.LIVE_SECONDS", 1)
+    run = ppo_run(tmp_path, "run", steps=30, rollouts=[rollout(s, f"at {s}") for s in range(1, 31)], rollout_batch=2)
+    moments, places, place = iter(range(4)), [], "document.querySelector('[data-key=response_length]').getBoundingClientRect().top"
+
+    def in_the_browser(seconds):
+        moment = next(moments)
+        if moment == 0:
+            page.open(tmp_path / "r.html")
+            set_control(page, "#abscissa", "tokens")
+            set_control(page, "#search", "at")
+            page.js("document.getElementById('constant').open = true; scrollTo(0, 700); document.getElementById('search').focus({preventScroll: true})")
+            places.append(page.js(place))
+            page.js("document.documentElement.dataset.first = 'yes'")
+            ppo_run(tmp_path, "more", steps=31, rollouts=[rollout(s, f"at {s}") for s in range(1, 32)], rollout_batch=2)
+            for file in ("timing.jsonl", "rollouts.jsonl", "metrics.jsonl"):
+                os.replace(tmp_path / "more" / file, run / file)
+        else:
+            page.wait("!document.documentElement?.dataset.first && document.documentElement?.dataset.ready")
+            (run / "done").write_text("")
+
+    monkeypatch.setattr("lib.report.time.sleep", in_the_browser)
+    rlsp.run_report(rlsp.Report(runs=[str(run)], out=str(tmp_path / "r.html"), live=True))
+    assert page.js("document.querySelector('#live b').textContent") == "live"
+    page.wait("document.documentElement?.dataset.ready && !document.querySelector('#live b')")  # the last page does not load itself
+    assert page.js("[abscissa.value, search.value, document.activeElement.id, document.getElementById('constant').open]") == ["tokens", "at", "search", True]
+    assert page.js(place) == pytest.approx(places[0], abs=3)
+    assert cards(page) == ["at 31"] and panel(page, "accuracy")[0] == "thousand tokens sampled" and page.problems == []
+    page.js("document.documentElement.dataset.last = 'yes'")
+    time.sleep(1.5)
+    assert page.js("document.documentElement.dataset.last") == "yes"
 
 
 def sft_run(out, steps):

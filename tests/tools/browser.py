@@ -1,11 +1,13 @@
 """A page in headless Chromium over its DevTools pipe, with the standard library alone."""
 import base64
+import contextlib
 import fcntl
 import json
 import os
 import select
 import subprocess
 import time
+from time import sleep as pause  # not a test's time.sleep
 
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
            --disable-component-update --disable-sync --remote-debugging-pipe""".split()
@@ -59,10 +61,22 @@ class Page:
 
     def open(self, path):
         self.call("Page.navigate", url=f"file://{path}")
-        deadline = time.time() + 60
-        while self.js("document.readyState") != "complete" or self.js("location.href") == "about:blank":
-            assert time.time() < deadline, "the page did not load"
-            time.sleep(0.05)
+        self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
+
+    def reload(self):
+        self.js("document.documentElement.dataset.old = 'yes'")
+        self.call("Page.reload")
+        self.wait("document.readyState === 'complete' && !document.documentElement.dataset.old")
+
+    def wait(self, expression):
+        """Until it is true of the page, which may be between two loads and then knows nothing."""
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(AssertionError):
+                if self.js(f"Boolean({expression})"):
+                    return
+            assert time.monotonic() < deadline, f"never: {expression}"
+            pause(0.05)
 
     def js(self, expression):
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
