@@ -49,7 +49,16 @@ def test_table_and_figure(tmp_path, capsys, monkeypatch):
     for budget in ("step 8", "tokens 320", "processor seconds 16"):
         assert f"| {budget} | +40.0 ± 10.0 |" in printed
     assert "| + length | 100 % (from 0 to 8), 0 % | 100 % (from 8 to 320), 0 % | 100 % (from 0 to 16), 0 % |" in printed
-    assert len(xml.etree.ElementTree.parse(tmp_path / "f.svg").getroot()) > 20
+    texts = [e.text for e in xml.etree.ElementTree.parse(tmp_path / "f.svg").getroot() if e.tag.endswith("text")]
+    assert texts[:16] == ["accuracy of rollouts", "0", "20", "40", "60", "80", "100", "0", "2", "4", "6", "8", "PPO step", "% of responses",
+                          "response length", "0"]
+    assert texts[16:20] == ["2", "4", "6", "8"] and "thousand tokens sampled" in texts and "tokens per response" in texts
+
+
+@pytest.mark.parametrize("top, ticks", [(40, [0, 10, 20, 30, 40]), (163, [0, 50, 100, 150, 200]), (100, [0, 20, 40, 60, 80, 100]),
+                                        (548.7, [0, 100, 200, 300, 400, 500, 600]), (0.4, [0, 0.1, 0.2, 0.3, 0.4]), (6, [0, 1, 2, 3, 4, 5, 6])])
+def test_ticks_are_round(top, ticks):
+    assert experiment.ticks(top) == pytest.approx(ticks)
 
 
 def test_an_arm_is_ahead_only_beyond_the_standard_error_and_at_equal_cost(tmp_path, capsys, monkeypatch):

@@ -80,22 +80,37 @@ def shown(values, sign=""):
     return f"{mean:{sign}.1f}" + ("" if math.isnan(error) else f" ± {error:.1f}")
 
 
+def ticks(top):
+    """Round values from 0 to at least `top`: at most six steps of 1, 2, 2.5 or 5 times a power of ten."""
+    power = 10 ** math.floor(math.log10(top / 6))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power * 6 >= top * 0.999)
+    return [step * i for i in range(math.ceil(top / step - 1e-9) + 1)]
+
+
 def figure(curves):
     """Four panels as SVG: thin lines are seeds, thick ones their mean."""
-    panels = [("accuracy of rollouts, %", "step", "accuracy", 100), ("response length, tokens", "step", "length", None),
-              ("responses with backtracking, %", "step", "backtracking", 100), ("accuracy, % (by tokens sampled, thousands)", "tokens", "accuracy", 100)]
-    out = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 640" font-family="sans-serif" font-size="12">',
-           '<rect width="900" height="640" fill="#ffffff"/>']
-    for number, (title, over, key, top) in enumerate(panels):
-        x0, y0, width, height = 50 + 450 * (number % 2), 60 + 300 * (number // 2), 370, 220
+    steps, tokens = ("step", 1, "PPO step"), ("tokens", 1000, "thousand tokens sampled")
+    panels = [("accuracy of rollouts", "% of responses", steps, "accuracy", 100), ("response length", "tokens per response", steps, "length", None),
+              ("responses with backtracking", "% of responses", steps, "backtracking", 100),
+              ("accuracy by tokens sampled", "% of responses", tokens, "accuracy", 100)]
+    out = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 650" font-family="sans-serif" font-size="12">',
+           '<rect width="900" height="650" fill="#ffffff"/>']
+    for number, (title, unit, (over, size, name), key, top) in enumerate(panels):
+        x0, y0, width, height = 62 + 450 * (number % 2), 62 + 320 * (number // 2), 370, 220
         everything = [row for runs in curves.values() for run in runs.values() for row in run]
-        right, top = max(row[over] for row in everything), top or 20 * math.ceil(max(row[key] for row in everything) / 20)
-        place = lambda row: f"{x0 + width * row[over] / right:.1f},{y0 + height * (1 - row[key] / top):.1f}"
+        right, ys = max(row[over] for row in everything), ticks(top or max(row[key] for row in everything))
+        place = lambda row: f"{x0 + width * row[over] / right:.1f},{y0 + height * (1 - row[key] / ys[-1]):.1f}"
         out.append(f'<text x="{x0}" y="{y0 - 12}" font-weight="bold">{title}</text>')
-        for i in range(5):
-            y, x = y0 + height * i / 4, x0 + width * i / 4
-            out.append(f'<path d="M{x0} {y}h{width}" stroke="#dddddd"/><text x="{x0 - 6}" y="{y + 4}" text-anchor="end">{top * (1 - i / 4):g}</text>')
-            out.append(f'<text x="{x}" y="{y0 + height + 16}" text-anchor="middle">{right * i / 4 / (1000 if over == "tokens" else 1):.0f}</text>')
+        for v in ys:
+            y = y0 + height * (1 - v / ys[-1])
+            out.append(f'<path d="M{x0} {y:.1f}h{width}" stroke="#dddddd"/><text x="{x0 - 6}" y="{y + 4:.1f}" text-anchor="end">{v:g}</text>')
+        for v in ticks(right / size):
+            if v <= right / size:
+                x = x0 + width * v * size / right
+                out.append(f'<path d="M{x:.1f} {y0 + height}v4" stroke="#888888"/><text x="{x:.1f}" y="{y0 + height + 17}" text-anchor="middle">{v:,g}</text>')
+        middle = y0 + height / 2
+        out.append(f'<text x="{x0 + width / 2}" y="{y0 + height + 34}" text-anchor="middle" fill="#555555">{name}</text>')
+        out.append(f'<text transform="translate({x0 - 44} {middle}) rotate(-90)" text-anchor="middle" fill="#555555">{unit}</text>')
         for arm, runs in curves.items():
             for run in runs.values():
                 out.append(f'<polyline points="{" ".join(map(place, run))}" fill="none" stroke="{COLOURS[arm]}" stroke-opacity="0.25"/>')
@@ -106,7 +121,7 @@ def figure(curves):
                 together = [{over: b, key: sum(at(run, over, b, key) for run in runs.values()) / len(runs)} for b in grid]
             out.append(f'<polyline points="{" ".join(map(place, together))}" fill="none" stroke="{COLOURS[arm]}" stroke-width="2.5"/>')
     for i, arm in enumerate(curves):
-        out.append(f'<path d="M{50 + 170 * i} 20h24" stroke="{COLOURS[arm]}" stroke-width="3"/><text x="{80 + 170 * i}" y="24">{ARMS[arm]}</text>')
+        out.append(f'<path d="M{62 + 170 * i} 20h24" stroke="{COLOURS[arm]}" stroke-width="3"/><text x="{92 + 170 * i}" y="24">{ARMS[arm]}</text>')
     return "\n".join([*out, "</svg>\n"])
 
 
