@@ -7,7 +7,7 @@ logs on the disk (less than 1 GB of a run).
 import math
 from dataclasses import dataclass, replace
 
-from lib import plan
+from lib import files, plan
 from lib.flags import flag
 from lib.plan import GB, GPU_OVERHEAD
 
@@ -56,9 +56,17 @@ def models_tested(c):
     return 3 if c.sft_examples else 2
 
 
+def held_out(c):
+    """(how often PPO evaluates the policy with --eval-data, on how many problems)."""
+    if not c.eval_data:
+        return 0, 0
+    steps = {0, c.steps, *range(0, c.steps, c.eval_every or c.steps)}
+    return len(steps), len(files.load_problems(c.eval_data, ("problem",)))
+
+
 def stage_seconds(config, c, shards):
-    """{stage: seconds}; "judge" is what --exploration judge adds to PPO. Loading, saving and start are not
-    counted."""
+    """{stage: seconds}; "held" are PPO's evaluations of held-out problems, and "judge" is what --exploration
+    judge adds to PPO. Loading, saving and start are not counted."""
     out = {}
     for stage, s in stages(c).items():
         if stage == "sft":
@@ -67,6 +75,11 @@ def stage_seconds(config, c, shards):
         elif stage == "ppo":
             out[stage] = c.steps * sum(plan.seconds(config, s, c.gpus, shards, c.mean_prompt,
                                                c.mean_response).values())
+            times, problems = held_out(c)
+            if times:
+                test = replace(c, rollout_batch=problems, samples=c.eval_samples)
+                took = plan.seconds(config, test, c.gpus, shards, c.mean_prompt, c.mean_response)
+                out["held"] = times * took["rollout"]
             turns = math.ceil(c.rollout_batch * c.samples / c.gpus / c.judge_workers)
             out["judge"] = c.steps * turns * c.judge_seconds
         else:
@@ -153,6 +166,9 @@ def recipe_lines(config, c, shards):
     for stage, settings in stages(c).items():
         at_most, at_end = disk(config, settings, stage)
         add(stage, what[stage], took[stage], f"{at_most / GB:9.1f}{at_end / GB:9.1f}")
+        if stage == "ppo" and "held" in took:
+            add("held", "{} evaluations in PPO, {} problems x {}".format(*held_out(c), c.eval_samples),
+                took["held"])
         most = max(most, kept + at_most)
         kept += at_end
     judge = took.pop("judge")

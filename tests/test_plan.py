@@ -280,6 +280,16 @@ def test_hours_of_each_stage_are_the_arithmetic():
     assert recipe.stage_seconds(config, rlsp.Plan(**PLAN | dict(sft_examples=0, test_problems=0)), 8).keys() == {"ppo", "judge"}
 
 
+@pytest.mark.parametrize("every, times", [(20, 6), (30, 5), (0, 2), (500, 2)])  # the start, each `every` steps, the end
+def test_evaluations_in_ppo_are_counted(tmp_path, every, times):
+    config, data = M.Config.from_dict(LLAMA_8B), tmp_path / "held.jsonl"
+    data.write_text('{"problem": "What?", "answer": "1"}\n' * 16)
+    c = rlsp.Plan(**PLAN, steps=100, eval_data=str(data), eval_every=every, eval_samples=3, kv_gb=0)
+    reading = 4096 * (8_030_261_248 * 2 + 6 * 32 * 4096 * 650) / 1e12  # 6 responses of a GPU, one of which is as long as allowed
+    assert recipe.stage_seconds(config, c, 8)["held"] == pytest.approx(times * reading, rel=0.02)
+    assert f"held   {times} evaluations in PPO, 16 problems x 3 " in "\n".join(recipe.recipe_lines(config, c, 8))
+
+
 def test_memory_of_sft_and_evaluation_is_that_of_their_own_settings():
     config, c = M.Config.from_dict(LLAMA_8B), rlsp.Plan(**PLAN, test_problems=80, sft_max_tokens=20_000)
     settings = recipe.stages(c)
