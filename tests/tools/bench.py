@@ -310,11 +310,11 @@ def random_folder(out, **changes):
     return out
 
 
-def bench_trainer(folder, run, problems, **settings):
-    device, mesh = parallel.start()
+def bench_trainer(folder, run, problems, device=None, **settings):
+    here, mesh = parallel.start()
     settings = dict(freeze_steps=0, recompute=False, micro_tokens=2048, lr=1e-6, critic_lr=1e-6, steps=10,
                     exploration="none") | settings
-    return ppo.Trainer(ppo.PPOConfig(**settings), folder, problems, chat.Chat(folder), run, device, mesh)
+    return ppo.Trainer(ppo.PPOConfig(**settings), folder, problems, chat.Chat(folder), run, device or here, mesh)
 
 
 def some_samples(vocab, n, prompt, response, seed=0):
