@@ -615,7 +615,7 @@ class Trainer:
     def save(self):
         """Everything a resumed run needs, in checkpoints/step-N."""
         checkpoint.save(self.run, self.nets, self.optimizers, self.step, self.updates,
-                        self.config.keep, kl_coef=self.kl_coef)
+                        self.config.keep, self.config.keep_best, kl_coef=self.kl_coef)
         self.saved = self.step
 
     def resume(self, found=None):

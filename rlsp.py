@@ -10,6 +10,8 @@
                           look at some responses
     python rlsp.py plan   --model FOLDER --gpus N --gpu-memory GB
                           memory, hours and disk of the recipe, from config.json alone
+    python rlsp.py export runs/ppo --checkpoint step-000020 --out FOLDER
+                          a Hugging Face folder of any checkpoint
     python rlsp.py report runs/ppo runs/eval ...
                           one HTML page of runs and evaluations
 
@@ -53,6 +55,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from lib import checkpoint, cli, cpu, decode, evaluation, files, flags, guards, hf, inputs, logs
 from lib import parallel, plan, recipe, report, threads
 from lib.chat import Prompting
+from lib.export import Export, export
 from lib.flags import REQUIRED, flag, pick
 import model as M
 from ppo import PPOConfig
@@ -170,7 +173,7 @@ class Report:
     live: bool = flag("run", False, "write the page again and again until the runs are done")
 
 
-COMMANDS = {kind.command: kind for kind in (SFT, PPO, Eval, Sample, Plan, Report)}
+COMMANDS = {kind.command: kind for kind in (SFT, PPO, Eval, Sample, Plan, Export, Report)}
 
 
 def parser():
@@ -403,7 +406,7 @@ def main():
             args = read_flags(sys.argv[1:])
         cli.check_ranks(args)
     stages = {"sft": sft, "ppo": run_ppo, "eval": run_eval, "sample": run_sample,
-              "plan": run_plan, "report": run_report}
+              "plan": run_plan, "export": export, "report": run_report}
     with cli.exit_statuses(args):
         if not isinstance(args, Run):
             stages[args.command](args)

@@ -19,6 +19,7 @@ import json
 import logging
 import re
 import shutil
+import warnings
 import zlib
 from pathlib import Path
 
@@ -109,9 +110,9 @@ def plain_errors(path):
         raise ValueError(f"{path}: {error}") from None
 
 
-def save(run, nets, optimizers, step, updates, keep, **more):
-    """Write checkpoints/step-N aside, then rename it: a kill at any moment leaves the last good one. Every
-    rank calls it."""
+def save(run, nets, optimizers, step, updates, keep, keep_best=False, **more):
+    """Write checkpoints/step-N aside, then rename it: a kill at any moment leaves the last good one. The
+    newest `keep` stay, with keep_best also that of best(run). Every rank calls it."""
     folder = Path(run) / "checkpoints" / f"step-{step:06d}"
     aside = folder.with_name(f".{folder.name}.part")
 
@@ -132,7 +133,8 @@ def save(run, nets, optimizers, step, updates, keep, **more):
         remove([folder] if folder.exists() else [])
         aside.rename(folder)
         files.sync(folder.parent)
-        remove(steps(run)[:-keep])
+        kept = best(run) if keep_best else None
+        remove(f for f in steps(run)[:-keep] if int(f.name[5:]) != kept)
 
     named = tensors(nets, optimizers, updates)
     place = {}  # {tensor's name: number of its file}
@@ -231,14 +233,40 @@ def check(folder):
     return parallel.together(mine, all_ranks=True)[0]
 
 
+def best(run):
+    """The step after which accuracy on held-out problems was best, the first of equal ones, as metrics.jsonl
+    has it; None where no step was evaluated. Step 0 does not count: its model is the one given."""
+    file = Path(run) / "metrics.jsonl"
+    rows = [row for _, row in files.read_jsonl(file, growing=True)] if file.is_file() else []
+    found = [(row["eval_accuracy"], -row["step"]) for row in rows
+             if files.finite(row.get("eval_accuracy")) and files.finite(row.get("step")) and row["step"] > 0]
+    return -max(found)[1] if found else None
+
+
+def known(run, folders, name):
+    """The name of a checkpoint, if it is one of these folders; "best" is the one of best(run)."""
+    file = Path(run) / "metrics.jsonl"
+    there = ", ".join(f.name for f in folders) or "none"
+    if name == "best":
+        step = best(run)
+        if step is None:
+            raise ValueError(f"--checkpoint best: no step of {file} was evaluated (ppo --eval-data); "
+                             f"there are checkpoints {there}")
+        name = f"step-{step:06d}"
+        if name not in [f.name for f in folders]:
+            raise ValueError(f"--checkpoint best: by {file} it is {name}, of which there is no checkpoint "
+                             f"(ppo --keep-best keeps it); there are {there}")
+    if name not in [f.name for f in folders]:
+        raise ValueError(f"--checkpoint {name}: not one of {there} in {Path(run) / 'checkpoints'}")
+    return name
+
+
 def find(run, name=None):
     """(folder, state) of the run's newest checkpoint, or of the named one; None where a run has none yet. A
     damaged one is a ValueError before anything is loaded, whose message says which one before it is good."""
     folders = parallel.together(lambda: steps(run))[0]
     if name:
-        if name not in [f.name for f in folders]:
-            there = ", ".join(f.name for f in folders) or "none"
-            raise ValueError(f"--checkpoint {name}: not one of {there} in {Path(run) / 'checkpoints'}")
+        name = parallel.together(lambda: known(run, folders, name))[0]
         folders = [f for f in folders if int(f.name[5:]) <= int(name[5:])]
     if not folders:
         return None
@@ -256,6 +284,15 @@ def find(run, name=None):
     raise ValueError(f"{error}; no checkpoint before it is good")
 
 
+def load(named, folder):
+    """Fill tensors {name: tensor} from a checkpoint, whatever number of ranks wrote it and reads it."""
+    # DCP's warnings repeat the error as a traceback.
+    logging.getLogger("torch.distributed.checkpoint").setLevel(logging.CRITICAL)
+    with plain_errors(folder), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is")  # export loads without other processes
+        dcp.load(named, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
+
+
 def resume(run, nets, optimizers, found):
     """Load what find() has found and cut the logs back to its step. Where it has found nothing, the run
     begins again. Returns the state."""
@@ -267,10 +304,6 @@ def resume(run, nets, optimizers, found):
         for name in nets:
             if state["updates"][name]:
                 make_state(optimizers[name], state["updates"][name])
-        # DCP's warnings repeat the error as a traceback.
-        logging.getLogger("torch.distributed.checkpoint").setLevel(logging.CRITICAL)
-        with plain_errors(folder):
-            reader = dcp.HuggingFaceStorageReader(str(folder))
-            dcp.load(tensors(nets, optimizers, state["updates"]), storage_reader=reader)
+        load(tensors(nets, optimizers, state["updates"]), folder)
     parallel.together(lambda: rewind(Path(run), state["step"]))
     return state

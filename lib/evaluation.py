@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lib import chat, files, functions, guards, hf, logs, parallel, report, tensor
+from lib import chat, checkpoint, files, functions, guards, hf, logs, parallel, report, tensor
 from lib.flags import flag
 import model as M
 import rewards
@@ -21,6 +21,9 @@ class HeldOut:
     eval_every: int = flag("held-out problems", 20, "steps between evaluations; 0: before and after alone", 0,
                            resume="any")
     eval_samples: int = flag("held-out problems", 1, "responses per held-out problem", 1)
+    keep_best: bool = flag(
+        "held-out problems", False, "beside the newest --keep checkpoints keep the one with the best "
+        "held-out accuracy, the first of equal ones", resume="any")
 
 
 def pass_at_k(n, c, k):
@@ -136,6 +139,8 @@ def held_out(trainer):
     logs.say(f"step {step}: {100 * scores['accuracy']:.1f} % of the answers to {scores['problems']} held-out "
              f"problems are right (standard error {100 * scores['standard_error']:.1f} %); "
              f"{scores['tokens']:.0f} tokens per response; {seconds:.0f} s")
+    if c.keep_best and trainer.saved < step == parallel.together(lambda: checkpoint.best(run))[0]:
+        trainer.save()
 
 
 def scores_on_held_out(trainer):

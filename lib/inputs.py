@@ -93,6 +93,8 @@ def for_ppo(args):
                          "expected at least 2 (the group's mean is the baseline)")
     if args.advantage == "gae" and args.freeze_steps >= args.steps:
         raise ValueError(f"--freeze-steps is {args.freeze_steps}, expected fewer than --steps {args.steps}")
+    if args.keep_best and not args.eval_data:
+        raise ValueError("--keep-best: expected --eval-data, by which a checkpoint is the best")
     if args.exploration == "judge":
         judge.check_judge(args.judge_url, args.judge_model)
         judge.read_rubric(args.judge_rubric)

@@ -158,7 +158,7 @@ def test_bad_data_gets_one_line_and_status_2(folder, tmp_path, refused, text, wo
     (["--grad-clip", "0"], "--grad-clip: 0 is out of range, expected at least 1e-09"), (["--reward-clip", "0"], "--reward-clip: 0 is out of range"),
     (["--judge-workers", "1000000000"], "--judge-workers: 1000000000 is out of range"),
     (["--rollout-batch", "1000000000"], "--rollout-batch 1000000000 with --samples 1: expected at most 1048576 responses"),
-    (["--eval-data", "nowhere.jsonl"], "nowhere.jsonl: no such file"), (["--eval-data", str(TINY / "facts.jsonl")], "facts.jsonl:1: answer is nothing"),
+    (["--keep-best", None], "--keep-best: expected --eval-data, by which"), (["--eval-data", "nowhere.jsonl"], "nowhere.jsonl: no such file"), (["--eval-data", str(TINY / "facts.jsonl")], "facts.jsonl:1: answer is nothing"),
     (["--eval-data", str(TINY / "test.jsonl"), "--max-prompt", "32"], "test.jsonl:1: the prompt has"),
     (["--eval-data", str(TINY / "test.jsonl"), "--eval-samples", "1000000"], "with --eval-samples 1000000: expected at most 1048576 responses"),
     (["--kv-gb", "1e-6"], "--kv-gb is 1e-06, expected at least"), (["--model", str(TINY / "model")], "--from-scratch")])
@@ -166,7 +166,7 @@ def test_bad_flags_get_a_clear_line_and_status_2(folder, tmp_path, refused, word
     data = bad(tmp_path, GOOD)
     base = {"--model": folder, "--data": data, "--out": tmp_path / "run", "--max-response": "16"}
     given = dict(zip(words[::2], words[1::2]))
-    error = refused("ppo", *[x for k, v in (base | given).items() for x in (k, v)])
+    error = refused("ppo", *[x for k, v in (base | given).items() for x in (k, v) if x])
     assert message in error
     assert not (tmp_path / "run").exists()
 
@@ -486,7 +486,7 @@ def test_every_flag_has_help_and_a_default():
     for name, command in parser._subparsers._group_actions[0].choices.items():
         for action in command._actions:
             assert action.help, (name, action.dest)
-        assert "--seed" in command.format_help() or name in ("report", "plan")
+        assert "--seed" in command.format_help() or name in ("report", "plan", "export")
     ppo_flags = {a.dest for a in parser._subparsers._group_actions[0].choices["ppo"]._actions}
     assert {f for f in ppo.PPOConfig.__dataclass_fields__} <= ppo_flags
 
@@ -501,7 +501,8 @@ def test_help_comes_in_groups_and_shows_no_empty_default():
 def test_no_command_takes_a_flag_by_half_its_name(refused):
     """--resum and the like went past every check of --resume."""
     whole = {"sft": ["--model", "m", "--data", "d"], "eval": ["--model", "m", "--data", "d"], "ppo": ["--model", "m", "--data", "d"],
-             "sample": ["--model", "m"], "plan": ["--model", "m"], "report": ["runs"]}
+             "sample": ["--model", "m"], "plan": ["--model", "m"], "report": ["runs"],
+             "export": ["run", "--out", "o"]}
     for name, command in rlsp.parser()._subparsers._group_actions[0].choices.items():
         for flag in {f[:-1] for a in command._actions for f in a.option_strings if len(f) > 3}:
             error = refused(name, *whole[name], f"{flag}=1")
@@ -691,6 +692,67 @@ def test_held_out_problems_that_are_trained_on_or_that_nobody_can_answer_are_tol
     assert f"rlsp.py: warning: the verifier cannot read 1 of 3 answers of {held}, first in line 3: '}}{{'\n" in error
     assert re.search(r"rlsp.py: step 0: 0.0 % of the answers to 3 held-out problems are right \(standard error 0.0 %\); \d tokens per response; \d s\n", error)
     assert json.loads((tmp_path / "run/config.json").read_text())["inputs"]["eval_data"] == files.measure(held)
+
+
+def test_export_makes_a_folder_of_any_checkpoint(runs, tmp_path, call):
+    """The last one is RUN/model, file for file; the type is the run's, the model it began with may have moved."""
+    out = runs[0]
+    for run, last in ("s", "step-000006"), ("p", "step-000002"):
+        for words in [], ["--checkpoint", last]:
+            target = tmp_path / f"{run}{len(words)}"
+            status, text, error = call("export", out / run, "--out", target, *words)
+            assert status == 0 and error == "", error
+            assert text.startswith(f"wrote {target}: step {int(last[5:])} of {out / run}, 0.00 GB, float32")
+            expected = {f.name: f.read_bytes() for f in (out / run / "model").iterdir()}
+            assert {f.name: f.read_bytes() for f in target.iterdir()} == expected and "model.safetensors" in expected
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["p0", "p2", "s0", "s2"]  # nothing aside is left
+    # in bfloat16, of a run that was copied away from a model that has moved
+    moved = shutil.copytree(out / "p", tmp_path / "moved")
+    config = json.loads((moved / "config.json").read_text())
+    config["flags"] |= {"dtype": "bfloat16", "model": str(tmp_path / "gone")}
+    (moved / "config.json").write_text(json.dumps(config))
+    status, _, error = call("export", moved, "--out", tmp_path / "b")
+    assert status == 2 and f"{tmp_path / 'gone'}/config.json: no such file; give the folder of the model" in error
+    assert call("export", moved, "--out", tmp_path / "b", "--model", out / "s/model")[0] == 0
+    assert call("export", moved, "--out", tmp_path / "b2", "--model", moved / "model")[0] == 0
+    found, whole = load_file(tmp_path / "b/model.safetensors"), load_file(out / "p/model/model.safetensors")
+    assert found.keys() == whole.keys() and all(torch.equal(x, whole[k].bfloat16()) for k, x in found.items())
+    assert (tmp_path / "b2/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+    assert hf.load(tmp_path / "b").config.raw["torch_dtype"] == "bfloat16"
+
+
+def test_export_says_what_is_wrong_in_one_line_and_writes_nothing(runs, tmp_path, refused, monkeypatch, call):
+    run = shutil.copytree(runs[0] / "p", tmp_path / "run")
+    out = ["--out", tmp_path / "out"]
+    other, wider = (shutil.copytree(runs[0] / "s/model", tmp_path / name) for name in ("other", "wider"))
+    (wider / "config.json").write_text((wider / "config.json").read_text().replace("torch_dtype", "dtype"))
+    (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + " ")
+    for words, message in (
+            ([tmp_path / "nowhere", *out], "nowhere/config.json: no such file, no run to export"), ([runs[0] / "e", *out], "a run of eval, expected one of sft or ppo"),
+            ([run, "--out", run], f"{run}: exists already; nothing was overwritten"), ([run], "arguments are required: --out"),
+            ([run, *out, "--checkpoint", "step-000007"], "--checkpoint step-000007: not one of step-000002 in"),
+            ([run, *out, "--checkpoint", "best"], "--checkpoint best: no step of"),
+            ([run, *out, "--model", tmp_path], f"{tmp_path}/config.json: no such file"),
+            ([run, *out, "--model", other], "tokenizer.json is not what the run was started with"),
+            ([run, *out, "--model", wider], "config.json is not what the run was started with")):
+        error = refused("export", *words)
+        assert message in error and len(error.splitlines()) == 1, (words, error)
+    with open(run / "metrics.jsonl", "a") as f:
+        f.write(json.dumps({"step": 0, "eval_accuracy": 0.9}) + "\n" + json.dumps({"step": 1, "eval_accuracy": 0.5}) + "\n")
+    assert "best: by " in (error := refused("export", run, *out, "--checkpoint", "best")) and "it is step-000001, of which there is no" in error
+    monkeypatch.setattr(files, "write_text", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    status, _, error = call("export", run, *out)
+    assert status == 1 and error.splitlines()[-1] == f"rlsp.py: [Errno 28] No space left on device: '{tmp_path}/out'"
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["other", "run", "wider"]
+    shard = next((run / "checkpoints/step-000002").glob("shard-*"))
+    os.truncate(shard, 1000)
+    assert f"{shard}: truncated or altered" in refused("export", run, *out)
+    shutil.rmtree(run / "checkpoints")
+    assert "checkpoints: no checkpoint there yet" in refused("export", run, *out)
+    monkeypatch.setattr(parallel, "world_size", lambda: 2)
+    with pytest.raises(SystemExit):
+        monkeypatch.setattr(cli, "leave", lambda status, line, error: sys.exit(line))
+        rlsp.export(rlsp.Export(folder=str(run), out=str(tmp_path / "out")))
 
 
 def test_pass_at_k_is_unbiased():

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from lib import decode, hf, parallel
+import rlsp
 from conftest import ROOT, tiny_llama
 from test_ppo import TINY
 
@@ -87,6 +88,11 @@ def test_a_checkpoint_resumes_on_any_number_of_ranks(folder, alone, tmp_path, wr
     run(writers, folder, tmp_path / "run")
     checkpoints = tmp_path / "run" / "checkpoints"
     assert len(list((checkpoints / "step-000002").glob("shard-*.safetensors"))) == writers  # each rank wrote its own shards
+    if writers > readers:
+        (tmp_path / "run/config.json").write_text(json.dumps({"flags": {"command": "ppo", "model": str(folder), "dtype": "float32"}}))
+        rlsp.export(rlsp.read_flags(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")]))
+        for file in (tmp_path / "run/model").iterdir():
+            assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
     shutil.rmtree(checkpoints / "step-000003")
     tensors, _, tokens = run(readers, folder, tmp_path / "run", "resume", *words)
     assert [row["step"] for row in tokens] == [2, 2]  # step 3 is the one that tests/distributed.py takes by itself

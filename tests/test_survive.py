@@ -327,6 +327,29 @@ def test_a_run_that_is_stopped_in_an_evaluation_goes_on_in_it(folder, tmp_path, 
     assert [set(row) - set(lines(tmp_path / "killed")[0]) for row in lines(tmp_path / "whole")] == [set()]
 
 
+def test_the_best_checkpoint_is_kept_beside_the_newest(folder, tmp_path, monkeypatch):  # noqa: F811
+    """Through stops and resumes; the first one of equal ones; the start does not count."""
+    accuracy = {0: 0.9, 2: 0.3, 3: 0.0, 4: 0.5, 6: 0.5, 8: 0.2, 9: 0.1, 10: 0.6}
+    new = lambda steps: trainer(folder, tmp_path / "run", steps=steps, save_every=3, keep=2, eval_every=2, keep_best=True, held_out=held_out())
+    monkeypatch.setattr(evaluation, "scores_on_held_out", lambda t: dict.fromkeys(("problems", "standard_error", "tokens"), 1)
+                        | {"accuracy": accuracy[t.step]})
+    there = lambda: [int(f.name[5:]) for f in checkpoint.steps(tmp_path / "run")]
+    train_step, seen = ppo.Trainer.train_step, []
+    monkeypatch.setattr(ppo.Trainer, "train_step", lambda t: (seen.append(there()), train_step(t))[1])
+    new(3).train()
+    assert seen == [[], [], [2]] and there() == [2, 3]  # after step 2, which has one because it was the best
+    t = new(9)
+    t.resume()
+    t.train()
+    assert seen[3:] == [[2, 3], [3, 4], [3, 4], [4, 6], [4, 6], [4, 6]] and there() == [4, 6, 9]
+    assert checkpoint.find(tmp_path / "run", "best")[1]["step"] == 4
+    t = new(10)
+    t.resume(checkpoint.find(tmp_path / "run", "step-000006"))  # the future is forgotten, the best one is not
+    assert there() == [4, 6]
+    t.train()
+    assert there() == [4, 9, 10] and checkpoint.best(tmp_path / "run") == 10
+
+
 def start(words, ranks=1, **env):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
     return subprocess.Popen([sys.executable, *launch, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
