@@ -1,46 +1,96 @@
-"""Convert downloads of MATH, MATH-500, GSM8K and AIME into the problem format of this project.
+"""Convert data sets as they are downloaded into the problem files of this project, and choose from them.
 
-    python data/prepare.py MATH/train math-train.jsonl                # Hendrycks' folders: algebra/1.json, ...
-    python data/prepare.py math500/test.jsonl math500.jsonl
-    python data/prepare.py gsm8k/train.jsonl gsm8k-1000.jsonl --limit 1000 --seed 0
+    python data/prepare.py MATH/train math.jsonl                       # Hendrycks' folders: algebra/1.json, ...
+    python data/prepare.py DeepScaleR/deepscaler.json deepscaler.jsonl
+    python data/prepare.py GSM8K/main/train-*.parquet gsm8k-1000.jsonl --limit 1000 --seed 0
 
-The output has one problem a line: problem, answer, subject, level, unique_id and, where known, solution. The format
-of the input is recognised from the fields of each record:
+The paper's data: QwQ's long chains of thought kept to the problems of NuminaMath-CoT and to 8,192 tokens, MATH's
+training problems without those of MATH-500, and for evaluation MATH-500 and AIME:
 
-    MATH        problem, solution, level "Level 3", type        the answer is the last \\boxed{} of the solution
-    MATH-500    problem, solution, answer, subject, level
-    GSM8K       question, answer ending in "#### 72"            the reasoning becomes the solution, 72 in a \\boxed{}
-    AIME        problem, answer (an integer), and url, or year and problem number
+    python data/prepare.py QwQ-LongCoT-130K/data sft.jsonl --only-in NuminaMath-CoT/data \\
+        --without MATH-500/test.jsonl AIME_2024/aime_2024_problems.parquet \\
+        --drop-long 8192 --tokenizer Llama-3.1-8B-Instruct
+    python data/prepare.py MATH/train math.jsonl --without MATH-500/test.jsonl --check
+    python data/prepare.py MATH-500/test.jsonl math500.jsonl
+    python data/prepare.py AIME_2024/aime_2024_problems.parquet aime2024.jsonl
 
-Anything else ends with one line that names file and line, exit status 2, and no output file.
+Input is jsonl, a JSON array, csv or parquet (read by pyarrow where it is installed), files or folders of shards. The
+output has one problem a line: problem, answer, unique_id and, where known, solution, subject and level. The format is
+recognised from the fields of each record, in any case:
+
+    OpenR1-Math    problem, generations            the first verified generation is the solution
+    QwQ-LongCoT    problem, qwq                    the answer is what qwq's last \\boxed{} has
+    DAPO           prompt, reward_model            without DAPO's instruction; each problem once
+    MATH           problem, solution, level, type or subject         the answer is the last \\boxed{}'s
+    MATH-500       problem, solution, level, subject, answer
+    AIME           problem or question, answer from 0 to 999, and url, or year and problem number, or id 2024-I-1
+    GSM8K          question, answer ending in "#### 72"     the reasoning becomes the solution, 72 in a \\boxed{}
+    any other      problem or question, answer, solution, one of the last two: DeepScaleR, NuminaMath, MathArena, ...
+    chats          messages (role, content) or conversations (from, value): the first user's turn and its reply
+
+or said by --problem FIELD --answer FIELD --solution FIELD, with dots into nested objects: extra_info.question,
+turns.0.text. Demonstrations without a box are kept without an answer, for SFT alone. Anything else ends with one line
+that names file and line (of parquet the row), exit status 2, and no output file.
 """
 
 import argparse
+import hashlib
+import itertools
 import json
 import os
 import random
 import re
 import sys
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository root, when run as a script
-from lib import files  # noqa: E402
-from rewards import extract_answer  # noqa: E402
+from lib import files, records  # noqa: E402
+from rewards import answers_equal, extract_answer  # noqa: E402
 
-MOST_BYTES = 2**30  # of a file of the input: the largest of these sets, all of MATH, has 20 MB
+NO_ANSWER = ("proof", "notfound")  # what NuminaMath 1.5 and OpenR1-Math have in place of one
+SHOWN = 5  # of the rows that --check finds
+TOKENIZED = 32  # rows at once: the library takes a processor core for each
 
 
-class BadInput(Exception):
-    """Something in the input that cannot be converted; the message is the whole line shown to the user."""
+class LeftOut(Exception):
+    """A record that makes no row, though nothing is wrong with the file; the message says why, and is counted."""
 
+
+@dataclass
+class Tally:
+    """What is said at the end."""
+    rows: int = 0
+    unanswered: int = 0  # rows without an answer
+    left_out: Counter = field(default_factory=Counter)  # {why: records}
+    wrong: Counter = field(default_factory=Counter)  # {what --check found: rows}
+    examples: list = field(default_factory=list)  # some of those, as lines
+
+
+# ---- fields
 
 def text_field(record, name):
-    """A non-empty string field, or an error that says what was there instead."""
-    value = record.get(name)
+    """A non-empty text, or a number as its text, or an error that says what was there instead."""
+    value = files.answer_text(record.get(name)) if name == "answer" else record.get(name)
     if not isinstance(value, str) or not value.strip():
         found = "no such field" if name not in record else f"{value!r:.60}"
         raise ValueError(f"field {name}: found {found}, expected a non-empty string")
     return value.strip()
+
+
+def optional(record, name):
+    """text_field, or None where there is nothing."""
+    value = record.get(name)
+    return None if value is None or isinstance(value, str) and not value.strip() else text_field(record, name)
+
+
+def list_field(record, name):
+    value = record.get(name)
+    if not isinstance(value, (list, type(None))):
+        raise ValueError(f"field {name}: found {value!r:.60}, expected a list")
+    return value or []
 
 
 def level_number(value):
@@ -51,13 +101,62 @@ def level_number(value):
     return int(found[1])
 
 
-def convert_math(record, name):
+def boxed(solution):
+    return (extract_answer(solution) or "").strip() or None
+
+
+def known(**fields):
+    """A row of those fields that are known. A problem needs an answer for PPO, or a solution for SFT."""
+    if not fields["problem"]:
+        raise LeftOut("without a problem")
+    if not fields["answer"] and not fields.get("solution"):
+        raise LeftOut("without an answer and a solution")
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+# ---- formats: (record with names of fields in small letters, a name for the row) -> row
+
+def openr1(record, name):
+    """The short `solution` is a textbook's, while a generation is the long chain of thought. It is verified by
+    math_verify, or by a Llama where that could not decide."""
+    generations = list_field(record, "generations")
+    complete = list_field(record, "is_reasoning_complete") or [True] * len(generations)
+    for judge in ("correctness_math_verify", "correctness_llama"):
+        for generation, right, whole in zip(generations, list_field(record, judge), complete):
+            if right is True and whole:
+                return plain(record | {"solution": generation}, name)
+    raise LeftOut("without a verified generation")
+
+
+def qwq(record, name):
+    solution = optional(record, "qwq")
+    if not solution:
+        raise LeftOut("without a response")
+    return plain(record | {"solution": solution, "answer": None}, name)
+
+
+def dapo(record, name):
+    """Also other data of verl. DAPO-Math-17k has each problem a hundred times, and asks for a line "Answer:",
+    where our runs ask for a box."""
+    prompt = record["prompt"]
+    if isinstance(prompt, list):
+        prompt = turns(prompt)[0]
+    prompt = text_field({"prompt": prompt}, "prompt")
+    prompt = re.sub(r"\ASolve the following math problem step by step\.[^\n]*\n\n", "", prompt)
+    prompt = re.sub(r'\n\nRemember to put your answer on its own line after "Answer:"\.\Z', "", prompt).strip()
+    gold = record["reward_model"].get("ground_truth") if isinstance(record["reward_model"], dict) else None
+    return known(problem=prompt, answer=optional({"answer": gold}, "answer"), subject=optional(record, "data_source"),
+                 unique_id=f"dapo/{key(prompt).hex()[:12]}")
+
+
+def math(record, name):
     solution = text_field(record, "solution")
-    answer = extract_answer(solution)
-    if answer is None or not answer.strip():
+    answer = boxed(solution)
+    if answer is None:
         raise ValueError("field solution: found no answer in it, expected a \\boxed{...}")
-    row = {"problem": text_field(record, "problem"), "answer": answer.strip(), "solution": solution,
-           "subject": text_field(record, "type"), "level": None, "unique_id": name}
+    row = {"problem": text_field(record, "problem"), "answer": answer, "solution": solution,
+           "subject": text_field(record, "type" if "type" in record else "subject"), "level": None,
+           "unique_id": str(record.get("unique_id") or name)}
     if record["level"] == "Level ?":  # MATH has a few: a row without a level
         del row["level"]
     else:
@@ -65,32 +164,30 @@ def convert_math(record, name):
     return row
 
 
-def convert_math500(record, name):
-    row = {key: text_field(record, key) for key in ("problem", "answer", "solution", "subject")}
-    return {**row, "level": level_number(record["level"]), "unique_id": str(record.get("unique_id") or name)}
-
-
-def convert_gsm8k(record, name):
-    reasoning, mark, answer = text_field(record, "answer").rpartition("####")
+def gsm8k(record, name):
+    text = text_field(record, "answer")
+    reasoning, mark, answer = text.rpartition("####")
     answer = answer.strip().replace(",", "")
     if not mark or not re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", answer):
-        raise ValueError(f'field answer: found {record["answer"][-40:]!r} at its end, expected "#### number"')
+        raise ValueError(f'field answer: found {text[-40:]!r} at its end, expected "#### number"')
     reasoning = re.sub(r"<<[^<>]*>>", "", reasoning).strip()  # <<48/2=24>>: marks for a calculator, not for a reader
     return {"problem": text_field(record, "question"), "answer": answer,
             "solution": f"{reasoning}\nThe answer is \\boxed{{{answer}}}.".lstrip(),
             "subject": "gsm8k", "unique_id": f"gsm8k/{name}"}
 
 
-def convert_aime(record, name):
-    answer = str(record["answer"]).strip()
+def aime(record, name):
+    answer = str(files.answer_text(record["answer"])).strip()
     # One problem (1983-2023) has "080 or 081 (both were accepted)"; a row has one answer, so the first is taken.
     found = re.fullmatch(r"([0-9]{1,3})(?: or [0-9]{1,3} \(both were accepted\))?", answer)
     if not found:
         raise ValueError(f"field answer: found {answer!r:.60}, expected an integer from 0 to 999")
-    row = {"problem": text_field(record, "problem"), "answer": str(int(found[1]))}
-    if record.get("solution"):
+    problem = text_field(record, "problem" if "problem" in record else "question")
+    row = {"problem": problem, "answer": str(int(found[1]))}
+    if optional(record, "solution"):
         row["solution"] = text_field(record, "solution")
-    number = str(record.get("problem number") or str(record.get("url", "")).rpartition("_")[2])
+    ends = str(record.get("url") or "").rpartition("_")[2], str(record.get("id") or "").rpartition("-")[2]
+    number = str(record.get("problem number") or ends[0] or ends[1])
     if not re.fullmatch("[0-9]{1,3}", number):
         raise ValueError("found no problem number, expected it in field problem number or at the end of field url")
     # Problems 1 to 15 get harder: three to a level, so that tables by level say something.
@@ -98,108 +195,325 @@ def convert_aime(record, name):
     return {**row, "subject": "aime", "level": level, "unique_id": f"aime/{record.get('id', name)}"}
 
 
-def convert(record, name):
-    """One record of any known format -> one row. Raises ValueError with what was found and what was expected."""
+def question(record, name):
+    """GSM8K, or where the answer is a number alone, AIME as OpenCompass has it."""
+    if re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", text_field(record, "answer")):
+        return plain(record | {"problem": record["question"]}, name)
+    return gsm8k(record, name)
+
+
+def plain(record, name):
+    if re.fullmatch(r"(?:19|20)[0-9]{2}-(?:I{1,2}-)?[0-9]{1,2}", str(record.get("id"))) and "answer" in record:
+        return aime(record, name)
+    solution = record.get("solution")
+    if not isinstance(solution, list):  # else [text, trained] pieces, as sft takes them; row_of checks them
+        solution = optional(record, "solution")
+    answer = optional(record, "answer")
+    if answer is None or answer.lower() in NO_ANSWER:
+        answer = boxed(solution) if isinstance(solution, str) else None
+    level = record.get("level")
+    if re.fullmatch("(Level )?[1-9]", str(level)):
+        level = level_number(level)
+    return known(problem=optional(record, "problem"), answer=answer, solution=solution,
+                 subject=optional(record, "subject" if record.get("subject") else "source"),
+                 level=None if level in ("", "Level ?") else level,
+                 unique_id=str(record.get("unique_id") or record.get("uuid") or name))
+
+
+def turns(messages):
+    """(the first user's turn, the reply to it or None)."""
+    problem = None
+    for turn in messages:
+        if not isinstance(turn, dict):
+            raise ValueError(f"found {turn!r:.60} among the turns, expected an object with role and content")
+        role = turn.get("role", turn.get("from"))
+        words = turn.get("content", turn.get("value"))
+        if problem is None and role in ("user", "human"):
+            problem = words
+        elif problem is not None and role in ("assistant", "gpt"):
+            return problem, words
+    return problem, None
+
+
+def chat(record, name):
+    messages = record.get("messages") or record.get("conversations")
+    if not isinstance(messages, list):
+        raise ValueError(f"found {messages!r:.60}, expected a list of turns in messages or conversations")
+    problem, solution = (optional({"turn": words}, "turn") for words in turns(messages))
+    if not problem or not solution:
+        raise LeftOut("without a user's turn and a reply")
+    return known(problem=problem, answer=boxed(solution), solution=solution, unique_id=name)
+
+
+FORMATS = (  # the fields that a record must have; the first that fits decides
+    ({"problem", "generations"}, openr1),
+    ({"problem", "qwq"}, qwq),
+    ({"prompt", "reward_model"}, dapo),
+    ({"level", "type"}, math),
+    ({"problem", "answer", "url"}, aime),
+    ({"problem", "answer", "year", "problem number"}, aime),
+    ({"question", "answer", "year", "problem number"}, aime),
+    ({"problem", "answer"}, plain),
+    ({"problem", "solution", "level", "subject"}, math),
+    ({"problem", "solution"}, plain),
+    ({"question", "answer"}, question),
+    ({"messages"}, chat),
+    ({"conversations"}, chat),
+)
+
+
+def recognise(record):
+    """The function that makes a row of such a record."""
+    for fields, make in FORMATS:
+        if fields <= record.keys():
+            return make
+    found = ", ".join(sorted(map(str, record)))
+    raise ValueError(f"found the fields [{found:.200}], expected those of MATH, MATH-500, GSM8K, AIME, NuminaMath, "
+                     "QwQ-LongCoT, OpenR1-Math, DAPO, DeepScaleR or chats, or --problem FIELD --answer FIELD "
+                     "--solution FIELD")
+
+
+def at(record, path):
+    """The value of a field, or with dots of one inside it: extra_info.question, turns.0.text."""
+    if path in record:
+        return record[path]
+    value = record
+    for part in path.split("."):
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            raise ValueError(f"field {path}: found no {part!r:.60} in it, expected it "
+                             f"(fields: {', '.join(sorted(map(str, record))):.200})")
+    return value
+
+
+def row_of(record, name, fields):
+    """(row, the function that made it). fields: what --problem, --answer and --solution name, or nothing."""
     if not isinstance(record, dict):
         raise ValueError(f"found {type(record).__name__}, expected an object with fields")
-    fields = set(record)
-    if {"level", "type"} <= fields:
-        return convert_math(record, name)
-    if {"level", "subject", "answer"} <= fields:
-        return convert_math500(record, name)
-    if {"problem", "answer"} <= fields and ("url" in fields or {"year", "problem number"} <= fields):
-        return convert_aime(record, name)
-    if {"question", "answer"} <= fields and "problem" not in fields:
-        return convert_gsm8k(record, name)
-    found = ", ".join(sorted(map(str, fields)))
-    raise ValueError(f"found the fields [{found:.200}], expected those of MATH, MATH-500, GSM8K or AIME")
+    if fields:
+        record = {name: at(record, path) for name, path in fields.items()}
+        make = plain
+    else:
+        small = {str(name).lower(): value for name, value in record.items()}
+        record = small | {name: record[name] for name in small.keys() & record.keys()}
+        make = recognise(record)
+    row = make(record, name)
+    json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is an error here, not when writing
+    files.check_problem(row, [name for name in ("problem", "answer", "solution") if name in row])
+    return row, make
 
 
-def read_records(source):
-    """Yield (where, name, text): FILE:LINE for messages, an id for the row, and the JSON text of one record."""
-    if os.path.isdir(source):
-        # algebra/2.json before algebra/10.json, whatever order the file system has
-        paths = sorted(source.rglob("*.json"), key=lambda p: (p.parent, len(p.stem), p.stem))
-        if not paths:
-            raise BadInput(f"{source}:0: found no .json file in this folder, expected MATH's algebra/1.json and so on")
-        for path in paths:
-            # train/algebra/1.json, as MATH-500 names its problems, so that an overlap can be found
-            yield f"{path}:1", f"{source.resolve().name}/{path.relative_to(source).as_posix()}", read_text(path)
-        return
-    # Not splitlines(): it also breaks at characters that may stand inside a JSON string.
-    lines = read_text(source).split("\n")
-    if not any(line.strip() for line in lines):
-        raise BadInput(f"{source}:1: found an empty file, expected one problem a line")
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield f"{source}:{number}", f"{source.stem}/{number}", line
-
-
-def read_text(path):
-    try:
-        with files.reading(path, "rb") as f:
-            data = f.read(MOST_BYTES + 1)
-        if len(data) > MOST_BYTES:
-            raise BadInput(f"{path}:0: found more than {MOST_BYTES} bytes, expected fewer")
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise BadInput(f"{path}:{line}: found bytes that are not UTF-8, expected JSON text") from None
-    except OSError as error:
-        raise BadInput(f"{path}:0: found no readable file ({error.strerror}), expected JSON text") from None
-    except ValueError:
-        raise BadInput(f"{path}:0: found a pipe or a device, expected a regular file") from None
-
-
-def prepare(source, target, limit=None, seed=0):
-    """Convert all of `source`, check it, then write `target`. With a limit, a random choice in the input's order."""
-    if os.path.lexists(target):
-        raise BadInput(f"{target}:0: found an existing file, expected a new name; nothing is overwritten")
-    if not os.path.isdir(target.parent):
-        raise BadInput(f"{target}:0: found no folder {target.parent}, expected it to exist")
-    rows, seen = [], {}
-    for where, name, text in read_records(source):
+def read_rows(sources, fields, left_out):
+    """(FILE:LINE, row) of every record that makes one. What makes none is counted in left_out."""
+    seen = {}
+    for where, name, record in records.read(sources):
         try:
-            row = convert(json.loads(text), name)
+            row, make = row_of(record, name, fields)
             first = seen.setdefault(row["unique_id"], where)
+            if first != where and make is dapo:
+                raise LeftOut("said before")
             if first != where:
                 raise ValueError(f"found unique_id {row['unique_id']} again, expected it once (first at {first})")
-            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is an error here, not when writing
-            rows.append(row)
-        except json.JSONDecodeError as error:
-            inner = error.lineno - 1  # a MATH file may have several lines
-            path, _, line = where.rpartition(":")
-            raise BadInput(f"{path}:{int(line) + inner}: found invalid JSON ({error.msg} at column {error.colno}), "
-                           "expected one JSON object") from None
-        except RecursionError:
-            raise BadInput(f"{where}: found JSON nested too deeply, expected one object with fields") from None
-        except ValueError as error:
-            raise BadInput(f"{where}: {error}") from None
-    if limit is not None:
-        chosen = sorted(random.Random(seed).sample(range(len(rows)), min(limit, len(rows))))
-        rows = [rows[i] for i in chosen]
+        except LeftOut as reason:
+            left_out[str(reason)] += 1
+        except ValueError as e:
+            raise ValueError(f"{where}: {e}") from None
+        else:
+            yield where, row
+
+
+# ---- choosing
+
+SPACING = re.compile(r"\\(?:[,;:! ]|(?:q?quad|left|right|displaystyle|(?:small|med|big)skip|hfill)(?![a-z]))|~|&")
+SPELLINGS = ((re.compile(r"\\[dtc]frac(?![a-z])"), r"\\frac"), (re.compile(r"\\(le|ge|ne)q(?![a-z])"), r"\\\1"),
+             (re.compile("[−–]"), "-"), (re.compile("(?<=[a-z])-(?=[a-z])"), " "))
+
+
+def key(problem):
+    """A problem's words as 16 bytes: equal for texts that differ in case, space, punctuation, brackets and
+    LaTeX's spacing alone. Digits that were apart stay so: 3.5 is not 35."""
+    text = unicodedata.normalize("NFKC", problem).casefold()
+    for pattern, spelling in SPELLINGS:
+        text = pattern.sub(spelling, text)
+    text = SPACING.sub(" ", text)
+    text = re.sub(r"[^\w+*/^=<>-]+|_", " ", text)
+    text = re.sub(r"(?<![0-9]) | (?![0-9])", "", text)
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
+
+
+def keys(sources):
+    return {key(row["problem"]) for _, row in read_rows(sources, {}, Counter())}
+
+
+def only(rows, left_out, reason, keep):
+    """The rows for which keep(row) holds; the others are counted."""
+    for where, row in rows:
+        if keep(row):
+            yield where, row
+        else:
+            left_out[reason] += 1
+
+
+def tokens_at_most(rows, left_out, most, tokenizer):
+    """The rows whose problem and solution have at most `most` tokens; a chat's own marks come on top."""
+    rows = iter(rows)
+    while some := list(itertools.islice(rows, TOKENIZED)):
+        texts = [row["problem"] + solution_text(row) for _, row in some]
+        for found, encoding in zip(some, tokenizer.encode_batch(texts, add_special_tokens=False)):
+            if len(encoding.ids) <= most:
+                yield found
+            else:
+                left_out[f"longer than {most} tokens"] += 1
+
+
+def solution_text(row):
+    solution = row.get("solution", "")
+    return solution if isinstance(solution, str) else "".join(text for text, _ in solution)
+
+
+def wrong_with(row):
+    """What --check finds in a row: (what, in detail), or None."""
+    from lib.logs import readable  # it needs torch, which takes seconds to import
+    answer = row.get("answer")
+    if answer is None:
+        return "no answer", ""
+    if not readable(answer):
+        return "an answer that the verifier cannot read", repr(answer)
+    box = extract_answer(solution_text(row))
+    if box and not answers_equal(box, answer):
+        return "a solution whose box is another answer", f"{box!r}, answer {answer!r}"
+    return None
+
+
+def checked(rows, tally, drop):
+    """The rows, or with drop those of them with which nothing is wrong."""
+    for where, row in rows:
+        wrong = wrong_with(row)
+        if wrong:
+            tally.wrong[wrong[0]] += 1
+        if wrong and len(tally.examples) < SHOWN:
+            tally.examples.append(f"{where}: {wrong[0]} {files.visible(wrong[1], 160)}".rstrip())
+        if wrong and drop:
+            tally.left_out[f"with {wrong[0]}"] += 1
+        else:
+            yield where, row
+
+
+# ---- the command
+
+def prepare(args):
+    """Convert all of the input, choose, check, then write the output. Returns the Tally."""
+    target = args.output
+    if os.path.lexists(target):
+        raise ValueError(f"{target}:0: found an existing file, expected a new name; nothing is overwritten")
+    if not os.path.isdir(target.parent):
+        raise ValueError(f"{target}:0: found no folder {target.parent}, expected it to exist")
+    tally = Tally()
+    rows = chosen(args, tally)
+    aside = target.with_name(f".{target.name}.part")
     try:
-        files.write_text(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    except OSError as error:
-        raise BadInput(f"{target}:0: found that it cannot be written ({error.strerror}), expected a new file") from None
+        aside.unlink(missing_ok=True)
+        with open(aside, "x+b") as f:
+            starts = [0]  # of each line
+            for _, row in rows:
+                starts.append(starts[-1] + f.write(json.dumps(row, ensure_ascii=False).encode() + b"\n"))
+                tally.unanswered += "answer" not in row
+            tally.rows = len(starts) - 1
+            if not tally.rows:
+                raise ValueError(f"{args.input[0]}:0: found no problem that is left ({said(tally.left_out)}), "
+                                 "expected at least one")
+            if args.limit is not None and args.limit < tally.rows:
+                limit(f, starts, args.limit, args.seed, tally)
+        os.replace(aside, target)
+    except OSError as e:
+        raise ValueError(f"{target}:0: found that it cannot be written ({e.strerror}), expected a new file") from None
+    finally:
+        if os.path.lexists(aside):
+            aside.unlink()
+    return tally
+
+
+def chosen(args, tally):
+    """(FILE:LINE, row) of the input, by the flags that choose."""
+    fields = {name: value for name in ("problem", "answer", "solution") if (value := getattr(args, name))}
+    rows = read_rows(args.input, fields, tally.left_out)
+    if args.only_in:
+        wanted = keys(args.only_in)
+        rows = only(rows, tally.left_out, "not in --only-in", lambda row: key(row["problem"]) in wanted)
+    if args.without:
+        unwanted = keys(args.without)
+        rows = only(rows, tally.left_out, "in --without", lambda row: key(row["problem"]) not in unwanted)
+    if args.check or args.drop_wrong:
+        rows = checked(rows, tally, args.drop_wrong)
+    if args.drop_long:
+        from lib.hf import load_tokenizer  # it needs torch, which takes seconds to import
+        rows = tokens_at_most(rows, tally.left_out, args.drop_long, load_tokenizer(args.tokenizer))
     return rows
 
 
+def limit(f, starts, number, seed, tally):
+    """Keep `number` random lines of a file, in their order."""
+    tally.unanswered = 0
+    tally.rows = number
+    end = 0
+    for i in sorted(random.Random(seed).sample(range(len(starts) - 1), number)):
+        f.seek(starts[i])
+        line = f.read(starts[i + 1] - starts[i])
+        f.seek(end)
+        end += f.write(line)
+        tally.unanswered += "answer" not in json.loads(line)
+    f.truncate(end)
+
+
+def said(counts):
+    return ", ".join(f"{count} {what}" for what, count in counts.most_common()) or "nothing"
+
+
+def parser():
+    how = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=how, allow_abbrev=False, prog="prepare.py")
+    p.add_argument("input", type=Path, nargs="+", help="files or folders of jsonl, JSON, csv and parquet")
+    p.add_argument("output", type=Path, help="the jsonl file to write; it must not exist yet")
+    for name in ("problem", "answer", "solution"):
+        p.add_argument(f"--{name}", metavar="FIELD", help=f"the field with the {name}, where the format is another one")
+    p.add_argument("--only-in", metavar="FILE", type=Path, nargs="+",
+                   help="keep the problems that these files or folders have: the same words")
+    p.add_argument("--without", metavar="FILE", type=Path, nargs="+",
+                   help="drop the problems that these have, such as those of an evaluation")
+    p.add_argument("--drop-long", metavar="N", type=int, help="drop what has more than N tokens, problem and solution")
+    p.add_argument("--tokenizer", metavar="FOLDER", type=Path, help="the model folder whose tokenizer counts them")
+    p.add_argument("--check", action="store_true",
+                   help="list answers that the verifier cannot read, and solutions with another one")
+    p.add_argument("--drop-wrong", action="store_true", help="drop what --check finds")
+    p.add_argument("--limit", metavar="N", type=int, help="keep this many problems, chosen at random (default: all)")
+    p.add_argument("--seed", metavar="N", type=int, default=0, help="for the choice of --limit (default: 0)")
+    return p
+
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("input", type=Path, help="a jsonl file, or the folder of MATH's json files")
-    parser.add_argument("output", type=Path, help="the jsonl file to write; it must not exist yet")
-    parser.add_argument("--limit", type=int, help="keep this many problems, chosen at random (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="for the choice of --limit (default: 0)")
-    args = parser.parse_args(argv)
-    if args.limit is not None and args.limit < 1:
-        parser.error(f"--limit: found {args.limit}, expected at least 1")
+    p = parser()
+    args = p.parse_args(argv)
+    for name in ("limit", "drop_long"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            p.error(f"--{name.replace('_', '-')}: found {value}, expected at least 1")
+    if (args.drop_long is None) != (args.tokenizer is None):
+        p.error("--drop-long N and --tokenizer FOLDER: found one of them, expected both or none")
+    if (args.answer or args.solution) and not args.problem:
+        p.error("--answer and --solution: found no --problem FIELD, expected it with them")
     try:
-        rows = prepare(args.input, args.output, args.limit, args.seed)
-    except BadInput as error:
+        tally = prepare(args)
+    except (ValueError, OSError) as error:
         print(f"prepare.py: {files.visible(error, 1000)}", file=sys.stderr)
         return 2
-    print(f"{files.visible(args.output, 1000)}: {len(rows)} problems")
+    if args.check or args.drop_wrong:
+        print(f"--check: {said(tally.wrong)}")
+        print("".join(f"    {files.visible(line, 1000)}\n" for line in tally.examples), end="")
+    print(f"{files.visible(args.output, 1000)}: {tally.rows} problems; left out: {said(tally.left_out)}"
+          + f"; {tally.unanswered} have no answer, which only sft takes" * bool(tally.unanswered))
     return 0
 
 

@@ -54,16 +54,17 @@ def say(line):
         tqdm.write(f"rlsp.py: {line}", file=sys.stderr)
 
 
-def gold_warning(path, problems):
-    """How many answers of a problem file the verifier cannot read, in words; "" if it can read all. An
-    answer of which it can make nothing is right only when it is copied sign by sign, and one that is not even
-    equal to itself is never right."""
-    def bad(gold):
-        one = bare(gold.strip())
-        read = parse(gold.strip(), True)[0] != "unreadable" or rewards.words(one) or rewards.options(one)
-        return not read or not rewards.verify(f"\\boxed{{{gold}}}", gold)
+def readable(gold):
+    """Whether the verifier can read an answer. One of which it can make nothing is right only when it is
+    copied sign by sign, and one that is not even equal to itself is never right."""
+    one = bare(gold.strip())
+    read = parse(gold.strip(), True)[0] != "unreadable" or rewards.words(one) or rewards.options(one)
+    return bool(read) and rewards.verify(f"\\boxed{{{gold}}}", gold)
 
-    rows = [p for p in problems if bad(p["answer"])]
+
+def gold_warning(path, problems):
+    """How many answers of a problem file the verifier cannot read, in words; "" if it can read all."""
+    rows = [p for p in problems if not readable(p["answer"])]
     if not rows:
         return ""
     return (f"the verifier cannot read {len(rows)} of {len(problems)} answers of "
