@@ -235,9 +235,11 @@ def check_inputs(args):
 
 
 def differences(then, now, path=()):
-    """(keys that lead there, then, now) of what differs in two nests of dicts."""
+    """(keys that lead there, then, now) of what differs in two nests of dicts. Runs of older versions know
+    nothing of hf.PROMPT_FILES."""
     if isinstance(now, dict) and isinstance(then, dict):
-        for key in sorted(now.keys() | then.keys()):
+        known = {key for key in now if key in then or key not in hf.PROMPT_FILES}
+        for key in sorted(known | then.keys()):
             yield from differences(then.get(key), now.get(key), (*path, key))
     elif then != now:
         yield path, then, now

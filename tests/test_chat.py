@@ -8,9 +8,9 @@ import shutil
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from lib import chat, formats
+from lib import chat, cli, formats, hf, inputs
 import rlsp
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, tiny_llama
 
 TINY_MODEL = ROOT / "data/tiny/model"
 EACH = "{% for message in messages %}"
@@ -202,6 +202,43 @@ def test_no_text_of_a_problem_becomes_a_special_token(tmp_path, case):
     assert number(ids) == number(plain) and sum(number(ids)) >= 1
     assert ours.tokenizer.decode(ids, skip_special_tokens=True).count("".join(marks)) == 1
     assert ours.tokenizer.decode([ours.end], skip_special_tokens=True) == ""
+
+
+def test_the_readme_names_every_model_type_and_format():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(f"\n| `{name}` |" in text for name in (*formats.NAMES, "llama", "qwen2", "qwen3", "mistral"))
+    assert {form for form, *_ in CASES.values()} == {*formats.NAMES} - {"plain"}
+    command = text.split("--prompt $'")[1].split("'")[0].replace("\\n", "\n").replace("\\\\", "\\")  # as bash reads it
+    ours = asked(TINY_MODEL, prompt=command)
+    assert "Problem: 1 + 1?\nPut your final answer in \\boxed{}.<|eot_id|>" in ours.tokenizer.decode(ours.prompt_ids("1 + 1?"), skip_special_tokens=False)
+
+
+def test_flags_of_a_run_are_the_values_that_were_chosen(tmp_path):
+    """config.json has texts, not "what the folder says"; a model that was trained with them is asked in the same way without flags."""
+    data = tmp_path / "d.jsonl"
+    data.write_text('{"problem": "1 + 1?", "answer": "2", "solution": "It is 2."}\n')
+    shutil.copytree(TINY_MODEL, tmp_path / "m")
+    flags = rlsp.SFT(model=str(tmp_path / "m"), data=str(data), from_scratch=True, run=str(tmp_path / "sft"), **PROMPTING)
+    first, examples = inputs.for_sft(flags, rlsp.sft_example)
+    assert {k: cli.kept_flags(flags)[k] for k in ("chat", *PROMPTING)} == dict(chat="llama3", **PROMPTING)
+    hf.save(tiny_llama(**json.loads((TINY_MODEL / "config.json").read_text())), tmp_path / "sft/model")
+    first.write(tmp_path / "sft/model")
+    flags = rlsp.PPO(model=str(tmp_path / "sft/model"), data=str(data), run=str(tmp_path / "ppo"), max_response=100, max_prompt=400)
+    second, *_ = inputs.for_ppo(flags)
+    assert {k: cli.kept_flags(flags)[k] for k in ("chat", *PROMPTING)} == dict(chat="llama3", **PROMPTING)
+    assert second.prompt_ids("1 + 1?") == first.prompt_ids("1 + 1?") == list(examples[0][0][: len(first.prompt_ids("1 + 1?"))])
+    both = rlsp.Eval(model=[str(tmp_path / "m"), str(tmp_path / "sft/model")], data=str(data), max_response=100, max_prompt=400, run=str(tmp_path / "eval"))
+    hf.save(tiny_llama(**json.loads((TINY_MODEL / "config.json").read_text())), tmp_path / "m")
+    inputs.for_eval(both)
+    assert both.prompt is None and both.chat == "auto"  # each model's own
+    third, *_ = inputs.for_sample(rlsp.Sample(model=str(tmp_path / "sft/model"), problem="1 + 1?", max_response=100))
+    assert third.texts == PROMPTING
+    # a run that goes on notices another template in its model's folder; one of an older version, which did not look, goes on
+    then = hf.measure(tmp_path / "sft/model")
+    (tmp_path / "sft/model/chat_template.jinja").write_text(CASES["Llama 3"][1])
+    assert [path for path, *_ in cli.differences(then, hf.measure(tmp_path / "sft/model"))] == [("chat_template.jinja",)]
+    older = {k: v for k, v in then.items() if k not in hf.PROMPT_FILES}
+    assert not list(cli.differences(older, hf.measure(tmp_path / "sft/model")))
 
 
 def test_where_the_template_stands(tmp_path):
