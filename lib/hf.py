@@ -26,7 +26,7 @@ def read_config(folder):
 SAFETENSORS_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 # Integers and float8 are left out: they are quantized, and their scales lie elsewhere.
 READABLE_TYPES = ("F64", *SAFETENSORS_TYPES.values())
-PROMPT_FILES = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")  # what a turn looks like
+PROMPT_FILES = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")  # what a turn is
 TOKEN = 4096  # characters of a token: those that occur have some hundreds
 GROWTH = 64  # times that a tokenizer may lengthen a text; of Unicode's forms the longest is 18 times as long
 
