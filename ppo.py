@@ -47,9 +47,10 @@ class PPOConfig(judge.Judge, evaluation.HeldOut):
     temperature: float = flag("rollout", 0.7, "of sampling, and of all log-probs", 1e-3)
     slots: int = flag("rollout", 64, "sequences decoded at once on each rank, or by the ranks that "
                       "share a tensor sampler", 1, resume="any")
-    sampler: str = flag("rollout", "whole", "the rollout's copy of the policy: whole on each rank; "
-                        "tensor: a node's ranks share one; sharded: gathered for every token",
-                        choices=("whole", "tensor", "sharded"), resume="any")
+    sampler: str = flag("rollout", "auto", "the rollout's copy of the policy: whole on each rank; "
+                        "tensor: a node's ranks share one; sharded: gathered for every token; "
+                        "auto: the first that fits",
+                        choices=("auto", "whole", "tensor", "sharded"), resume="any")
     # Eq. 1
     exploration: str = flag("reward", "length", "exploration reward R_ex",
                             choices=("none", "length", "steps", "judge"))
@@ -344,7 +345,8 @@ class Trainer:
         c = self.config
         stats = {}
         # Where ranks decode in lock-step, none may leave alone when a signal comes
-        leave = signals.may_interrupt() if c.sampler == "whole" else contextlib.nullcontext()
+        lockstep = c.sampler in ("tensor", "sharded")
+        leave = contextlib.nullcontext() if lockstep else signals.may_interrupt()
         responses = logprobs = []
         named = guards.sampling_from(title, self.sampler)
         with logs.bar(f"{title}: sampling", len(chosen), inner=True) as bar, leave, named:

@@ -185,11 +185,14 @@ def read_flags(words):
 
 
 def check_memory(folder, config, mesh, stage):
-    """Rank 0 prints the plan; ValueError where it does not fit."""
-    line = plan.check(hf.read_config(folder), config, parallel.world_size(), mesh["shard"].size(),
-                      *parallel.memory(), stage)
+    """Rank 0 prints the plan; ValueError where it does not fit. Returns the sampler, chosen for
+    all ranks alike."""
+    line, sampler = parallel.together(lambda: plan.check(
+        hf.read_config(folder), config, parallel.world_size(), mesh["shard"].size(),
+        *parallel.memory(), stage, parallel.environment()[3]), all_ranks=True)[0]
     if parallel.rank() == 0:
         print(line, flush=True)
+    return sampler
 
 
 # ---------------------------------------------------------------------------------- sft
@@ -298,7 +301,8 @@ def run_ppo(args):
         with parallel.alike():
             chat, problems, held_out, longest, verifier, function = inputs.for_ppo(args)
         device, mesh = parallel.start(args.shard_ranks, args.offload)
-        check_memory(args.model, dataclasses.replace(args, max_prompt=longest), mesh, "ppo")
+        size = dataclasses.replace(args, max_prompt=longest)
+        args.sampler = check_memory(args.model, size, mesh, "ppo")
         found = checkpoint.find(args.run, args.checkpoint) if args.resume else None
         trainer = ppo.Trainer(args, args.model, problems, chat, args.run, device, mesh,
                               function, verifier, held_out)
@@ -337,6 +341,7 @@ def run_eval(args):
             unread = "" if verifier else logs.gold_warning(args.data, rows)
         args = dataclasses.replace(args, max_response=room)
         device, mesh = parallel.start(args.shard_ranks)
+        args.sampler = evaluation.choose_sampler(args, len(rows), mesh)
         run = cli.new_run(args)
         if unread:
             logs.say(f"warning: {unread}")

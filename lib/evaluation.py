@@ -3,10 +3,11 @@ a policy on held-out problems while it is trained."""
 import math
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 
-from lib import chat, checkpoint, files, functions, guards, hf, logs, parallel, report, tensor
+from lib import chat, checkpoint, files, functions, guards, hf, logs, parallel, plan, report, tensor
 from lib.flags import flag
 import model as M
 import rewards
@@ -74,6 +75,23 @@ def summarize(rows, n):
         out[f"pass@{k}"] = mean([pass_at_k(n, sum(r["correct"]), k) for r in rows])
         out[f"maj@{k}"] = maj_at_k(rows, k)
     return out
+
+
+def choose_sampler(args, problems, mesh):
+    """What --sampler auto becomes, one for all models and ranks; it is said where that is not a whole copy.
+    Nothing is refused: on CPU much of a cache is never touched, and takes no memory."""
+    def choose():
+        size = SimpleNamespace(rollout_batch=problems, **vars(args))
+        gpu, host, _ = parallel.memory()
+        memory, overhead = plan.of_a_process(gpu, host)
+        return plan.choose_sampler(
+            [hf.read_config(folder) for folder in args.model], size, parallel.world_size(),
+            mesh["shard"].size(), memory - overhead, "eval", parallel.environment()[3])
+
+    sampler, why = parallel.together(choose, all_ranks=True)[0]
+    if sampler != "whole":
+        logs.say(f"plan: {why}")
+    return sampler
 
 
 def evaluate(folder, rows, args, device, mesh, verifier=None):

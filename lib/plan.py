@@ -1,24 +1,27 @@
 """What a run will need, before it is paid for: bytes on each rank in each phase, FLOPs and seconds.
 
 Everything follows from config.json. There is one function per quantity, and bytes are those of the rank with
-the most. c is a ppo.PPOConfig (or SFT's flags under the same names), ranks the number of processes, and
-shards the number of ranks over which weights are sharded. tests/test_plan.py holds these functions against
-arithmetic by hand, against measured runs and against PyTorch's own memory tracker on the 8B model.
+the most. c is a ppo.PPOConfig (or SFT's flags under the same names), ranks the number of processes, shards
+the number of ranks over which weights are sharded, node the ranks of a node (by default as many), and split
+the ranks that share a copy of the sampler. tests/test_plan.py holds these functions against arithmetic by
+hand, against measured runs and against PyTorch's own memory tracker on the 8B model.
 
 What is not counted: the rollout's numbers in host memory, some hundred bytes per token.
 """
+import copy
 import functools
 import math
 from dataclasses import replace
 
 import torch
 
-from lib import decode, scheduler
+from lib import decode, scheduler, tensor
 import model as M
 
 GB = 1e9
 GPU_OVERHEAD = 3e9  # CUDA context, NCCL's buffers, what the allocator cannot hand out: assumed, not measured
 CPU_OVERHEAD = 0.4e9  # Python and torch themselves
+LATENCY = 2e-5  # seconds of a collective among the GPUs of a node beside its bytes: assumed, not measured
 PCIE = 20e9  # bytes per second between GPU and host under --offload: assumed, not measured
 # The rows of the table, in this order.
 ITEMS = ("weights", "gradients", "optimizer", "reference", "sampler", "kv cache", "gathered", "activations")
@@ -76,16 +79,26 @@ def frozen_copy(config, c, shards):
     return item_size(c) * elements(shapes(config), shards)
 
 
-def cache_rows(config, c, ranks):
-    """(sequences decoded at once on a rank, bytes of the keys and values of each)."""
-    rows = min(c.slots, -(-c.rollout_batch * c.samples // ranks))
+def sampler_copy(config, c, shards, split):
+    """The sampler's weights on a rank. A split one has norms and biases of output projections whole."""
+    if c.sampler != "tensor":
+        return frozen_copy(config, c, shards if c.sampler == "sharded" else 1)
+    policy = shapes(config)
+    whole = {name: shape for name, shape in policy.items() if name.endswith(("norm.weight", "o_proj.bias"))}
+    return item_size(c) * (elements(whole) + (elements(policy) - elements(whole)) // split)
+
+
+def cache_rows(config, c, ranks, split=1):
+    """(sequences decoded at once on a rank, bytes of the keys and values of each on it)."""
+    rows = min(c.slots, split * -(-c.rollout_batch * c.samples // ranks))
     longest = c.max_prompt + c.max_response
-    return decode.KVCache.rows(config, rows, longest, getattr(torch, c.dtype), c.kv_gb)
+    part = tensor.part(config, split)
+    return decode.KVCache.rows(part, rows, longest, getattr(torch, c.dtype), c.kv_gb)
 
 
-def kv_cache(config, c, ranks):
+def kv_cache(config, c, ranks, split=1):
     """Keys and values of all sequences that are decoded at once."""
-    return math.prod(cache_rows(config, c, ranks))
+    return math.prod(cache_rows(config, c, ranks, split))
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -152,13 +165,14 @@ def cached_attention(config, c, tokens, length):
     return tokens * (length * (H * (8 + (b if b < 4 else 0)) + 4) + b * width)
 
 
-def decoding(config, c, ranks):
+def decoding(config, c, ranks, split=1):
     """The rollout's worst moment, of four: a prefill's MLP or scores, and decoding's scores or logits.
 
     The logits exist as computed, in float32, divided by the temperature and as probabilities.
     """
     b = item_size(c)
-    rows, _ = cache_rows(config, c, ranks)
+    rows, _ = cache_rows(config, c, ranks, split)
+    config = tensor.part(config, split)
     prefill = min(max(scheduler.PREFILL_TOKENS, c.max_prompt), rows * c.max_prompt)
     return max(block_forward(config, c, prefill), cached_attention(config, c, prefill, c.max_prompt),
                cached_attention(config, c, rows, c.max_prompt + c.max_response),
@@ -205,19 +219,20 @@ def backward(config, c, shards, tokens, net):
 # --------------------------------------------------------------------------------------------------------
 # Phases
 
-def phases(config, c, ranks, shards, stage="ppo"):
+def phases(config, c, ranks, shards, stage="ppo", node=None):
     """{phase: {item: bytes on a rank}} of a stage, "sft", "ppo" or "eval".
 
     Under --offload weights, gradients and optimizer count nothing here: they lie in host memory (see
     host_bytes).
     """
     policy = shapes(config)
-    whole = c.sampler == "whole"
-    gathered = 0 if whole else gathered_weights(c, policy)
+    split = tensor.ranks(c.sampler, shards, node or shards)
+    sharded = c.sampler == "sharded"
+    gathered = gathered_weights(c, policy) if sharded else 0
     if stage == "eval":
-        base = {"weights": frozen_copy(config, c, 1 if whole else shards)}
-        rollout = {"kv cache": kv_cache(config, c, ranks), "gathered": gathered,
-                   "activations": decoding(config, c, ranks)}
+        base = {"weights": sampler_copy(config, c, shards, split)}
+        rollout = {"kv cache": kv_cache(config, c, ranks, split), "gathered": gathered,
+                   "activations": decoding(config, c, ranks, split)}
         return {"load": base, "rollout": base | rollout}
     nets = trained(config, c, stage)
     on_device = 0 if c.offload else 1
@@ -235,10 +250,10 @@ def phases(config, c, ranks, shards, stage="ppo"):
     base = {"weights": w}
     if stage == "ppo":
         base["reference"] = frozen_copy(config, c, shards)  # this and the cache are kept over the whole run
-        base["kv cache"] = kv_cache(config, c, ranks)
-        sampler = {"sampler": frozen_copy(config, c, 1 if whole else shards)}
-        rollout = {"gathered": gathered, "activations": decoding(config, c, ranks)}
-        keep = {} if whole else sampler  # a whole copy is freed until its refresh
+        base["kv cache"] = kv_cache(config, c, ranks, split)
+        sampler = {"sampler": sampler_copy(config, c, shards, split)}
+        rollout = {"gathered": gathered, "activations": decoding(config, c, ranks, split)}
+        keep = sampler if sharded else {}  # a whole or split copy is freed until its refresh
         return {
             "load": base | sampler,
             "rollout": base | {"optimizer": o} | sampler | rollout,
@@ -270,7 +285,34 @@ def host_bytes(config, c, shards, stage="ppo"):
     return weights(nets, shards) + gradients(nets, shards) + optimizer(nets, shards)
 
 
-def advice(config, c, ranks, shards, memory, stage):
+def choose_sampler(configs, c, ranks, shards, memory, stage, node):
+    """(sampler, why it is that one). Of --sampler auto it is the first by which every model fits into
+    `memory` bytes; where none does, the one that needs least, for which `advice` finds flags. Raises
+    ValueError where --sampler tensor cannot be."""
+    split = tensor.ranks("tensor", shards, node)
+    objection = next(filter(None, (tensor.objection(config, split) for config in configs)), "")
+    if c.sampler == "tensor" and objection:
+        raise ValueError(f"--sampler tensor: {objection}")
+    if c.sampler != "auto":
+        return c.sampler, f"sampler {c.sampler}, as given"
+    needs = {}
+    reasons = []
+    for sampler in ("whole", "tensor", "sharded") if shards > 1 else ("whole",):
+        if sampler == "tensor" and (split == 1 or objection):
+            reasons.append(f"tensor: {objection or 'no two ranks of a node'}")
+            continue
+        tried = copy.copy(c)
+        tried.sampler = sampler
+        needs[sampler] = max(peak(phases(config, tried, ranks, shards, stage, node))[1] for config in configs)
+        if needs[sampler] <= memory:
+            how = f" over {split} ranks" if sampler == "tensor" else ""
+            return sampler, f"sampler {sampler}{how}: {', '.join(reasons) or 'it fits'}"
+        reasons.append(f"{sampler} needs {needs[sampler] / GB:.1f} GB")
+    least = min(needs, key=needs.get)
+    return least, f"sampler {least}, though none fits: {', '.join(reasons)}"
+
+
+def advice(config, c, ranks, shards, memory, stage, node):
     """Flags, as {name: value}, with which the run fits into `memory` bytes; None if there are none.
 
     The flags of the ladder are tried from the cheapest on, and one stays if it lowers the peak. For kv_gb
@@ -281,23 +323,28 @@ def advice(config, c, ranks, shards, memory, stage):
     changes = {}
 
     def need(changes):
-        found = phases(config, replace(c, **changes), ranks, changes.get("shard_ranks", shards), stage)
-        return peak(found)[1]
+        shards_now = changes.get("shard_ranks", shards)
+        return peak(phases(config, replace(c, **changes), ranks, shards_now, stage, node))[1]
 
     half = max(longest, c.micro_tokens // 2)
     ladder = [("recompute", True), ("kv_gb", 8), ("micro_tokens", half), ("kv_gb", 8),
               ("micro_tokens", longest), ("kv_gb", 8), ("shard_ranks", ranks), ("kv_gb", 8),
-              ("sampler", "sharded"), ("kv_gb", 1), ("offload", True), ("kv_gb", 1), ("advantage", "group")]
+              ("sampler", "tensor"), ("kv_gb", 8), ("sampler", "sharded"), ("kv_gb", 1), ("offload", True),
+              ("kv_gb", 1), ("advantage", "group")]
     for name, rung in ladder:
+        now = replace(c, **changes)
         before = need(changes)
+        shards_now = changes.get("shard_ranks", shards)
         if before <= memory:
             break
         value = rung
         if name == "kv_gb":
-            rows, row = cache_rows(config, replace(c, **changes), ranks)
+            rows, row = cache_rows(config, now, ranks, tensor.ranks(now.sampler, shards_now, node))
             value = math.floor((memory - before + rows * row) / GB * 10) / 10
             if value * GB < min(rows, rung) * row:
                 continue
+        if value == "tensor" and tensor.objection(config, tensor.ranks("tensor", shards_now, node)):
+            continue
         if need(changes | {name: value}) < before:
             changes[name] = value
     return changes if need(changes) <= memory else None
@@ -329,23 +376,36 @@ def flops(config, c, prompt, response):
             "update": tokens * c.epochs * passes * (policy + critic)}
 
 
-def seconds(config, c, ranks, shards, prompt, response):
+def joining(config, c, rows, split):
+    """Seconds in which the ranks that share a sampler join their parts of a token in each of `rows` rows: a
+    sum for the embedding and two per block, the logits gathered, and the tokens handed out."""
+    if split == 1:
+        return 0.0
+    sums = 2 * config.num_hidden_layers + 1
+    sent = (split - 1) / split * rows  # of each number of a row, and twice that for a sum
+    sent *= 2 * sums * item_size(c) * config.hidden_size + 4 * config.vocab_size
+    return (sums + 2) * LATENCY + sent / c.network
+
+
+def seconds(config, c, ranks, shards, prompt, response, node=None):
     """Seconds of a step's phases, as {phase: seconds}, for mean lengths in tokens and the rates of c, a
     recipe.Machine.
 
     Decoding waits for memory, not for arithmetic: each new token of a batch reads the weights and the cache,
-    and a sharded sampler gathers all weights over the network.
+    of a split sampler its part of both before it is joined with the others', and a sharded sampler gathers
+    all weights over the network.
     """
     need = flops(config, c, prompt, response)
-    per_rank = -(-c.rollout_batch * c.samples // ranks)
-    at_once, row = cache_rows(config, c, ranks)
+    split = tensor.ranks(c.sampler, shards, node or shards)
+    together = split * -(-c.rollout_batch * c.samples // ranks)  # responses of the ranks that share a copy
+    at_once, row = cache_rows(config, c, ranks, split)
     # the slots stay full until the last responses, one of which is likely to be as long as allowed
-    turns = max(c.max_response, math.ceil(per_rank * response / at_once))
-    whole = frozen_copy(config, c, 1)
+    turns = max(c.max_response, math.ceil(together * response / at_once))
+    read = sampler_copy(config, c, 1, split)
     filled = (prompt + response / 2) / (c.max_prompt + c.max_response)  # the share of a row that is read
-    turn = (whole + at_once * row * filled) / c.bandwidth
+    turn = (read + at_once * row * filled) / c.bandwidth + joining(config, c, at_once, split)
     if c.sampler == "sharded":
-        turn = max(turn, whole * (shards - 1) / shards / c.network)
+        turn = max(turn, read * (shards - 1) / shards / c.network)
     out = {phase: need[phase] / ranks / c.flops for phase in ("rollout", "scoring", "update")}
     out["rollout"] += turns * turn
     if c.offload:  # each micro-step brings the float32 weights twice and takes the gradients once
@@ -388,23 +448,33 @@ def words(changes):
     return " ".join(flags)
 
 
-def check(config, c, ranks, shards, gpu, host, what, stage):
-    """One line about a run that fits. Raises ValueError, with the arithmetic and what to change, for one that
-    does not.
+def of_a_process(gpu, host):
+    """(bytes that a process has, those that it needs beside what is planned)."""
+    return (host, CPU_OVERHEAD) if gpu is None else (gpu, GPU_OVERHEAD)
+
+
+def check(config, c, ranks, shards, gpu, host, what, stage, node=None):
+    """(one line about a run that fits, its sampler). Raises ValueError, with the arithmetic and what to
+    change, for one that does not.
 
     gpu, host and what are those of lib.parallel.memory.
     """
+    node = node or shards
     if gpu is None:  # a CPU's own memory is the host's
         c = replace(c, offload=False)
-    memory = host if gpu is None else gpu
-    overhead = CPU_OVERHEAD if gpu is None else GPU_OVERHEAD
-    found = phases(config, c, ranks, shards, stage)
+    memory, overhead = of_a_process(gpu, host)
+    sampler, why = c.sampler, ""
+    if stage != "sft":
+        sampler, why = choose_sampler([config], c, ranks, shards, memory - overhead, stage, node)
+    c = replace(c, sampler=sampler)
+    found = phases(config, c, ranks, shards, stage, node)
     if peak(found)[1] + overhead > memory:
-        changes = advice(config, c, ranks, shards, memory - overhead, stage)
+        changes = advice(config, c, ranks, shards, memory - overhead, stage, node)
         remedy = f"; it fits with {words(changes)}" if changes else ""
         raise ValueError(f"does not fit into {what}: each process needs {line(found)} "
                          f"and {overhead / GB:.1f} GB beside{remedy}")
     on_host = host_bytes(config, c, shards, stage)
     if on_host > host:
         raise ValueError(f"--offload: each process needs {on_host / GB:.1f} GB of host memory, of {what}")
-    return f"plan: each process needs {line(found)}; there are {memory / GB:.2f} GB; it computes in {c.dtype}"
+    text = f"plan: each process needs {line(found)}; there are {memory / GB:.2f} GB; it computes in {c.dtype}"
+    return f"{text}; {why}" if why else text, sampler

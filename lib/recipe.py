@@ -35,8 +35,8 @@ class Machine:
     gpu_memory: float = flag("machine", 80.0, "GB (1e9 bytes) per GPU", 1e-3)
     flops: float = flag("machine", 1.5e14, "FLOP/s per GPU that matrix products reach, not its peak", 1)
     bandwidth: float = flag("machine", 1e12, "bytes/s at which decoding reads a GPU's memory", 1)
-    network: float = flag("machine", 5e10, "bytes/s at which a GPU gathers others' weights (sharded sampler)",
-                          1)
+    network: float = flag("machine", 5e10, "bytes/s between GPUs: weights of a sharded sampler, parts of a "
+                          "token of a tensor one", 1)
     price: float = flag("machine", 0.0, "dollars per GPU and hour", 0)
 
 
@@ -70,20 +70,22 @@ def stage_seconds(config, c, shards):
     out = {}
     for stage, s in stages(c).items():
         if stage == "sft":
-            took = plan.seconds(config, s, c.gpus, shards, c.sft_tokens, 0)
+            took = plan.seconds(config, s, c.gpus, shards, c.sft_tokens, 0, c.gpus_per_node)
             out[stage] = took["update"] + took.get("offload", 0)
         elif stage == "ppo":
             out[stage] = c.steps * sum(plan.seconds(config, s, c.gpus, shards, c.mean_prompt,
-                                               c.mean_response).values())
+                                               c.mean_response, c.gpus_per_node).values())
             times, problems = held_out(c)
             if times:
                 test = replace(c, rollout_batch=problems, samples=c.eval_samples)
-                took = plan.seconds(config, test, c.gpus, shards, c.mean_prompt, c.mean_response)
+                took = plan.seconds(config, test, c.gpus, shards, c.mean_prompt, c.mean_response,
+                                    c.gpus_per_node)
                 out["held"] = times * took["rollout"]
             turns = math.ceil(c.rollout_batch * c.samples / c.gpus / c.judge_workers)
             out["judge"] = c.steps * turns * c.judge_seconds
         else:
-            took = plan.seconds(config, s, c.gpus, shards, c.mean_prompt, c.test_response)
+            took = plan.seconds(config, s, c.gpus, shards, c.mean_prompt, c.test_response,
+                                c.gpus_per_node)
             out[stage] = models_tested(c) * took["rollout"]
     return out
 
@@ -106,11 +108,14 @@ def disk(config, c, stage):
 
 def report(config, c, shards):
     """Print everything about the recipe on GPUs; returns whether all of it fits."""
+    memory = c.gpu_memory * GB - GPU_OVERHEAD
+    sampler, why = plan.choose_sampler([config], c, c.gpus, shards, memory, "ppo", c.gpus_per_node)
+    c = replace(c, sampler=sampler)
     policy = plan.elements(plan.shapes(config)) / GB
     critic = plan.elements(plan.shapes(config, critic=True)) / GB if c.advantage == "gae" else 0
     print(f"{policy:.2f}e9 parameters, critic {critic:.2f}e9; {c.gpus} GPU(s), "
-          f"weights sharded over {shards}, {c.gpus // shards} replica(s)\n")
-    print("\n".join(plan.table(plan.phases(config, c, c.gpus, shards))) + "\n")
+          f"weights sharded over {shards}, {c.gpus // shards} replica(s)\n{why}\n")
+    print("\n".join(plan.table(plan.phases(config, c, c.gpus, shards, "ppo", c.gpus_per_node))) + "\n")
     fits = [verdict(config, settings, shards, stage) for stage, settings in {"ppo": c, **stages(c)}.items()]
     if c.offload:
         on_host = plan.host_bytes(config, c, shards)
@@ -121,12 +126,12 @@ def report(config, c, shards):
 
 def verdict(config, c, shards, stage):
     """Print a stage's peak; returns whether it fits."""
-    phase, need = plan.peak(plan.phases(config, c, c.gpus, shards, stage))
+    phase, need = plan.peak(plan.phases(config, c, c.gpus, shards, stage, c.gpus_per_node))
     memory = c.gpu_memory * GB - GPU_OVERHEAD
     print(f"{stage} peak: {need / GB:.1f} GB in {phase} + {GPU_OVERHEAD / GB:.1f} for CUDA and NCCL "
           f"(assumed), of {c.gpu_memory:.1f}: " + ("fits" if need <= memory else "DOES NOT FIT"))
     if need > memory:
-        changes = plan.advice(config, c, c.gpus, shards, memory, stage)
+        changes = plan.advice(config, c, c.gpus, shards, memory, stage, c.gpus_per_node)
         print(f"it fits with {plan.words(changes)}" if changes else
               "no flag of this table makes it fit: it needs more GPUs, or larger ones")
     return need <= memory
@@ -135,7 +140,7 @@ def verdict(config, c, shards, stage):
 def step_lines(config, c, shards):
     """A PPO step: its FLOPs and seconds."""
     work = plan.flops(config, c, c.mean_prompt, c.mean_response)
-    took = plan.seconds(config, c, c.gpus, shards, c.mean_prompt, c.mean_response)
+    took = plan.seconds(config, c, c.gpus, shards, c.mean_prompt, c.mean_response, c.gpus_per_node)
     total = sum(took.values())
     return [f"a PPO step: {c.rollout_batch * c.samples} responses of {c.mean_response:.0f} tokens "
             f"after prompts of {c.mean_prompt:.0f}; {sum(work.values()):.2e} FLOPs ("

@@ -70,6 +70,7 @@ def test_the_stages_run_and_a_run_is_a_folder(runs):
         assert hf.load(out / run / "model").config.hidden_size == 128
         config = json.loads((out / run / "config.json").read_text())
         assert config["flags"]["seed"] == 0 and config["versions"]["torch"] == torch.__version__
+        assert config["flags"].get("sampler") == {"s": None, "p": "whole"}[run]  # what auto became
     metrics = [json.loads(x) for x in (out / "p/metrics.jsonl").read_text().splitlines()]
     wanted = """reward outcome exploration accuracy response_length response_length_max truncated k1 k3 entropy value_loss
                 explained_variance critic_grad_norm critic_lr backtracking verification alternatives self_correction repetition

@@ -141,7 +141,8 @@ def test_the_plan_agrees_with_a_ppo_step(wide, tmp_path, dtype, ranks, recompute
         pytest.skip("no bfloat16 products here: emulated ones take minutes, float32 is tested")
     monkeypatch.setenv("CC", "false")  # as on a GPU: the kernels of cpu.c keep less
     (tmp_path / "run").mkdir()
-    for rank in measure("update", wide, ROOT / "data/tiny/train.jsonl", tmp_path / "run", f"dtype={dtype}", "rollout_batch=8", "train_batch=8",
+    sampler = "tensor" if ranks == 2 and dtype == "float32" else "whole"
+    for rank in measure("update", wide, ROOT / "data/tiny/train.jsonl", tmp_path / "run", f"dtype={dtype}", f"sampler={sampler}", "rollout_batch=8", "train_batch=8",
                         "max_response=200", "micro_tokens=2", "freeze_steps=0", "steps=1", f"recompute={recompute}", ranks=ranks):
         planned = rank["plan"]["update"]
         for item in ("weights", "gradients", "optimizer", "reference"):
@@ -215,7 +216,7 @@ def plan_words(tmp_path, monkeypatch, capsys):
     return call
 
 
-@pytest.mark.parametrize("raw, words", [(LLAMA_8B, "--gpus 8 --kv-gb 0"), (LLAMA_8B, "--gpus 2"), (QWEN_32B, "--gpus 32"), (LLAMA_70B, "--gpus 64")],
+@pytest.mark.parametrize("raw, words", [(LLAMA_8B, "--gpus 8 --kv-gb 0 --sampler whole"), (LLAMA_8B, "--gpus 2"), (QWEN_32B, "--gpus 32"), (LLAMA_70B, "--gpus 64")],
                          ids=["8B on 8", "8B on 2", "32B on 32", "70B on 64"])
 def test_what_does_not_fit_gets_flags_with_which_it_fits(plan_words, raw, words):
     first = plan_words(raw, *words.split())
@@ -223,6 +224,55 @@ def test_what_does_not_fit_gets_flags_with_which_it_fits(plan_words, raw, words)
     flags = re.search(r"it fits with (.*)", first.stdout)[1].split()
     again = plan_words(raw, *words.split(), *flags)
     assert again.returncode == 0 and ": fits" in again.stdout and "hours" in again.stdout
+
+
+SPLIT = {"32B": (QWEN_32B, 32, ["--shard-ranks", 32]), "70B": (LLAMA_70B, 64, ["--shard-ranks", 64, "--micro-tokens", 6144, "--kv-gb", 15])}
+
+
+@pytest.mark.parametrize("size", SPLIT)
+def test_a_sampler_split_over_a_node_is_the_arithmetic(plan_words, size):
+    raw, gpus, words = SPLIT[size]
+    config = M.Config.from_dict(raw)
+    c = rlsp.Plan(model="", sampler="tensor", kv_gb=15, mean_response=1000)
+    layers, D, V = raw["num_hidden_layers"], raw["hidden_size"], raw["vocab_size"]
+    parameters, norms = plan.elements(plan.shapes(config)), (2 * layers + 1) * D
+    found = plan.phases(config, c, gpus, gpus, "ppo", 8)
+    weights = 2 * ((parameters - norms) / 8 + norms)  # bfloat16; each rank has all norms
+    row = 2 * layers * 1 * 128 * 2 * 6144  # keys and values of one of eight heads
+    rows = min(64, int(15e9 / row))  # of 512 / (gpus / 8) responses that a node decodes
+    assert found["rollout"]["sampler"] == found["save"]["sampler"] == weights and "sampler" not in found["update"]
+    assert found["rollout"]["kv cache"] == rows * row and found["rollout"].get("gathered", 0) == 0
+    sums, logits = (2 * layers + 1) * 2 * 7 / 8 * rows * D * 2, 7 / 8 * rows * V * 4
+    token = (weights + rows * row * 650 / 6144) / 1e12 + (2 * layers + 3) * 2e-5 + (sums + logits) / 5e10
+    turns = max(4096, -(-512 * 8 // gpus * 1000 // rows))
+    prefill = plan.flops(config, c, 150, 1000)["rollout"] / gpus / 1.5e14
+    assert plan.seconds(config, c, gpus, gpus, 150, 1000, 8)["rollout"] == pytest.approx(turns * token + prefill, rel=1e-6)
+    done = plan_words(raw, "--gpus", gpus, *words)  # chosen by itself
+    assert done.returncode == 0 and "\nsampler tensor over 8 ranks: whole needs" in done.stdout
+    assert int(re.search(r"network per GPU: (\d+) s \(rollout", done.stdout)[1]) < 300
+
+
+def test_the_sampler_is_the_first_that_fits(plan_words):
+    config, c = M.Config.from_dict(QWEN_32B), ppo.PPOConfig(sampler="auto", max_prompt=300, max_response=1000, kv_gb=10)
+    call = lambda config, c=c, gb=77, shards=32, node=8: plan.choose_sampler([config], c, 32, shards, gb * 1e9, "ppo", node)
+    assert call(M.Config.from_dict(LLAMA_8B)) == ("whole", "sampler whole: it fits")
+    sampler, why = call(config)
+    assert sampler == "tensor" and re.fullmatch(r"sampler tensor over 8 ranks: whole needs [\d.]+ GB", why)
+    odd = M.Config.from_dict(QWEN_32B | {"num_key_value_heads": 5})
+    sampler, why = call(odd)
+    assert sampler == "sharded" and "tensor: num_key_value_heads is 5, expected a multiple of the 8 ranks that share it" in why
+    assert call(config, node=1)[0] == "sharded"  # one GPU per node: a sum over the network for each layer and token is not tried
+    sampler, why = call(config, gb=20)
+    assert sampler == "tensor" and "none fits: whole needs" in why and "sharded needs" in why
+    assert call(config, gb=1, shards=1)[0] == "whole"
+    line, sampler = plan.check(config, c, 32, 32, int(80e9), 10**12, "a GPU", "ppo", 8)
+    assert sampler == "tensor" and line.endswith(call(config)[1])
+    for words in (["--sampler", "tensor"], ["--sampler", "tensor", "--vocabulary"]):
+        raw = QWEN_32B | ({"vocab_size": 152065} if "--vocabulary" in words else {"num_key_value_heads": 5})
+        error = plan_words(raw, "--gpus", 32, *words[:2])
+        assert error.returncode == 2 and len(error.stderr.splitlines()) == 1
+        key = "vocab_size is 152065" if "--vocabulary" in words else "num_key_value_heads is 5"
+        assert f"--sampler tensor: {key}, expected a multiple of the 8 ranks that share it" in error.stderr
 
 
 def test_the_defaults_are_for_8b_on_eight_gpus(plan_words):
@@ -253,7 +303,8 @@ def test_the_runs_of_the_readme_are_not_refused():
     real = ppo.PPOConfig(rollout_batch=24, train_batch=12, max_prompt=250, max_response=200, slots=24, micro_tokens=2048)
     for config, c in ((tiny, small), (smol, real)):
         for ranks in (1, 2):
-            assert plan.check(config, c, ranks, ranks, None, int(16e9) // ranks, "16 GB", "ppo").startswith("plan: each process needs")
+            line, sampler = plan.check(config, c, ranks, ranks, None, int(16e9) // ranks, "16 GB", "ppo")
+            assert line.startswith("plan: each process needs") and sampler == "whole"
 
 
 # ---- the whole recipe: SFT, PPO, evaluation; hours, dollars and disk
