@@ -98,12 +98,13 @@ def checkpoint_bytes(config, c, stage):
 
 def disk(config, c, stage):
     """(bytes at most, bytes at the end) of a stage's folder. A new checkpoint is whole before the oldest one
-    is removed. An evaluation writes texts alone."""
+    is removed, and the best one may be an old one. An evaluation writes texts alone."""
     if stage == "eval":
         return 0, 0
     model = plan.frozen_copy(config, c, 1)
     one = checkpoint_bytes(config, c, stage)
-    return (c.keep + 1) * one + model, c.keep * one + model
+    kept = c.keep + (stage == "ppo" and c.keep_best)
+    return (kept + 1) * one + model, kept * one + model
 
 
 def report(config, c, shards):
@@ -183,7 +184,8 @@ def recipe_lines(config, c, shards):
     add("all", "with --exploration judge", sum(took.values()) + judge, gigabytes)
     checkpoint = checkpoint_bytes(config, c, "ppo") / GB
     return lines + [
-        f"disk: a checkpoint of PPO has {checkpoint:.1f} GB (--keep {c.keep}, and one more while it is "
-        f"written), RUN/model {plan.frozen_copy(config, c, 1) / GB:.1f}; downloads are not counted",
+        f"disk: a checkpoint of PPO has {checkpoint:.1f} GB (--keep {c.keep}{' --keep-best' * c.keep_best}, "
+        f"and one more while it is written), RUN/model {plan.frozen_copy(config, c, 1) / GB:.1f}; downloads "
+        "are not counted",
         "GB and FLOPs are arithmetic on config.json and flags. Assumed, each a flag: numbers and lengths of "
         "texts, FLOP/s, B/s, the judge's seconds; nothing was timed on GPUs"]

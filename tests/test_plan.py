@@ -373,8 +373,8 @@ def test_each_stage_has_to_fit(plan_words, stage, words):
     assert fits.returncode == 0
 
 
-@pytest.mark.parametrize("stage", ["sft", "ppo"])
-def test_the_disk_of_a_run_is_the_planned_one(folder, tmp_path, monkeypatch, stage):  # noqa: F811
+@pytest.mark.parametrize("stage, keep_best", [("sft", False), ("ppo", False), ("ppo", True)])
+def test_the_disk_of_a_run_is_the_planned_one(folder, tmp_path, monkeypatch, stage, keep_best):  # noqa: F811
     (tmp_path / "sft.jsonl").write_text("".join((ROOT / "data/tiny/sft.jsonl").read_text().splitlines(True)[:8]))
     words = {"sft": ["--data", tmp_path / "sft.jsonl", "--batch", 2, "--epochs", 1],
              "ppo": ["--data", ROOT / "data/tiny/train.jsonl", "--steps", 4, "--rollout-batch", 2, "--train-batch", 2, "--max-response", 8,
@@ -383,10 +383,13 @@ def test_the_disk_of_a_run_is_the_planned_one(folder, tmp_path, monkeypatch, sta
     size = lambda: sum(f.stat().st_size for f in run.rglob("*.safetensors"))  # noqa: E731
     monkeypatch.setattr(checkpoint, "remove", lambda folders: (seen.append(size()), remove(folders)))
     monkeypatch.setattr(signals, "install", lambda: None)  # this process keeps its own
+    if keep_best:
+        monkeypatch.setattr(checkpoint, "best", lambda run: 1)
+        words += ["--eval-data", ROOT / "data/tiny/validation.jsonl", "--keep-best", "--eval-every", 0]
     words = [stage, "--model", folder, "--out", run, "--dtype", "float32", "--save-every", 1, "--keep", 2, *words]
     monkeypatch.setattr(sys, "argv", ["rlsp.py", *map(str, words)])
     rlsp.main()
-    config, c = hf.read_config(folder), rlsp.Plan(**PLAN | dict(dtype="float32"))
+    config, c = hf.read_config(folder), rlsp.Plan(**PLAN | dict(dtype="float32", keep_best=keep_best))
     most, kept = recipe.disk(config, c, stage)
     model = plan.frozen_copy(config, c, 1)
     assert (run / "model/model.safetensors").stat().st_size == pytest.approx(model, rel=0.03)
