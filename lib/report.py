@@ -200,12 +200,13 @@ def gather_eval(folder):
 
 def group_runs(runs, passing, defaults):
     """Give the same `group` and `label` to runs that differ only by their seed, by the model that this seed
-    made and by the `passing` flags. defaults: of PPO's flags, some of which are younger than a run."""
+    made, by how they were evaluated and by the `passing` flags. defaults: of PPO's flags, some of which are
+    younger than a run."""
     groups = {}
     for run in runs:
         flags = (defaults if run["flags"].get("command") == "ppo" else {}) | run["flags"]
         flags = {k: "none" if v is None else str(v) for k, v in flags.items()
-                 if k not in ("seed", "run", "model", *passing)}
+                 if k not in ("seed", "run", "model", *passing) and not k.startswith("eval_")}
         groups.setdefault(json.dumps(flags, sort_keys=True), (flags, []))[1].append(run)
     for key, (flags, members) in list(groups.items()):
         # Where one seed occurs twice, the models are different ones.

@@ -75,7 +75,8 @@ def logged(run, rows):
         if at:
             error, tokens = ("eval_standard_error", "eval_tokens") if key == "eval_accuracy" else (None, None)
             ends = [point(row[key], row.get(error), row.get(tokens or "response_length")) for row in at]
-            steps = f"steps {at[0]['step']} and {at[-1]['step']}" if len(at) > 1 else f"step {at[0]['step']}"
+            first = at[0]["step"]
+            steps = f"steps {first:,} and {at[-1]['step']:,}" if len(at) > 1 else f"step {first:,}"
             return {"on": f"{on}, {steps}", "quantity": quantity, "after": ends[-1],
                     "before": ends[0] if len(ends) > 1 else None}
     return {"on": "", "quantity": "", "before": None, "after": None}
@@ -85,10 +86,10 @@ def what(runs, rows):
     """What was run, in words. rows: the log of the first of the runs, which are seeds of each other."""
     flags = runs[0]["flags"]
     done = rows[-1]["step"]
-    planned = flags.get("steps", done)
+    planned = flags["steps"] if type(flags.get("steps")) is int else done
     words = [f"{'SFT' if flags.get('command') == 'sft' else 'PPO'} of {short(flags.get('model'))} on "
              f"{short(flags.get('data'))}",
-             f"{done} steps" if planned == done else f"{done} of {files.visible(planned)} steps"]
+             f"{done:,} steps" if planned == done else f"{done:,} of {planned:,} steps"]
     words += ["stopped"] if runs[0]["state"] == "stopped" else []
     if flags.get("reward"):
         words.append(f"reward {short(flags['reward'])}")

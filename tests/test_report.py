@@ -188,7 +188,7 @@ def labels(data):
 
 def test_runs_that_differ_by_seed_alone_are_one_group(tmp_path):
     runs = [ppo_run(tmp_path, f"{e}-{s}", s, exploration=e, log_rollouts=s) for e in ("none", "length") for s in (0, 1)]
-    runs.append(ppo_run(tmp_path, "longer", 0, exploration="length", length_scale=8.0))
+    runs.append(ppo_run(tmp_path, "longer", 0, exploration="length", length_scale=8.0, eval_data="d/v.jsonl"))
     data, _ = report(*runs, out=tmp_path / "r.html")
     assert [run["group"] for run in data["runs"]] == [0, 0, 1, 1, 2]
     assert labels(data) == {"none-0": "exploration=none", "none-1": "exploration=none", "length-0": "exploration=length, length_scale=1000.0",
@@ -196,6 +196,9 @@ def test_runs_that_differ_by_seed_alone_are_one_group(tmp_path):
     same_seed = [ppo_run(tmp_path, name, 0, model=name) for name in ("a", "b")]  # other models, not other seeds
     data, _ = report(*same_seed, out=tmp_path / "r.html")
     assert [run["group"] for run in data["runs"]] == [0, 1] and labels(data) == {"a": "a", "b": "b"}
+    evaluated_too = ppo_run(tmp_path, "seed-1", 1, exploration="none", eval_data="d/v.jsonl", eval_samples=4)
+    data, _ = report(runs[0], evaluated_too, out=tmp_path / "r.html")
+    assert [run["group"] for run in data["runs"]] == [0, 0]
     data, _ = report(runs[0], runs[0], out=tmp_path / "r.html")
     assert labels(data) == {"none-0": "none-0"}
 
@@ -730,12 +733,18 @@ def test_other_pages_have_no_errors_either(page, tmp_path, case):  # the last te
     rtl, huge = "\u202e עברית Wait. \\boxed{2}", "x" * 20_000
     folders = {"evaluation alone": lambda: [eval_folder(tmp_path, "e")], "sft alone": lambda: [sft_run(tmp_path, 9)],
                "one step": lambda: [sft_run(tmp_path, 1), ppo_run(tmp_path, "p", steps=1)]}.get(case, lambda: [
-                   sft_run(tmp_path, 200), *(ppo_run(tmp_path, f"p{s}", s, 200 - s, [rollout(t, rtl + huge) for t in range(1, 200 - s)],
+                   sft_run(tmp_path, 200), *(ppo_run(tmp_path, "p" * 100 + str(s), s, 200 - s, [rollout(t, rtl + huge) for t in range(1, 200 - s)],
                                                      [token_row(199 - s, [rtl, huge, "b"])]) for s in range(3))])()
     report(*folders, out=tmp_path / "r.html")
     page.open(tmp_path / "r.html")
     assert page.js("document.documentElement.dataset.ready") == "yes" and page.problems == []
+    head = page.js("[...document.querySelectorAll('#result th')].map(e => e.textContent)")
+    assert head == {"evaluation alone": ["", "accuracy", "tokens per response", ""], "sft alone": ["", "loss, before → after", "", ""]}.get(
+        case, ["", "loss or accuracy" + ", before → after" * (case != "one step"), "tokens per response", "time"])
     assert page.js("document.querySelectorAll('#curves .curve').length") >= 2 * len(folders) - 2 * (case == "evaluation alone")
     if case.startswith("200"):  # gaps stay gaps: 50 of the 200 norms are numbers
         assert page.js("document.querySelector('[data-key=grad_norm] .curve').getAttribute('d').match(/[ML]/g).length") == 50
     assert page.js("document.documentElement.scrollWidth <= document.documentElement.clientWidth")  # nothing sticks out
+    page.call("Emulation.setDeviceMetricsOverride", width=400, height=800, deviceScaleFactor=1, mobile=False)
+    assert page.js("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), "on a telephone"
+    page.call("Emulation.clearDeviceMetricsOverride")
