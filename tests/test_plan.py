@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib import checkpoint, decode, hf, parallel, plan, recipe
+from lib import checkpoint, decode, evaluation, hf, parallel, plan, recipe
 from lib.signals import signals
 import memory
 import model as M
@@ -250,6 +250,7 @@ def test_a_sampler_split_over_a_node_is_the_arithmetic(plan_words, size):
     done = plan_words(raw, "--gpus", gpus, *words)  # chosen by itself
     assert done.returncode == 0 and "\nsampler tensor over 8 ranks: whole needs" in done.stdout
     assert int(re.search(r"network per GPU: (\d+) s \(rollout", done.stdout)[1]) < 300
+    assert "\n".join(done.stdout.splitlines()[:14]) in (ROOT / "docs/gpus.md").read_text()
 
 
 def test_the_sampler_is_the_first_that_fits(plan_words):
@@ -273,6 +274,20 @@ def test_the_sampler_is_the_first_that_fits(plan_words):
         assert error.returncode == 2 and len(error.stderr.splitlines()) == 1
         key = "vocab_size is 152065" if "--vocabulary" in words else "num_key_value_heads is 5"
         assert f"--sampler tensor: {key}, expected a multiple of the 8 ranks that share it" in error.stderr
+
+
+def test_an_evaluation_of_several_models_takes_the_sampler_that_fits_all(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(parallel, "environment", lambda: (0, 8, 0, 8))
+    monkeypatch.setattr(parallel, "memory", lambda: (int(80e9), 10**12, "a GPU"))
+    for name, raw in (("small", LLAMA_8B), ("large", QWEN_32B)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(raw))
+    chosen = []
+    for names in (["small"], ["small", "large"]):
+        args = rlsp.Eval(model=[str(tmp_path / name) for name in names], data="", dtype="bfloat16", max_response=1000)
+        chosen.append(evaluation.choose_sampler(args, 500, {"shard": SimpleNamespace(size=lambda: 8)}))
+    assert chosen == ["whole", "tensor"]
+    assert re.fullmatch(r"rlsp.py: plan: sampler tensor over 8 ranks: whole needs [\d.]+ GB\n", capsys.readouterr().err)
 
 
 def test_the_defaults_are_for_8b_on_eight_gpus(plan_words):
