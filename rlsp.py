@@ -57,6 +57,7 @@ from lib import parallel, plan, recipe, report, threads
 from lib.chat import Prompting
 from lib.export import Export, export
 from lib.flags import REQUIRED, flag, pick
+from lib.tracking import Tracking
 import model as M
 from ppo import PPOConfig
 import ppo
@@ -82,7 +83,7 @@ class Run:
 
 
 @dataclass(kw_only=True)
-class Training(Run):
+class Training(Run, Tracking):
     checkpoint: str | None = flag(
         "run", None, "the checkpoint for --resume, such as step-000020; without it the newest one",
         resume="once")

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from lib import files, guards, hf, parallel
+from lib import files, guards, hf, parallel, tracking
 from lib.flags import REQUIRED, checked, option
 from lib.signals import REQUEUE, Stopped, signals
 
@@ -198,6 +198,7 @@ def new_run(args, found=None):
     if parallel.world_size() > 1:
         first, host = parallel.together(lambda: (marks(), socket.gethostname()))[0]
         parallel.together(look, all_ranks=True)
+    tracking.start(args, folder, found[1]["step"] if found else 0)
     return folder
 
 
@@ -246,8 +247,8 @@ def differences(then, now, path=()):
 
 
 WRITTEN = ("*.json", "*.jsonl", "*.safetensors", "done", "stopped", "model", "model/*", "checkpoints",
-           "checkpoints/*")
-FOLDERS = ("model", "checkpoints")  # those of them that are no files
+           "checkpoints/*", "tensorboard", "wandb")
+FOLDERS = ("model", "checkpoints", "tensorboard", "wandb")  # those of them that are no files
 
 
 def must_be_new(args):
@@ -308,7 +309,8 @@ def is_done(args):
 def exit_statuses(args):
     """How a command ends: 0, or one line and the status that rlsp.py's own text promises."""
     try:
-        yield
+        with tracking.closing():
+            yield
         if dist.is_initialized():
             parallel.stop()
     except Stopped as e:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib import chat, cli, files, functions, hf, judge, logs
+from lib import chat, cli, files, functions, hf, judge, logs, tracking
 
 RESPONSES = 2**20  # of a step or an evaluation: what is known of each of their tokens is in memory
 
@@ -55,6 +55,7 @@ def for_sft(args, example):
     of int32 and bool. Lists would take eight times as much memory, 15 GB per process for 100,000 long
     demonstrations."""
     cli.must_be_new(args)
+    tracking.check(args)
     asked = chat_of(args.model, args)
     hf.tokenizer_files(args.model)
     if not args.from_scratch:
@@ -88,6 +89,7 @@ def for_ppo(args):
     """(chat, problems, held-out problems, longest prompt, verifier, reward function), or an error where
     something given is wrong."""
     cli.must_be_new(args)
+    tracking.check(args)
     if args.advantage == "group" and args.samples < 2:
         raise ValueError("--advantage group: --samples is 1, "
                          "expected at least 2 (the group's mean is the baseline)")

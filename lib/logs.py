@@ -11,7 +11,7 @@ from dataclasses import asdict
 import torch
 from tqdm import tqdm
 
-from lib import files, guards, hf, parallel
+from lib import files, guards, hf, parallel, tracking
 from lib.answers import bare, parse
 import rewards
 
@@ -23,6 +23,7 @@ def log(run, rows):
     """Append the rows {log's name: rows} to the run's logs."""
     parallel.together(lambda: [files.append_jsonl(run / f"{name}.jsonl", lines)
                                for name, lines in rows.items()])
+    tracking.log(rows)
 
 
 def last_line(run, name, step):
@@ -46,6 +47,7 @@ def complete(run, rows):
             files.sync(file)
 
     parallel.together(write)
+    tracking.log({name: [row] for name, row in rows.items()})
 
 
 def say(line):
