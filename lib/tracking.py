@@ -1,5 +1,5 @@
-"""A run in TensorBoard (--tensorboard) or Weights & Biases (--wandb), as it goes: the numbers of metrics.jsonl
-under their names there, those of timing.jsonl as timing/NAME.
+"""A run in TensorBoard (--tensorboard) or Weights & Biases (--wandb), as it goes: the numbers of
+metrics.jsonl under their names there, those of timing.jsonl as timing/NAME.
 
 The packages are used where they are installed. Rank 0 alone writes. RUN/tracked.json remembers the last step
 of each quantity that a tracker has, so that a resumed run repeats none, and one that is followed from now on
@@ -126,7 +126,7 @@ def log(rows):
 
 @contextlib.contextmanager
 def giving_up(name):
-    """Whatever a tracker raises, such as for a full disk or a network that is away, ends it, not the run."""
+    """Whatever a tracker raises, as for a full disk or a network that is away, ends it, not the run."""
     try:
         yield
     except Exception as e:
