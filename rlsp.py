@@ -90,7 +90,7 @@ class Training(Run, Tracking):
 
 
 @dataclass(kw_only=True)
-class SFT(Training, Prompting, pick(
+class SFT(Prompting, Training, pick(
         PPOConfig, "seed", "keep", "warmup", "lr_end", "adam_eps", "grad_clip", "micro_tokens",
         "recompute", "compile", "offload", "shard_ranks", save_every=200)):
     """Supervised fine-tuning on demonstrations of the reasoning process."""
@@ -111,7 +111,7 @@ class SFT(Training, Prompting, pick(
 
 
 @dataclass(kw_only=True)
-class PPO(Training, Prompting, PPOConfig):
+class PPO(Prompting, Training, PPOConfig):
     """PPO with outcome verifier and exploration reward; defaults are the paper's for an 8B
     model."""
     command = "ppo"
@@ -120,7 +120,7 @@ class PPO(Training, Prompting, PPOConfig):
 
 
 @dataclass(kw_only=True)
-class Eval(Run, Prompting, pick(
+class Eval(Prompting, Run, pick(
         PPOConfig, "seed", "max_prompt", "samples", "verifier", "slots", "kv_gb", "sampler",
         "shard_ranks")):
     """Accuracy of one or more models on a problem file."""

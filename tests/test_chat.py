@@ -77,6 +77,8 @@ CASES = {
     "Mistral v0.2": ("mistral", MISTRAL % (" [INST] ", " [/INST]", " [INST] ", " [/INST]", '" " + message["content"]'), "first", ["<s>", "</s>"], ("<s>", "</s>"), ""),
     "Mistral v0.1": ("mistral", MISTRAL % ("[INST] ", " [/INST]", "[INST] ", " [/INST]", 'message["content"]'), "prepend", ["<s>", "</s>"], ("<s>", "</s>"), ""),
     "Mistral v0.3": ("mistral", MISTRAL % ("[INST] ", "[/INST]", "[INST] ", "[/INST]", '" " + message["content"]'), "first", CONTROL, ("<s>", "</s>"), ""),
+    "Mistral v0.3, marks that are not special": ("mistral", MISTRAL % ("[INST] ", "[/INST]", "[INST] ", "[/INST]", '" " + message["content"]'), "first",
+                                                 [*CONTROL[:2], "-[INST]", "-[/INST]"], ("<s>", "</s>"), ""),
     "Mistral Nemo": ("mistral", MISTRAL % ("[INST]", "[/INST]", "[INST]", "[/INST]", 'message["content"]'), "bytes", CONTROL, ("<s>", "</s>"), ""),
     "Mistral Small": ("mistral", MISTRAL7, "bytes", CONTROL, ("<s>", "</s>"), ""),
     "R1-Distill": ("deepseek", DEEPSEEK.replace("THINK", "<think>\\n"), "bytes", [*R1, "-<｜User｜>", "-<｜Assistant｜>", "-<think>"], R1, ""),
@@ -192,7 +194,7 @@ def test_a_trained_folder_asks_in_transformers_as_it_was_trained(tmp_path, case)
         assert sum(mask) == len(ours.response_ids("It is 4.", first=True)) + 1 and mask == [False] * (len(ids) - sum(mask)) + [True] * sum(mask)
 
 
-@pytest.mark.parametrize("case", ["Hermes on Llama 3", "R1-Distill", "Mistral v0.3", "Qwen2.5", "Llama 2"])
+@pytest.mark.parametrize("case", ["Hermes on Llama 3", "R1-Distill", "Mistral v0.3", "Mistral v0.3, marks that are not special", "Qwen2.5", "Llama 2"])
 def test_no_text_of_a_problem_becomes_a_special_token(tmp_path, case):
     """Whether the folder calls its marks special or not."""
     ours = asked(folder_of(tmp_path / "m", case))
@@ -201,6 +203,7 @@ def test_no_text_of_a_problem_becomes_a_special_token(tmp_path, case):
     number = lambda ids: [ids.count(ours.tokenizer.token_to_id(mark)) for mark in marks]
     assert number(ids) == number(plain) and sum(number(ids)) >= 1
     assert ours.tokenizer.decode(ids, skip_special_tokens=True).count("".join(marks)) == 1
+    assert number(ours.prompt_ids(marks[-1])) == number(plain)  # the whole text is one
     assert ours.tokenizer.decode([ours.end], skip_special_tokens=True) == ""
 
 
