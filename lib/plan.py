@@ -16,6 +16,7 @@ from dataclasses import replace
 import torch
 
 from lib import decode, scheduler, tensor
+from lib.paged import PAGE, PagedCache
 import model as M
 
 GB = 1e9
@@ -88,17 +89,31 @@ def sampler_copy(config, c, shards, split):
     return item_size(c) * (elements(whole) + (elements(policy) - elements(whole)) // split)
 
 
+def slots(c, ranks, split=1):
+    """The sequences that a rank decodes at once, if the cache has room for them."""
+    return min(c.slots, split * -(-c.rollout_batch * c.samples // ranks))
+
+
 def cache_rows(config, c, ranks, split=1):
-    """(sequences decoded at once on a rank, bytes of the keys and values of each on it)."""
-    rows = min(c.slots, split * -(-c.rollout_batch * c.samples // ranks))
+    """(rows of the cache on a rank, bytes of the keys and values of each on it)."""
     longest = c.max_prompt + c.max_response
     part = tensor.part(config, split)
-    return decode.KVCache.rows(part, rows, longest, getattr(torch, c.dtype), c.kv_gb)
+    return decode.KVCache.rows(part, slots(c, ranks, split), longest, getattr(torch, c.dtype), c.kv_gb)
 
 
 def kv_cache(config, c, ranks, split=1):
-    """Keys and values of all sequences that are decoded at once."""
+    """Keys and values of all sequences that are decoded at once, each at its full length. On a GPU they have
+    pages (lib/paged.py), of which there are no more but for one, and for rounding up each sequence's last."""
     return math.prod(cache_rows(config, c, ranks, split))
+
+
+def paged_sequences(config, c, ranks, split, mean):
+    """How many sequences that hold `mean` positions on average a GPU's pages have room for at once."""
+    part = tensor.part(config, split)
+    longest = c.max_prompt + c.max_response
+    pages, _ = PagedCache.pages(part, slots(c, ranks, split), longest, getattr(torch, c.dtype), c.kv_gb)
+    held = mean / PAGE + 0.5  # the last page of a sequence is half full on average
+    return min(slots(c, ranks, split), pages / held)
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -171,7 +186,7 @@ def decoding(config, c, ranks, split=1):
     The logits exist as computed, in float32, divided by the temperature and as probabilities.
     """
     b = item_size(c)
-    rows, _ = cache_rows(config, c, ranks, split)
+    rows = slots(c, ranks, split)
     config = tensor.part(config, split)
     prefill = min(max(scheduler.PREFILL_TOKENS, c.max_prompt), rows * c.max_prompt)
     return max(block_forward(config, c, prefill), cached_attention(config, c, prefill, c.max_prompt),
@@ -391,19 +406,22 @@ def seconds(config, c, ranks, shards, prompt, response, node=None):
     """Seconds of a step's phases, as {phase: seconds}, for mean lengths in tokens and the rates of c, a
     recipe.Machine.
 
-    Decoding waits for memory, not for arithmetic: each new token of a batch reads the weights and the cache,
-    of a split sampler its part of both before it is joined with the others', and a sharded sampler gathers
-    all weights over the network.
+    Decoding waits for memory, not for arithmetic: each turn, a new token of each sequence, reads the weights
+    and the sequences' keys and values, of a split sampler its part of both before it is joined with the
+    others', and a sharded sampler gathers all weights over the network.
     """
     need = flops(config, c, prompt, response)
     split = tensor.ranks(c.sampler, shards, node or shards)
     together = split * -(-c.rollout_batch * c.samples // ranks)  # responses of the ranks that share a copy
-    at_once, row = cache_rows(config, c, ranks, split)
+    context = prompt + response / 2
+    at_once = paged_sequences(config, c, ranks, split, context)
     # the slots stay full until the last responses, one of which is likely to be as long as allowed
-    turns = max(c.max_response, math.ceil(together * response / at_once))
+    turns = max(1, c.max_response, math.ceil(together * response / at_once))
+    rows = together * response / turns  # on average over the turns
     read = sampler_copy(config, c, 1, split)
-    filled = (prompt + response / 2) / (c.max_prompt + c.max_response)  # the share of a row that is read
-    turn = (read + at_once * row * filled) / c.bandwidth + joining(config, c, at_once, split)
+    part = tensor.part(config, split)
+    position = 2 * part.num_hidden_layers * part.num_key_value_heads * part.head_dim * item_size(c)
+    turn = (read + rows * context * position) / c.bandwidth + joining(config, c, rows, split)
     if c.sampler == "sharded":
         turn = max(turn, read * (shards - 1) / shards / c.network)
     out = {phase: need[phase] / ranks / c.flops for phase in ("rollout", "scoring", "update")}

@@ -1,6 +1,7 @@
 """plan.py against arithmetic by hand, against PyTorch's memory tracker on the 8B model, and against runs; memory of loading and saving;
 what can be shown of the large models and of train.sh's GPU part without a GPU."""
 import json
+import math
 import os
 import re
 import subprocess
@@ -242,9 +243,12 @@ def test_a_sampler_split_over_a_node_is_the_arithmetic(plan_words, size):
     rows = min(64, int(15e9 / row))  # of 512 / (gpus / 8) responses that a node decodes
     assert found["rollout"]["sampler"] == found["save"]["sampler"] == weights and "sampler" not in found["update"]
     assert found["rollout"]["kv cache"] == rows * row and found["rollout"].get("gathered", 0) == 0
-    sums, logits = (2 * layers + 1) * 2 * 7 / 8 * rows * D * 2, 7 / 8 * rows * V * 4
-    token = (weights + rows * row * 650 / 6144) / 1e12 + (2 * layers + 3) * 2e-5 + (sums + logits) / 5e10
-    turns = max(4096, -(-512 * 8 // gpus * 1000 // rows))
+    pages = int(15e9 / (2 * layers * 128 * 2 * 256)) - 1  # of 256 positions, one of them nobody's
+    at_once = min(64, pages / (650 / 256 + 0.5))  # a sequence holds 150 + 1000 / 2 positions on average, its last page half full
+    turns = max(4096, math.ceil(512 * 8 / gpus * 1000 / at_once))
+    mean = 512 * 8 / gpus * 1000 / turns  # sequences in a turn
+    sums, logits = (2 * layers + 1) * 2 * 7 / 8 * mean * D * 2, 7 / 8 * mean * V * 4
+    token = (weights + mean * row * 650 / 6144) / 1e12 + (2 * layers + 3) * 2e-5 + (sums + logits) / 5e10
     prefill = plan.flops(config, c, 150, 1000)["rollout"] / gpus / 1.5e14
     assert plan.seconds(config, c, gpus, gpus, 150, 1000, 8)["rollout"] == pytest.approx(turns * token + prefill, rel=1e-6)
     done = plan_words(raw, "--gpus", gpus, *words)  # chosen by itself
@@ -337,9 +341,8 @@ def test_hours_of_each_stage_are_the_arithmetic():
     a_token = 2 * products + 2 * 32 * 4096 * 2000  # attention: scores and sums of values, 2 FLOPs each, over half of the context
     assert took["sft"] == pytest.approx(50_000 * 2000 * 3 * 4 * a_token / 8 / 1e14, rel=1e-12)  # backward is 2, recomputing 1
     assert took["judge"] == 100 * 16 * 6  # 64 responses of a GPU in 16 rounds of 4
-    longest = 2048 + 8192
-    cache = 64 * 32 * 4096 * longest * (150 + 1500) / longest  # 64 slots; keys and values of a token and layer are 4 KiB
     turns = 8192  # 100 responses of 3000 in 64 slots are fewer: somebody writes to the end
+    cache = 100 * 3000 / turns * 32 * 4096 * (150 + 1500)  # of those in a turn; keys and values of a token and layer are 4 KiB
     reading = turns * (8_030_261_248 * 2 + cache) / 2e12
     computing = 800 * 3150 * (2 * products + 2 * 32 * 4096 * 3150) / 8 / 1e14
     assert took["eval"] == pytest.approx(3 * (reading + computing), rel=1e-3)
@@ -351,7 +354,7 @@ def test_evaluations_in_ppo_are_counted(tmp_path, every, times):
     config, data = M.Config.from_dict(LLAMA_8B), tmp_path / "held.jsonl"
     data.write_text('{"problem": "What?", "answer": "1"}\n' * 16)
     c = rlsp.Plan(**PLAN, steps=100, eval_data=str(data), eval_every=every, eval_samples=3, kv_gb=0)
-    reading = 4096 * (8_030_261_248 * 2 + 6 * 32 * 4096 * 650) / 1e12  # 6 responses of a GPU, one of which is as long as allowed
+    reading = (4096 * 8_030_261_248 * 2 + 6 * 1000 * 32 * 4096 * 650) / 1e12  # 6 responses of a GPU, one of which is as long as allowed
     assert recipe.stage_seconds(config, c, 8)["held"] == pytest.approx(times * reading, rel=0.02)
     assert f"held   {times} evaluations in PPO, 16 problems x 3 " in "\n".join(recipe.recipe_lines(config, c, 8))
 
