@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from lib import checkpoint, evaluation, functions, guards, hf, judge, logs, parallel, tensor
+from lib import checkpoint, evaluation, functions, guards, hf, judge, logs, parallel, sampling
 from lib.flags import flag
 from lib.parallel import generator, micro_batches, pad, problems_of_step
 from lib.signals import Stopped, signals
@@ -289,7 +289,7 @@ class Trainer:
         self.judged = judge.read_judged(self.run, self.rubric)
         # Keys and values come first, so that a run that has no room for them ends at once
         length = max(map(len, self.prompts)) + config.max_response
-        self.cache = tensor.new_cache(
+        self.cache = sampling.new_cache(
             hf.read_config(folder), config, config.rollout_batch * config.samples, length,
             self.dtype, device, mesh)
         self.load_networks(mesh)
@@ -304,7 +304,7 @@ class Trainer:
 
         self.policy = load(M.Llama, torch.float32, offload=c.offload)
         self.reference = load(M.Llama, self.dtype).requires_grad_(False)
-        sampler_mesh = tensor.sampler_mesh(c.sampler, self.policy.config, mesh)
+        sampler_mesh = sampling.mesh_of(c.sampler, self.policy.config, mesh)
         self.sampler = load(M.Llama, self.dtype, sampler_mesh).requires_grad_(False)
         self.nets = {"policy": self.policy}  # those that are trained
         if c.advantage == "gae":
@@ -350,7 +350,7 @@ class Trainer:
         responses = logprobs = []
         named = guards.sampling_from(title, self.sampler)
         with logs.bar(f"{title}: sampling", len(chosen), inner=True) as bar, leave, named:
-            responses, logprobs = tensor.generate(
+            responses, logprobs = sampling.generate(
                 self.sampler, [self.prompts[i] for i in chosen], c.max_response, c.temperature,
                 self.eos, seed=c.seed, streams=streams, slots=c.slots, return_logprobs=True,
                 progress=bar, cache=self.cache, stats=stats, lockstep=c.sampler == "sharded")

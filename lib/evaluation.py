@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import torch
 
-from lib import chat, checkpoint, files, functions, guards, hf, logs, parallel, plan, report, tensor
+from lib import chat, checkpoint, files, functions, guards, hf, logs, parallel, plan, report, sampling
 from lib.flags import flag
 import model as M
 import rewards
@@ -101,16 +101,16 @@ def evaluate(folder, rows, args, device, mesh, verifier=None):
     asked = chat.Chat(folder, args)
     dtype = getattr(torch, args.dtype)
     config = hf.read_config(folder)
-    sampler_mesh = tensor.sampler_mesh(args.sampler, config, mesh)
+    sampler_mesh = sampling.mesh_of(args.sampler, config, mesh)
     net = hf.load(folder, M.Llama, dtype, device, sampler_mesh).eval()
     n = args.samples
     mine = range(parallel.rank(), len(rows) * n, parallel.world_size())
     prompts = [asked.prompt_ids(r["problem"]) for r in rows]
     longest = max(map(len, prompts)) + args.max_response
-    cache = tensor.new_cache(config, args, len(rows) * n, longest, dtype, device, mesh)
+    cache = sampling.new_cache(config, args, len(rows) * n, longest, dtype, device, mesh)
     title = f"eval {files.visible(folder, 40)}"
     with logs.bar(title, len(mine), lines=10) as bar, guards.sampling_from(folder, net):
-        responses = tensor.generate(
+        responses = sampling.generate(
             net, [prompts[i // n] for i in mine], args.max_response, args.temperature, asked.eos,
             seed=args.seed, streams=mine, slots=args.slots, progress=bar, cache=cache,
             lockstep=args.sampler == "sharded")

@@ -3,7 +3,6 @@ and renaming."""
 import errno
 import fcntl
 import json
-import math
 import os
 import re
 import socket

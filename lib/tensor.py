@@ -20,7 +20,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from lib import cpu, decode, parallel
+from lib import decode, parallel
 from lib.parallel import local
 from model import product
 
@@ -54,17 +54,6 @@ def group(device_type, n):
     """The mesh of the n ranks, side by side, that share a copy with this one."""
     shape = parallel.world_size() // n, n
     return init_device_mesh(device_type, shape, mesh_dim_names=("group", "tensor"))["tensor"]
-
-
-def sampler_mesh(sampler, config, mesh):
-    """What lib.hf.load takes as the mesh of a sampler: None for a whole copy, the mesh of training for a
-    sharded one. Raises ValueError where a model cannot be split."""
-    if sampler != "tensor":
-        return mesh if sampler == "sharded" else None
-    n = ranks(sampler, mesh["shard"].size(), parallel.environment()[3])
-    if objection(config, n):
-        raise ValueError(f"--sampler tensor: {objection(config, n)} (--shard-ranks, or those of a node)")
-    return group(mesh.device_type, n)
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -142,34 +131,3 @@ class Decoder(decode.Decoder):
         ranks = self.model.mesh.get_group()
         dist.broadcast(found, dist.get_global_rank(ranks, 0), group=ranks)
         return found[0].long(), found[1].float()
-
-
-def new_cache(config, c, responses, length, dtype, device, mesh):
-    """The KV cache of a rank for its share of `responses` sequences, up to c.slots of them and c.kv_gb; of a
-    split network it has this rank's heads of all sequences of the group."""
-    n = ranks(c.sampler, mesh["shard"].size(), parallel.environment()[3])
-    rows = n * -(-responses // parallel.world_size())
-    return decode.new_cache(part(config, n), max(1, min(c.slots, rows)), length, dtype, device, c.kv_gb)
-
-
-def generate(net, prompts, *how, streams, progress=None, return_logprobs=False, **more):
-    """decode.generate with the fastest decoder of the network.
-
-    The ranks that share a split network bring their prompts together, decode all of them, and each takes the
-    responses to its own.
-    """
-    if not hasattr(net, "mesh"):
-        return decode.generate(net, prompts, *how, streams=streams, progress=progress,
-                               return_logprobs=return_logprobs, decoder=cpu.CPUDecoder.of(net), **more)
-    ranks = net.mesh.get_group()
-    parts = [None] * net.mesh.size()
-    dist.all_gather_object(parts, (prompts, list(streams)), group=ranks)
-    first = sum(len(prompts) for prompts, _ in parts[: dist.get_rank(ranks)])
-    mine = slice(first, first + len(prompts))
-    prompts, streams = (sum(lists, []) for lists in zip(*parts))
-    if progress is not None:
-        progress.total = len(prompts)
-    found = decode.generate(net, prompts, *how, streams=streams, progress=progress, return_logprobs=True,
-                            decoder=Decoder(net), **more)
-    responses, logprobs = (lists[mine] for lists in found)
-    return (responses, logprobs) if return_logprobs else responses
