@@ -5,6 +5,7 @@
 #   MODEL=folder DATA=file bash train.sh ...  a Hugging Face model with the paper's values, on all GPUs (or one process)
 #   bash train.sh experiment                  the paper's comparison on the tiny model, some hours
 #   SETTING=rare bash train.sh experiment     the same where SFT shows half as many searches; SETTING=hacking: rewards that pay for words
+#   MODEL=folder GSM8K=folder bash train.sh gsm8k   SFT and PPO of a small real model on GSM8K, several hours for each arm
 #   bash train.sh test ...                    the tests; further words go to pytest
 #   bash train.sh setup                       .venv alone
 #
@@ -77,5 +78,6 @@ case "${1:-}" in
     setup) ;;
     test) shift; setup_tests; cd "$HERE"; exec "$python" -m pytest "$@" ;;
     experiment) . "$HERE/docs/results/experiment.sh"; experiment ;;
+    gsm8k) . "$HERE/docs/results/experiment.sh"; . "$HERE/docs/results/gsm8k.sh"; gsm8k ;;
     *) if [ -n "${MODEL:-}" ]; then large "$@"; else tiny "$@"; fi ;;
 esac
