@@ -338,11 +338,11 @@ def run_plan(args):
 def run_eval(args):
     with cli.checked_input():
         with parallel.alike():
-            rows, verifier, room = inputs.for_eval(args)
+            rows, verifier, room, longest = inputs.for_eval(args)
             unread = "" if verifier else logs.gold_warning(args.data, rows)
         args = dataclasses.replace(args, max_response=room)
         device, mesh = parallel.start(args.shard_ranks)
-        args.sampler = evaluation.choose_sampler(args, len(rows), mesh)
+        args.sampler = evaluation.choose_sampler(args, len(rows), longest, mesh)
         run = cli.new_run(args)
         if unread:
             logs.say(f"warning: {unread}")

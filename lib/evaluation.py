@@ -77,11 +77,12 @@ def summarize(rows, n):
     return out
 
 
-def choose_sampler(args, problems, mesh):
+def choose_sampler(args, problems, longest, mesh):
     """What --sampler auto becomes, one for all models and ranks; it is said where that is not a whole copy.
+    longest: the tokens of the longest prompt.
     Nothing is refused: on CPU much of a cache is never touched, and takes no memory."""
     def choose():
-        size = SimpleNamespace(rollout_batch=problems, **vars(args))
+        size = SimpleNamespace(**vars(args) | {"rollout_batch": problems, "max_prompt": longest})
         gpu, host, _ = parallel.memory()
         memory, overhead = plan.of_a_process(gpu, host)
         return plan.choose_sampler(

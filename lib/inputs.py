@@ -137,7 +137,7 @@ def words(row):
 
 
 def for_eval(args):
-    """(problems, verifier, longest response), or an error where something given is wrong."""
+    """(problems, verifier, longest response, longest prompt), or an error where something given is wrong."""
     cli.must_be_new(args)
     rows = files.load_problems(args.data, needed(args), args.limit)
     verifier = functions.load("--verifier", args.verifier, functions.verdict)
@@ -148,14 +148,16 @@ def for_eval(args):
         raise ValueError("--model: a folder is given twice, expected different models")
     check_responses("problems", len(rows), args.samples)
     room = 8192  # the paper's, or what the smallest model has beside the longest prompt
+    longest_of_all = 0
     for folder in args.model:
         asked = chat_of(folder, args)
         hf.check_weights(folder)
         longest = check_prompts(args.data, rows, asked, args.max_prompt)
         check_length(folder, longest + (args.max_response or 1))
+        longest_of_all = max(longest_of_all, longest)
         room = min(room, hf.read_config(folder).max_position_embeddings - longest)
     cli.check_inputs(args)
-    return rows, verifier, args.max_response or room
+    return rows, verifier, args.max_response or room, longest_of_all
 
 
 def for_sample(args):

@@ -35,6 +35,7 @@ def refused(monkeypatch, capsys):
     """Call rlsp.py with words that it must refuse, in this process; returns standard error."""
     def call(*words):
         monkeypatch.setattr(signals, "install", lambda: None)  # this process keeps its own
+        monkeypatch.setattr(rlsp.ppo.Trainer, "train", lambda self: pytest.fail("not refused"))  # 200 steps of it
         monkeypatch.setattr(sys, "argv", ["rlsp.py", *map(str, words)])
         with pytest.raises(SystemExit) as e:
             rlsp.main()
@@ -133,7 +134,7 @@ GOOD = '{"problem": "What is 1 + 1?", "answer": "2"}\n'
 @pytest.mark.parametrize("text, words", [
     ("", "holds no problem"), (GOOD + "{", "bad.jsonl:2: not valid JSON"), (GOOD + "[1]\n", "bad.jsonl:2: expected a JSON object, found list"),
     (GOOD + '{"problem": "x"}\n', "bad.jsonl:2: answer is nothing, expected text"),
-    ('{"problem": "x", "answer": 4}\n', "bad.jsonl:1: answer is 4, expected text"),
+    ('{"problem": "x", "answer": [4]}\n', "bad.jsonl:1: answer is [4], expected text"),
     (GOOD + '{"problem": "a\\ud800", "answer": "1"}\n', "bad.jsonl:2: problem has '\\ud800', half a surrogate pair, at character 2, expected"),
     ('{"problem": "x", "answer": "1", "subject": "\\udfff"}\n', "bad.jsonl:1: subject has '\\udfff', half a surrogate pair"),
     ('{"problem": "x", "answer": "1", "level": [3]}\n', "bad.jsonl:1: level is [3], expected a number or text"),
@@ -160,7 +161,7 @@ def test_bad_data_gets_one_line_and_status_2(folder, tmp_path, refused, text, wo
     (["--judge-workers", "1000000000"], "--judge-workers: 1000000000 is out of range"),
     (["--rollout-batch", "1000000000"], "--rollout-batch 1000000000 with --samples 1: expected at most 1048576 responses"),
     (["--keep-best", None], "--keep-best: expected --eval-data, by which"), (["--eval-data", "nowhere.jsonl"], "nowhere.jsonl: no such file"), (["--eval-data", str(TINY / "facts.jsonl")], "facts.jsonl:1: answer is nothing"),
-    (["--eval-data", str(TINY / "test.jsonl"), "--max-prompt", "32"], "test.jsonl:1: the prompt has"),
+    (["--eval-data", str(TINY / "test.jsonl"), "--max-prompt", "22"], "test.jsonl:1: the prompt has"),
     (["--eval-data", str(TINY / "test.jsonl"), "--eval-samples", "1000000"], "with --eval-samples 1000000: expected at most 1048576 responses"),
     (["--kv-gb", "1e-6"], "--kv-gb is 1e-06, expected at least"), (["--model", str(TINY / "model")], "--from-scratch")])
 def test_bad_flags_get_a_clear_line_and_status_2(folder, tmp_path, refused, words, message):  # noqa: F811

@@ -289,7 +289,7 @@ def test_an_evaluation_of_several_models_takes_the_sampler_that_fits_all(tmp_pat
     chosen = []
     for names in (["small"], ["small", "large"]):
         args = rlsp.Eval(model=[str(tmp_path / name) for name in names], data="", dtype="bfloat16", max_response=1000)
-        chosen.append(evaluation.choose_sampler(args, 500, {"shard": SimpleNamespace(size=lambda: 8)}))
+        chosen.append(evaluation.choose_sampler(args, 500, 2048, {"shard": SimpleNamespace(size=lambda: 8)}))
     assert chosen == ["whole", "tensor"]
     assert re.fullmatch(r"rlsp.py: plan: sampler tensor over 8 ranks: whole needs [\d.]+ GB\n", capsys.readouterr().err)
 
