@@ -35,9 +35,9 @@ def refused(monkeypatch, capsys):
     """Call rlsp.py with words that it must refuse, in this process; returns standard error."""
     def call(*words):
         monkeypatch.setattr(signals, "install", lambda: None)  # this process keeps its own
-        monkeypatch.setattr(rlsp.ppo.Trainer, "train", lambda self: pytest.fail("not refused"))  # 200 steps of it
         monkeypatch.setattr(sys, "argv", ["rlsp.py", *map(str, words)])
-        with pytest.raises(SystemExit) as e:
+        with pytest.raises(SystemExit) as e, monkeypatch.context() as refusal:
+            refusal.setattr(ppo.Trainer, "train", lambda self: pytest.fail("not refused"))  # 200 steps of it
             rlsp.main()
         assert e.value.code == 2
         return capsys.readouterr().err
