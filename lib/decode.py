@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from lib.paged import PagedCache, to_device
+from lib.paged import PagedCache, position_bytes, to_device
 from lib.scheduler import Scheduler
 from model import product, uniforms
 
@@ -54,8 +54,7 @@ class KVCache:
         """(rows, bytes of each) of a cache of `slots` rows, or of as many as fit into gb * 1e9 bytes.
 
         gb 0 sets no limit. Raises ValueError if not even one row fits."""
-        width = config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-        row = 2 * width * cls.blocks(length) * BLOCK * dtype.itemsize  # keys and values
+        row = cls.blocks(length) * BLOCK * position_bytes(config, dtype)
         if gb and gb * 1e9 < row:
             raise ValueError(f"--kv-gb is {gb:g}, expected at least {row / 1e9:.3g}: "
                              f"keys and values of one sequence of {length} tokens")

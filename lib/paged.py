@@ -18,6 +18,12 @@ def to_device(x, device):
     return pinned.to(device, non_blocking=True)
 
 
+def position_bytes(config, dtype):
+    """Keys and values of one token in all layers."""
+    width = config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return 2 * width * dtype.itemsize
+
+
 class PagedCache:
     """Keys and values of up to `slots` sequences of up to `length` tokens, in `pages` pages that they share.
 
@@ -50,8 +56,7 @@ class PagedCache:
         """(pages, bytes of each) for `slots` rows, or as many as fit into gb * 1e9 bytes; 0 is no limit.
 
         Raises ValueError if not even one row fits."""
-        width = config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-        page = 2 * width * PAGE * dtype.itemsize  # keys and values
+        page = PAGE * position_bytes(config, dtype)
         least = cls.blocks(length) + 1  # see Scheduler.refill: a new row asks for one page more
         if gb and gb * 1e9 < (least + 1) * page:
             raise ValueError(f"--kv-gb is {gb:g}, expected at least {(least + 1) * page / 1e9:.3g}: "

@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 
 from lib import decode, scheduler, tensor
-from lib.paged import PAGE, PagedCache
+from lib.paged import PAGE, PagedCache, position_bytes
 import model as M
 
 GB = 1e9
@@ -419,8 +419,7 @@ def seconds(config, c, ranks, shards, prompt, response, node=None):
     turns = max(1, c.max_response, math.ceil(together * response / at_once))
     rows = together * response / turns  # on average over the turns
     read = sampler_copy(config, c, 1, split)
-    part = tensor.part(config, split)
-    position = 2 * part.num_hidden_layers * part.num_key_value_heads * part.head_dim * item_size(c)
+    position = position_bytes(tensor.part(config, split), getattr(torch, c.dtype))
     turn = (read + rows * context * position) / c.bandwidth + joining(config, c, rows, split)
     if c.sampler == "sharded":
         turn = max(turn, read * (shards - 1) / shards / c.network)

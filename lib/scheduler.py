@@ -140,14 +140,20 @@ class Scheduler:
                     self.out[i].append(int(token))
                     self.logprobs[i].append(logprob)
 
+    def is_fresh_sample_of(self, follower, i):
+        """Whether a waiting sequence has the prompt of sequence i and nothing beyond it."""
+        if follower is None or self.out[follower]:
+            return False
+        return self.prompt_of[follower] == self.prompt_of[i]
+
     def leave(self, cache):
         """Free the rows of finished sequences; returns how many there were."""
         finished = [row for row, i in enumerate(self.active)
                     if self.out[i][-1] in self.eos or len(self.out[i]) == self.max_new_tokens]
         for row in reversed(finished):
             i = self.active[row]
-            follower = self.waiting[0] if self.waiting else i
-            if follower != i and self.prompt_of[follower] == self.prompt_of[i] and not self.out[follower]:
+            follower = self.waiting[0] if self.waiting else None
+            if self.is_fresh_sample_of(follower, i):
                 self.active[row] = self.waiting.popleft()  # the row holds the prompt's keys already
                 cache.cut(row, len(self.prompts[i]))
                 continue

@@ -243,11 +243,15 @@ def offload(args):
 
 
 class Kernels(TorchDispatchMode):
-    """Counts operations that would be kernels: those that are no views."""
-    count = 0
+    """Notes the names of operations that would be kernels: those that are no views."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
 
     def __torch_dispatch__(self, func, types, arguments=(), named=None):
-        self.count += not func.is_view
+        if not func.is_view:
+            self.names.append(func.name())
         return func(*arguments, **(named or {}))
 
 
@@ -262,7 +266,7 @@ def kernels_of(make_cache, context, rows=64):
         positions = torch.full((rows,), context)
         with torch.inference_mode(), Kernels() as kernels:
             decoder.decode(tokens, positions, cache, (rows,) * cache.blocks(context + 1))
-    return kernels.count
+    return len(kernels.names)
 
 
 def kernels(args):

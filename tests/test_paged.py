@@ -3,10 +3,10 @@ import math
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import model as M
 from conftest import TINY, tiny_llama
+from gpu import Kernels
 from lib import decode, paged, varlen
 
 PROMPTS = [[1, 5, 9], [1, 5, 9, 4, 4, 4], [2], list(range(97)), [7, *range(50, 90)]] * 2  # two samples of each
@@ -171,19 +171,6 @@ def test_training_on_a_gpu_takes_one_call_for_all_sequences_where_a_trial_says_s
     assert "packed" not in vars(net.model.layers[0].self_attn)
     assert "a call per sequence, for varlen_attn" in capsys.readouterr().out
     varlen.packs.cache_clear()
-
-
-class Kernels(TorchDispatchMode):
-    """Counts what would be kernels: operations that are no views."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if not func.is_view:
-            self.names.append(func.name())
-        return func(*args, **(kwargs or {}))
 
 
 def test_a_step_of_the_device_asks_the_host_for_nothing_and_does_not_grow_with_the_context(monkeypatch):

@@ -14,7 +14,6 @@ are those of GSM8K's own marks <<48/2=24>>. A wrong line is given and not learne
 """
 import argparse
 import json
-import math
 import random
 import re
 import sys
@@ -25,6 +24,7 @@ import torch  # noqa: E402
 
 from lib import chat, files, hf, logs, parallel, plan  # noqa: E402
 import ppo  # noqa: E402
+from experiment import mean_error  # noqa: E402  (beside this file)
 
 VALIDATION = 200
 MARK = re.compile(r"<<([^<>=]+)=([^<>=]+)>>")
@@ -118,10 +118,7 @@ def accuracies(folder):
 
 def paired(after, before):
     """(mean, standard error) over problems of the difference in accuracy, in points."""
-    differences = [100 * (after[problem] - before[problem]) for problem in after]
-    mean = sum(differences) / len(differences)
-    square = sum((x - mean) ** 2 for x in differences) / max(1, len(differences) - 1)
-    return mean, math.sqrt(square / len(differences))
+    return mean_error([100 * (after[problem] - before[problem]) for problem in after])
 
 
 def table(run):
