@@ -2,9 +2,9 @@
 
     1. Config                what a Hugging Face config.json says, checked
     2. Llama and Critic      RMSNorm, RoPE, grouped-query attention, SwiGLU; a token or a value head
-    3. generate              sampling as it is defined: one whole forward pass per token
+    3. generate              the definition of sampling: one whole forward pass per token
 
-This file needs nothing of the project. The numbers are defined here; lib/ takes a finished network
+This file imports nothing else of the project. It defines the numbers; lib/ takes a finished network
 and loads it (lib/hf.py), shards it (lib/parallel.py), samples from it with a KV cache
 (lib/decode.py) and makes it faster on CPU (lib/cpu.py).
 
@@ -12,8 +12,8 @@ Shapes: B sequences, T tokens, N tokens of all sequences end to end, D hidden si
 H query heads, K key/value heads, d = head size.
 
 References: Llama (2302.13971), RoPE (2104.09864), GQA (2305.13245), SwiGLU (2002.05202), RMSNorm
-(1910.07467), norms of queries and keys (2302.05442). The numbers follow transformers' models of the
-same model_type, against which tests/test_model.py checks them.
+(1910.07467), norms of queries and keys (2302.05442). The numbers agree with those of transformers'
+models of the same model_type; tests/test_model.py compares the two.
 """
 import functools
 import math
@@ -65,8 +65,8 @@ class Config:
     def from_dict(cls, raw, path="config"):
         """The Config that a config.json, read as the dict `raw`, describes.
 
-        Raises ValueError for another architecture and for a value of a wrong type or size; the
-        message begins with `path`.
+        Raises ValueError for an architecture that is not supported and for a value of the wrong
+        type or size; the message begins with `path`.
         """
         def get(key, kind, default=None, source=raw):
             value = source.get(key) if source.get(key) is not None else default
@@ -123,13 +123,13 @@ class Config:
             raise ValueError(
                 f"{path}: num_attention_heads {heads} must be a multiple of num_key_value_heads "
                 f"{config.num_key_value_heads}, and head_dim {config.head_dim} even")
-        # Attention here has no window. One that holds all positions is none; without the key
-        # transformers' Mistral has one of 4096.
+        # Our attention has no sliding window. A window that holds all positions changes nothing
+        # and is accepted. Without the key, transformers' Mistral has a window of 4096.
         longest = config.max_position_embeddings
         window = raw.get("sliding_window", 4096) if kind == "mistral" else None
         if window is not None and not (isinstance(window, int) and window >= longest):
             raise ValueError(f"{path}: sliding_window is {window!r:.80}, expected null or at least "
-                             f"max_position_embeddings, {longest} (which may be lowered to it)")
+                             f"max_position_embeddings, {longest} (or lower that to the window)")
         return config
 
 
@@ -138,9 +138,9 @@ def rope_frequencies(config, device):
     """The rotation of each pair of channels per position, in radians: float32 [d/2].
 
     Llama 3.1 slows the low frequencies down. Wavelengths beyond original_max / low_freq_factor
-    are stretched by the factor, those under original_max / high_freq_factor stay, and those
-    between are interpolated (transformers' _compute_llama3_parameters). With linear scaling none
-    stays: its high_freq_factor is infinite.
+    are stretched by the factor, those under original_max / high_freq_factor stay as they are, and
+    those between are interpolated (transformers' _compute_llama3_parameters). Linear scaling
+    stretches all of them, because its high_freq_factor is infinite.
     """
     channel = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
     freq = config.rope_theta ** -(channel / config.head_dim)
@@ -169,7 +169,7 @@ class Linear(nn.Linear):
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) * weight over the last dimension of x [..., D].
 
-    torch computes the mean in float32 whatever the type of x: the mean of squares overflows half
+    torch computes the mean in float32 whatever the type of x, because squares overflow half
     precision."""
 
     def __init__(self, size, eps):
@@ -205,11 +205,11 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(c.head_dim, c.rms_norm_eps) if c.qk_norm else nn.Identity()
 
     def forward(self, x, cos, sin, lengths=None, cached=None):
-        """x [B, T, D] -> [B, T, D]. This is the one place where tokens meet.
+        """x [B, T, D] -> [B, T, D]. Only here does one token see another.
 
-        In the plain case they meet inside each row. With `lengths` the row holds several
-        sequences end to end, and they meet inside each of these. With `cached`, the attention
-        of a KVCache, they also meet the tokens that the cache holds.
+        In the plain case a token attends to the tokens before it in its row. With `lengths` the
+        row holds several sequences end to end, and a token attends within its own sequence. With
+        `cached`, the attention of a KVCache, it also attends to the tokens in the cache.
         """
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # [B, H, T, d]
@@ -231,9 +231,9 @@ class Attention(nn.Module):
     def packed(self, q, k, v, lengths):
         """Causal attention inside each of the sequences that lie end to end.
 
-        q [1, H, N, d], k and v [1, K, N, d], lengths [S] of sum N -> [1, H, N, d]. One call per
-        sequence computes no pads and copies nothing on its way in. On GPUs lib/varlen.py has one
-        call for all sequences.
+        q [1, H, N, d], k and v [1, K, N, d], lengths [S] with sum N -> [1, H, N, d]. One call per
+        sequence needs no pads and no copies of its inputs. On GPUs lib/varlen.py makes one call
+        for all sequences.
         """
         sizes = lengths.tolist()
         outputs = []
@@ -276,15 +276,15 @@ class Trunk(nn.Module):
     Sequences are padded on the right: causal attention never sees the pads. With `lengths`
     (LongTensor [S] on the CPU), tokens [1, N] are S sequences end to end without any pad (see
     `pack`). With `cached`, the attention of a KVCache, tokens [B, T] stand at `positions`
-    [B or 1, T], after what the cache holds.
+    [B or 1, T] and follow the tokens in the cache.
     """
 
     def __init__(self, c):
         super().__init__()
         self.config = c
         self.recompute = False  # activation checkpointing of each block
-        # The type to compute in, if it is not that of the weights. (FSDP hands the weights over in
-        # the compute type.)
+        # The type to compute in, if it is not that of the weights. (FSDP passes the weights in the
+        # compute type.)
         self.dtype = None
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
         self.layers = nn.ModuleList(Block(c, i) for i in range(c.num_hidden_layers))
@@ -317,7 +317,7 @@ class Trunk(nn.Module):
     def states(self, tokens, mask):
         """The hidden state before each token under `mask` [B, T], row by row: [N, D].
 
-        Pads are not computed."""
+        Nothing is computed for pads."""
         packed, lengths, chosen = pack(tokens, mask)
         return self(packed, lengths=lengths)[0][chosen]
 
@@ -325,9 +325,10 @@ class Trunk(nn.Module):
 def pack(tokens, mask):
     """The inputs that the scores of the tokens under `mask` [B, T] depend on, end to end.
 
-    Returns (tokens [1, N], lengths [B], chosen): `chosen` holds the places in N of the states that
+    Returns (tokens [1, N], lengths [B], chosen): `chosen` holds the indices in N of the states that
     score a token. The state at t - 1 scores token t, so the inputs of a row end before its last
-    token under the mask; pads and all else after it are left out. Each row keeps at least one.
+    token under the mask; pads and all else after it are left out. Each row keeps at least one
+    input.
     """
     T = mask.shape[1]
     index = torch.arange(T, device=mask.device)
@@ -341,8 +342,8 @@ def pack(tokens, mask):
 def product(a, b):
     """a @ b in float32, of two matrices or two stacks of them.
 
-    A result in bfloat16 would round logits, and the scores of an attention, to three digits after
-    they were summed in float32.
+    Logits and attention scores are summed in float32; a result in bfloat16 would round them to
+    three digits afterwards.
     """
     if a.dtype == torch.float32:
         return a @ b
@@ -358,9 +359,9 @@ class TokenLogprob(torch.autograd.Function):
     """log softmax(h Wᵀ / temperature) at the targets, and the softmax's entropy or zeros.
 
     h [N, D], W [V, D], targets [N] -> [N], [N], in nats. Logits are float32 and exist for
-    LOGIT_CHUNK tokens at a time; the backward pass computes them again, one product of four with W.
-    This is written by hand and in place, because each pass over [chunk, V] numbers takes time:
-    autograd would take three times as many.
+    LOGIT_CHUNK tokens at a time; the backward pass computes them again, which makes four products
+    with W instead of three. Both passes are written by hand and in place, because each sweep over
+    [chunk, V] numbers takes time and autograd would make three times as many.
     """
 
     @staticmethod
@@ -377,7 +378,7 @@ class TokenLogprob(torch.autograd.Function):
             total[part] = logits.logsumexp(-1)
             logprob[part] = logits.gather(-1, targets[part, None])[:, 0] - total[part]
             if with_entropy:
-                # no name holds the [chunk, V] product, so that its memory is free for the next one
+                # the [chunk, V] product gets no name, so its memory is free for the next chunk
                 mean = (logits - total[part, None]).exp_().mul_(logits).sum(-1)
                 entropy[part] = total[part] - mean
         ctx.save_for_backward(h, weight, targets, total)
@@ -399,7 +400,7 @@ class TokenLogprob(torch.autograd.Function):
             torch.mm(d, weight, out=grad_h[part])
             if h.dtype == torch.float32:
                 grad_weight.addmm_(d.T, h[part])
-            else:  # dozens of chunks add up: in bfloat16 the sum would lose the small ones
+            else:  # dozens of chunks are summed; in bfloat16 the sum would lose small ones
                 for rows, d_rows in zip(grad_weight.split(8192), d.split(8192, dim=1)):
                     rows.add_(product(d_rows.T, h[part]))
         return grad_h, grad_weight.to(weight.dtype), None, None, None
@@ -428,14 +429,14 @@ class Llama(nn.Module):
         return self.head(self.model(tokens))
 
     def prefill(self, tokens, cache, row, start):
-        """Put tokens [n, T] into the cache's rows from `row` on, which hold `start` positions."""
+        """Put tokens [n, T] into the n cache rows from `row` on, which hold `start` positions."""
         n, T = tokens.shape
         positions = torch.arange(start, start + T, device=tokens.device)[None]  # [1, T]
         cached = cache.attention(row, positions, (n,) * cache.blocks(start + T))
         self.model(tokens, positions, cached=cached)
 
     def decode(self, tokens, positions, cache, counts):
-        """Logits [n, V] after one token more, tokens [n], in each of the cache's first n rows.
+        """Append one token to each of the cache's first n rows: tokens [n] -> logits [n, V].
 
         The tokens stand at positions [n]; counts[j] of the rows reach the cache's block j.
         """
@@ -448,7 +449,7 @@ class Llama(nn.Module):
 
         Both are [B, T], and zero elsewhere. The hidden state at t - 1 scores token t, so
         mask[:, 0] must be False. Logits are float32, divided by the temperature that the sampler
-        used. Without `entropy` its passes over the logits are saved, and zeros stand for it.
+        used. Without `entropy` it is all zeros, and its passes over the logits are saved.
         """
         h = self.model.states(tokens, mask)
         scores = self.token_logprobs(h, tokens[mask], temperature, entropy)
@@ -460,9 +461,9 @@ class Llama(nn.Module):
         return TokenLogprob.apply(h, self.head_weight().to(h.dtype), targets, temperature, entropy)
 
     def reshard(self):
-        """Give up whole weights that a forward pass without a backward pass left behind.
+        """Free the whole weights that a forward pass leaves behind if no backward pass follows.
 
-        Once the model is sharded, FSDP's own method takes this one's place."""
+        There are none here. Once the model is sharded, FSDP's own method replaces this one."""
 
 
 class Critic(nn.Module):
@@ -480,8 +481,8 @@ class Critic(nn.Module):
     def forward(self, tokens, mask):
         """The value of the state before each token under `mask` [B, T]: float32 [B, T].
 
-        It is zero elsewhere, and aligned with Llama.logprobs. The head computes in float32: returns
-        need its digits.
+        It is zero elsewhere, and aligned with Llama.logprobs. The head computes in float32, because
+        bfloat16 has too few digits for returns.
         """
         values = self.value_head(self.model.states(tokens, mask).float())  # [N, 1]
         return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, values)
@@ -490,11 +491,11 @@ class Critic(nn.Module):
 
 
 def init_weights(model, seed):
-    """A random start, for --from-scratch.
+    """Initialise the weights at random, for --from-scratch.
 
     Weights are normal with a standard deviation of 1/sqrt(D); output projections are scaled down by
     the depth, as in GPT-2. GPT-2's 0.02 is about 1/sqrt(D) at its own width. At D = 128 it is too
-    small, and the tiny model learns its facts several times slower.
+    small, and the tiny model learns its facts several times more slowly.
     """
     g = torch.Generator().manual_seed(seed)
     std = model.config.hidden_size**-0.5
@@ -514,15 +515,15 @@ def init_weights(model, seed):
 # 3. generate
 
 def uniforms(seed, stream, n):
-    """n numbers in [0, 1), float32 [n], that depend on (seed, stream) alone."""
+    """n random numbers in [0, 1), float32 [n], that depend only on (seed, stream)."""
     mixed = (seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
     mixed = (mixed ^ (mixed >> 31)) * 0xD6E8FEB86659FD93 % 2**64
     return torch.rand(n, generator=torch.Generator().manual_seed(mixed >> 1))
 
 
 def draw(logits, temperature, u):
-    """A token id from logits [V]: the likeliest one at temperature 0, else the first one whose
-    cumulative probability passes u in [0, 1)."""
+    """A token id from logits [V]: at temperature 0 the likeliest, otherwise the first whose
+    cumulative probability exceeds u in [0, 1)."""
     if temperature == 0:
         return int(logits.argmax())
     cdf = torch.softmax(logits.float() / temperature, -1).cumsum(-1)  # [V]
@@ -531,11 +532,11 @@ def draw(logits, temperature, u):
 
 @torch.inference_mode()
 def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0):
-    """Continue each prompt, a list of token ids, until an EOS id or max_new_tokens: the definition.
+    """Continue each prompt, a list of token ids, until an EOS id or max_new_tokens.
 
-    Returns the new tokens as lists, the EOS among them. Temperature 0 is greedy. Every sequence
-    draws from its own stream of numbers, (seed, its place in prompts). lib.decode.generate gives
-    the same tokens, with a KV cache and many sequences at once.
+    Returns the new tokens as lists, including the EOS. Temperature 0 is greedy. Each sequence draws
+    from its own stream of random numbers, (seed, index of the prompt). This is the definition of
+    sampling; lib.decode.generate gives the same tokens with a KV cache and many sequences at once.
     """
     responses = []
     for stream, prompt in enumerate(prompts):

@@ -4,11 +4,11 @@
 
     R = alpha * c + (1 - alpha) * R_ex                                                       (Eq. 1)
 
-c: is the boxed answer right?  R_ex: exploration, blind to correctness.  What PPO is paid for it
-learns to do: a right answer refused and a wrong one accepted both cost more than anywhere else.
-Here an answer is found in a response and compared, as text where it is text; lib/answers.py reads
-and compares mathematics.  `python rewards.py ANSWER GOLD` shows the verdict, the rule that decided
-and how both were read.  Standard library only.
+c says whether the boxed answer is right; R_ex rewards exploration, right or wrong.
+PPO learns to do what it is paid for, so a right answer refused or a wrong one accepted costs more
+here than anywhere else.  This file finds the answer in a response and compares it, as text where it
+is text; lib/answers.py reads and compares mathematics.  `python rewards.py ANSWER GOLD` shows the
+verdict, the rule that decided and how both were read.  Only the standard library is needed.
 """
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lib.answers import GROUPED, MAX_CHARS, bare, equal_by_value, parse
 from lib.values import shown
 
 
-# -- 1. Conventions: what mathematics does not decide, this table does.  Each has a test. ----------
+# -- 1. Conventions: this table decides what mathematics does not.  Each row has a test. -----------
 
 
 CONVENTIONS = {
@@ -34,35 +34,35 @@ CONVENTIONS = {
              "tuple of its entries",
     "plus-minus": "a \\pm b is the list a+b, a-b",
     "grouping": "1,000 outside brackets, and 1{,}000, 1\\,000 or 1 000 anywhere, is 1000; (1,000) "
-                "is a pair; 3,14 is 3.14 where the gold is no list: 0.1 is not 0,1",
-    "units": "units and nouns after a number, money signs and degree signs drop; million, halves, "
-             "squared calculate; 'not', 'or', 'at least' make it unreadable; inside sin() degrees "
-             "are degrees",
-    "degrees": "30 degrees is 30, and also pi/6 where only one side has the sign",
-    "percent": "10% is 0.1, and also 10 where only one side has the sign",
-    "decimal": "a decimal equals a value that does not end where it is that value rounded or cut "
-               "to the digits shown, at least 9 (or the nearest double); a value that ends only "
-               "as it is",
+                "is a pair; 3,14 is 3.14 unless the gold is a list: 0.1 is not 0,1",
+    "units": "units and nouns after a number, money signs and degree signs are dropped; million, "
+             "halves and squared are computed; 'not', 'or' and 'at least' make an answer "
+             "unreadable; inside sin() degrees stay degrees",
+    "degrees": "30 degrees is 30, and also pi/6 if only one side has the sign",
+    "percent": "10% is 0.1, and also 10 if only one side has the sign",
+    "decimal": "a decimal equals a value with infinitely many digits if it is that value, rounded "
+               "or cut to the digits shown, at least 9 (or the nearest double); it equals a value "
+               "with finitely many digits only exactly",
     "approx": "in 'a \\approx b' a is the answer, b is a remark",
     "name": "'k = 5', 'f(x) = 5', 'm+n = 2+3 = 5' give 5; 4 = 3 gives nothing; different names, x "
-            "= 1, y = 2, are one solution, equal to (1,2) in the alphabet's order or the gold's; "
-            "a name that comes again, x = 1, x = 2, begins another, as in 1, 2",
+            "= 1, y = 2, are one solution, equal to (1,2) in alphabetical order or in the gold's; "
+            "a repeated name, x = 1, x = 2, begins another solution, as in 1, 2",
     "argument": "f(x) = x+1 and f(t) = t+1 are the same function",
     "equation": "an equation equals its non-zero multiples, and the expression that it gives for "
-                "a name that is not in there",
+                "a name that does not occur in that expression",
     "inequality": "an inequality equals the interval or union of intervals where it holds",
-    "function": "functions are equal where both are real, n to be a whole number in floors, "
-                "factorials and (-1)^n; where |...| is written, both must be real in the same "
-                "places: ln|x| is not ln x",
+    "function": "functions are equal if they agree where both are real; n is a whole number in "
+                "floors, factorials and (-1)^n; where |...| is written, both must be real in the "
+                "same places: ln|x| is not ln x",
     "ratio": "a:b is the quotient a/b",
-    "time": "8:34 pm is 20:34 and 20:34:00; beside it 8:34 may be either half of the day",
+    "time": "8:34 pm is 20:34 and 20:34:00; compared with it, 8:34 may be am or pm",
     "base": "2516_8 equals only 2516_8; base 10 is a plain number",
     "log": "log without a base is the natural logarithm",
-    "option": "the option letters A to J match in either case, with or without brackets, full "
+    "option": "the option letters A to J match in either case, with or without brackets, a full "
               "stop or the option's text; AC is A, C; DCBA is an order, not ABCD",
     "words": "words match without regard to case, spaces and punctuation",
 }
-NO_ANSWER = -0.5                         # without a \boxed answer (official code, not the paper)
+NO_ANSWER = -0.5           # c of a response without a \boxed answer (official code, not the paper)
 
 
 # -- 2. Extraction --------------------------------------------------------------------------------
@@ -88,18 +88,18 @@ _SPECIAL = re.compile(r"<\|[^<>|]*\|>")          # tokens that a decoder left in
 
 
 def extract_answer(text: str, boxed_only: bool = True, strip_think: bool = False) -> str | None:
-    """The content of the last box in `text` that is not empty, None without one.
+    """The content of the last box in `text` that is not empty, or None without one.
 
-    A box that the token limit cut off runs to the end of its line.  With `boxed_only=False` a text
-    without a box is searched (its last 4,000 characters) for "answer is ...", "####", then for the
-    last formula or number.  `strip_think` first drops everything up to the last </think>.
+    A box that the token limit cut off runs to the end of its line.  With `boxed_only=False`, the
+    last 4,000 characters of a text without a box are searched for "answer is ..." or "####", then
+    for the last formula or number.  `strip_think` first drops everything up to the last </think>.
     """
     text = text.rpartition("</think>")[2] if strip_think else text
     at = last_box(text)
     if at < 0:
         return None if boxed_only else _stated_answer(text[-4_000:])
     answers = [box(text, at)[0]]
-    for _ in range(20):                          # "mark your solution with \boxed" is no answer
+    for _ in range(20):                          # "mark your solution with \boxed" is not an answer
         if answers[0].strip() or (before := last_box(text, 0, at)) < 0:
             break
         answers, at = [box(text, before)[0]], before
@@ -112,7 +112,7 @@ def extract_answer(text: str, boxed_only: bool = True, strip_think: bool = False
 
 
 def _undressed(answer: str) -> str:
-    """Without what a decoder or a marked up text left in the box: 42<|im_end|>, 42**, ~42~."""
+    """The answer without what a decoder or markup left in the box: 42<|im_end|>, 42**, ~42~."""
     answer = _SPECIAL.sub("", answer).strip()
     for mark in ("**", "~"):
         if answer.endswith(mark):
@@ -121,13 +121,13 @@ def _undressed(answer: str) -> str:
 
 
 def last_box(text: str, start: int = 0, end: int | None = None) -> int:
-    """Index of the last box command, -1 without one."""
+    """The index of the last box command, or -1 without one."""
     return max(text.rfind(command, start, end) for command in ("\\boxed", "\\fbox", "\\framebox"))
 
 
 def box(text: str, start: int) -> tuple[str, int | None]:
     """(content of the box at `start`, index after it or None if it is cut off).  After \\boxed
-    without a brace TeX takes one token; we take the number or command."""
+    without a brace TeX takes one token; we take the whole number or command."""
     head, depth = _BOX_HEAD.match(text, start), 0
     if head[1] != "{":
         return head[1] or "", head.end()
@@ -167,7 +167,7 @@ def _stated_answer(text: str) -> str | None:
     return last[last.lastindex].strip() or None
 
 
-# -- 3. Comparison: answers that are read as text, then answers by value --------------------------
+# -- 3. Comparison: first as text, then by value --------------------------------------------------
 
 
 _LETTER = r"(?:\([A-J]\)|[A-J](?:\)|(?![a-z])))"
@@ -182,17 +182,18 @@ _COMMA = re.compile(r"[-+]?(?:\d+,(?:\d\d?|\d{4,})|0,\d+)", re.A)
 
 
 def answers_equal(answer: str, gold: str) -> bool:
-    """Are two answers the same mathematics, by CONVENTIONS?  Never raises, on any two strings."""
+    """Whether two answers are mathematically equal, by CONVENTIONS.  It never raises, whatever the
+    two strings are."""
     return compare(answer, gold)[0]
 
 
 def verify(response: str, gold: str, boxed_only: bool = True) -> bool:
-    """Is the answer of a whole response right?  Never raises."""
+    """Whether the answer in a whole response is right.  It never raises."""
     return explain(response, gold, boxed_only)[0]
 
 
 def explain(response: str, gold: str, boxed_only: bool = True) -> tuple[bool, str | None, str]:
-    """(verdict, extracted answer, the rule that decided in a few words) for a whole response."""
+    """(verdict, extracted answer, the rule that decided, in a few words) for a whole response."""
     answer = extract_answer(response, boxed_only)
     if not answer:
         return False, answer, "no boxed answer" if boxed_only else "no answer"
@@ -201,7 +202,7 @@ def explain(response: str, gold: str, boxed_only: bool = True) -> tuple[bool, st
 
 
 def compare(answer: str, gold: str) -> tuple[bool, str]:
-    """(are two answers equal?, the rule that decided)."""
+    """(whether two answers are equal, the rule that decided)."""
     answer, gold = answer.strip(), gold.strip()
     if not answer or not gold:
         return False, "empty"
@@ -234,7 +235,8 @@ def compare(answer: str, gold: str) -> tuple[bool, str]:
 
 
 def options(text: str) -> str:
-    """The option letters that a text consists of, in capitals, in order if they are joined."""
+    """The option letters, in capitals, if the text has nothing else; otherwise ''.  They are sorted
+    unless they are written without separators, as in DCBA, where the order counts."""
     found = text[:32].isascii() and _OPTIONS.fullmatch(text)
     if not found:
         return ""
@@ -243,7 +245,7 @@ def options(text: str) -> str:
 
 
 def words(text: str) -> str:
-    """The words of a prose answer in one form; '' if there is any mathematics in it."""
+    """The words of a prose answer in a normal form, or '' if it contains any mathematics."""
     text = re.sub(r"\b(?:[Tt]he|an?) ", "", text)
     prose = re.search("[A-Za-z]{2}", text) and not re.search(r"^-|[^\w\s.,;:'\"!?(){}-]", text)
     return re.sub(r"[-.](?!\d)|[^\w.-]", "", text).casefold() if prose else ""
@@ -257,14 +259,14 @@ class RewardParts:
     """Every part of Eq. 1 by name, for logs and the report."""
     total: float         # R
     outcome: float       # c: 1.0 right, 0.0 wrong, NO_ANSWER without a boxed answer
-    correct: bool        # did the verifier accept?
+    correct: bool        # whether the verifier accepted
     answer: str | None   # what was extracted
     reason: str          # the rule that decided
-    exploration: float   # R_ex, not yet weighted
+    exploration: float   # R_ex before weighting
     alpha: float         # the weight that was used; 1.0 without exploration
     length: int          # reasoning tokens before the last box, without repetition
     steps: int           # reasoning lines before the last box, without repetition
-    floored: bool        # did the length term stop at its floor?
+    floored: bool        # whether the length term stopped at its floor
 
 
 def score(response: str, gold: str, *, exploration: str = "none", alpha: float = 0.8,
@@ -279,15 +281,15 @@ def score(response: str, gold: str, *, exploration: str = "none", alpha: float =
               and no more.
       steps   min(1, steps / steps_scale)
       judge   `effort`, in [0, 1], as graded before (lib/judge.py)
-    length is in tokens of `count_tokens` (default: words and punctuation signs).  Only what stands
-    before the last box counts, once: neither repetition is paid for, nor padding after the answer.
-    A response cut by the token limit (`truncated`) is scored by the box it holds, complete or not
-    at all.  `verdict` is another verifier's, and c is then 1 or 0 by it alone, whatever is in a
-    box.  Bad arguments raise ValueError.
+    `count_tokens` counts the length (default: words and punctuation signs).  Only the text before
+    the last box counts, and only once: neither repetition nor padding after the answer is paid for.
+    A response cut off by the token limit (`truncated`) is scored by its box only if the box is
+    complete.  `verdict` is the result of another verifier; it alone then decides whether c is 1 or
+    0, whatever is in a box.  Bad arguments raise ValueError.
     Departures from the official code (github.com/GuanghaoYe/Emergence-of-Thinking): it takes the
     text before the FIRST box, counts characters / 4, and adds the length term unweighted; a
-    response that starts with \\boxed divided by zero there and earned 0.0, more than an honest
-    short answer.  NO_ANSWER is its value; the paper has none.
+    response that starts with \\boxed divides by zero there and earns 0.0, more than an honest short
+    answer.  NO_ANSWER has the value of the official code; the paper has none.
     """
     if exploration not in ("none", "length", "steps", "judge"):
         raise ValueError(f"exploration {exploration!r}: choose one of none, length, steps, judge")
@@ -297,7 +299,7 @@ def score(response: str, gold: str, *, exploration: str = "none", alpha: float =
         raise ValueError(f"alpha {alpha!r} is not in [0, 1]")
     scales = dict(length_scale=length_scale, length_floor=length_floor, steps_scale=steps_scale)
     for name, value in scales.items():
-        if not value > 0:  # so that NaN is refused
+        if not value > 0:  # unlike value <= 0, this refuses NaN
             raise ValueError(f"{name} {value!r} is not above 0")
     correct, answer, reason = explain(response, gold)
     at = last_box(response)
@@ -326,19 +328,19 @@ def score(response: str, gold: str, *, exploration: str = "none", alpha: float =
 
 
 def words_and_signs(text: str) -> int:
-    """How many words and punctuation signs a text has."""
+    """The number of words and punctuation signs in a text."""
     return len(re.findall(r"\w+|[^\w\s]", text))
 
 
 def reasoning_of(response: str) -> str:
-    """What exploration is paid for: the text before the last box, without repetition."""
+    """The text that exploration is paid for: all before the last box, without repetition."""
     at = last_box(response)
     return without_repetition(response[:at] if at >= 0 else response)
 
 
 # -- 5. Behaviours and repetition -----------------------------------------------------------------
 
-# The behaviours of the paper's Appendix A, as phrases at word boundaries in either case; each
+# The behaviours of the paper's Appendix A, as phrases between word boundaries, in either case. Each
 # occurrence counts.
 BEHAVIOURS = {
     "backtracking": r"wait|hold on|(?:let me|let's|let us|i'?ll|we) go back|go(?:ing)? back to"
@@ -368,9 +370,9 @@ def behaviours(text: str) -> dict[str, int]:
 
 
 def repeated_words(text: str, n: int = 8) -> list[tuple[bool, int, int]]:
-    """(said before?, start, end) for each word: it lies in a line that occurred before (same words,
-    whatever the case, spaces and punctuation) or in an n-word sequence that did.  Numbers are
-    words: "Try x = 3" is not "Try x = 4"."""
+    """(is it repeated, start, end) for each word.  A word is repeated if it lies in a line that
+    occurred before (the same words, whatever their case, spaces and punctuation) or in a sequence
+    of n words that did.  Numbers are words: "Try x = 3" is not "Try x = 4"."""
     words, again, lines, grams, start = [], [], set(), set(), 0
     for line in text.split("\n"):
         found = [(m[0].casefold(), start + m.start(), start + m.end())
@@ -380,7 +382,7 @@ def repeated_words(text: str, n: int = 8) -> list[tuple[bool, int, int]]:
         lines.add(key)
         words += found
         start += len(line) + 1
-    for i in range(len(words) - n + 1):                   # shorter runs recur in honest mathematics
+    for i in range(len(words) - n + 1):    # shorter sequences recur in honest mathematics
         gram = tuple(word for word, _, _ in words[i:i + n])
         if gram in grams:
             again[i:i + n] = [True] * n
@@ -389,8 +391,8 @@ def repeated_words(text: str, n: int = 8) -> list[tuple[bool, int, int]]:
 
 
 def without_repetition(text: str) -> str:
-    """`text` without its repeated words and what lies between two of them, and without lines that
-    hold no word."""
+    """`text` without its repeated words, without what lies between two of them, and without lines
+    that contain no word."""
     kept, at, before = [], 0, False
     for repeat, begin, end in repeated_words(text):
         if repeat and before:
@@ -403,7 +405,7 @@ def without_repetition(text: str) -> str:
 
 
 def repetition(text: str) -> float:
-    """The share, 0 to 1, of the words of `text` that repeat an earlier line or 8-word sequence."""
+    """The share, 0 to 1, of the words in `text` that repeat an earlier line or 8-word sequence."""
     words = repeated_words(text)
     return sum(repeat for repeat, _, _ in words) / len(words) if words else 0.0
 

@@ -1,9 +1,9 @@
-"""RLSP on the command line: one subcommand a stage.
+"""RLSP on the command line, with one subcommand per stage.
 
     python rlsp.py sft    --model FOLDER --data FILE.jsonl --out runs/sft
                           supervised fine-tuning on demonstrations
     python rlsp.py ppo    --model FOLDER --data FILE.jsonl --out runs/ppo
-                          PPO with verifier and exploration reward
+                          PPO with a verifier and an exploration reward
     python rlsp.py eval   --model FOLDER ... --data FILE.jsonl --out runs/eval
                           accuracy, pass@k, maj@k, lengths
     python rlsp.py sample --model FOLDER --problem TEXT
@@ -16,14 +16,17 @@
                           one HTML page of runs and evaluations
 
 The same commands run on several processes: torchrun --nproc_per_node 8 rlsp.py ppo ...
-What was killed goes on with: rlsp.py sft | ppo | eval --resume RUN
+A run that was stopped or killed continues with: rlsp.py sft | ppo | eval --resume RUN
 
-Exit status: 0 done; 2 bad input, with one line on standard error, before anything is computed or
-written; 1 it cannot go on (a number that is not finite, a full disk, ...), one line; 75 stopped by
-SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2 or SIGXCPU with a checkpoint written: start it again with
---resume.
-torchrun makes 1 of any failure, therefore RUN/stopped exists as long as a run is stopped in this
-way. RUN/done is the last file that a run writes: with it, everything is there.
+Exit status:
+    0   done
+    1   the run cannot go on (a number that is not finite, a full disk, ...); one line says why
+    2   bad input; one line says what, before anything is computed or written
+    75  stopped by SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2 or SIGXCPU after a checkpoint was
+        written; start it again with --resume
+
+torchrun turns every failure into 1, so the file RUN/stopped exists as long as a run is stopped in
+this way. RUN/done is the last file that a run writes: if it exists, the run is complete.
 """
 import dataclasses
 import json
@@ -36,10 +39,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT))  # python -I leaves it out
+sys.path.insert(0, str(ROOT))  # `python -I` leaves this folder out
 
-# The pieces in which CUDA's memory is kept then grow and are given back; less is lost between them.
-# torch reads this when it is imported.
+# With this setting segments of CUDA memory can grow, so that less is lost to fragmentation. torch
+# reads it when it is imported.
 if "PYTORCH_ALLOC_CONF" not in os.environ:
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
@@ -68,24 +71,24 @@ import ppo
 
 @dataclass(kw_only=True)
 class Run:
-    """What the commands that write a run's folder share."""
+    """The flags shared by the commands that write a run's folder."""
     model: str = flag("model and data", REQUIRED, "Hugging Face model folder", resume="content")
     data: str = flag("model and data", REQUIRED, "jsonl with problem and answer", resume="content")
     dtype: str = flag(
-        "memory", "auto", "compute type, of float32 master weights; auto: bfloat16 on GPUs and on "
+        "memory", "auto", "compute type (master weights: float32); auto: bfloat16 on GPUs and on "
         "processors that multiply it, else float32", choices=("auto", "bfloat16", "float32"))
     resume: str | None = flag(
-        "run", None, "folder of a run to go on with; its flags need not be given again",
+        "run", None, "continue the run in this folder, with its flags",
         resume="once")
     changed_input: bool = flag(
-        "run", False, "with --resume: go on though data, model, verifier, reward or rubric are not "
-        "what they were", resume="once")
+        "run", False, "with --resume: continue although data, model, verifier, reward or rubric "
+        "have changed", resume="once")
 
 
 @dataclass(kw_only=True)
 class Training(Run, Tracking):
     checkpoint: str | None = flag(
-        "run", None, "the checkpoint for --resume, such as step-000020; without it the newest one",
+        "run", None, "checkpoint for --resume, such as step-000020; without it, the newest one",
         resume="once")
 
 
@@ -100,9 +103,9 @@ class SFT(Prompting, Training, pick(
     from_scratch: bool = flag(
         "model and data", False, "start from random weights instead of the folder's")
     max_tokens: int = flag(
-        "model and data", 8192, "longest prompt and demonstration allowed, tokens", 1)
+        "model and data", 8192, "longest prompt with demonstration allowed, tokens", 1)
     drop_long: bool = flag(
-        "model and data", False, "leave out demonstrations that are longer, and say how many")
+        "model and data", False, "leave out longer demonstrations, and say how many")
     epochs: int = flag("update", 2, "passes over the data", 1, resume="longer")
     batch: int = flag("update", 64, "demonstrations per optimizer step, over all ranks", 1)
     lr: float = flag("update", 1e-5, "learning rate", 0)
@@ -112,8 +115,8 @@ class SFT(Prompting, Training, pick(
 
 @dataclass(kw_only=True)
 class PPO(Prompting, Training, PPOConfig):
-    """PPO with outcome verifier and exploration reward; defaults are the paper's for an 8B
-    model."""
+    """PPO with an outcome verifier and an exploration reward. The defaults are the paper's values
+    for an 8B model."""
     command = "ppo"
     run: str = flag(
         "run", "runs/ppo", "folder to write; must not exist", resume="any", option="--out")
@@ -128,13 +131,13 @@ class Eval(Prompting, Run, pick(
     model: list[str] = flag(
         "model and data", REQUIRED, "Hugging Face model folders; the table has a row for each",
         resume="content")
-    limit: int | None = flag("model and data", None, "only the first problems of the file", 1)
-    temperature: float = flag("rollout", 0.7, "0 is greedy", 0)
+    limit: int | None = flag("model and data", None, "take only the first N problems", 1)
+    temperature: float = flag("rollout", 0.7, "sampling temperature; 0 is greedy", 0)
     max_response: int | None = flag(
-        "rollout", None, "longest response, tokens; without it 8192, or what the model leaves room "
-        "for", 1)
+        "rollout", None, "longest response, tokens; without it, 8192 or as many as the model has "
+        "room for", 1)
     any_answer: bool = flag(
-        "reward", False, "without a box, take 'the answer is', #### or the last number")
+        "reward", False, "if there is no box, take 'the answer is', #### or the last number")
     run: str = flag(
         "run", "runs/eval", "folder to write; must not exist", resume="any", option="--out")
 
@@ -147,31 +150,31 @@ class Sample(Prompting, pick(
     """Print responses to a problem."""
     command = "sample"
     problem: str | None = flag("model and data", None, "text of a problem")
-    answer: str | None = flag("model and data", None, "its answer, if the verifier shall judge")
+    answer: str | None = flag("model and data", None, "its answer, for the verifier")
     data: str | None = flag(
         "model and data", None, "jsonl with problem and answer, instead of --problem")
 
 
 @dataclass(kw_only=True)
 class Plan(PPOConfig, recipe.Machine):
-    """Memory of each phase, FLOPs, hours and disk of SFT, PPO and evaluation, from config.json
-    alone; exit status 2 if one does not fit. It takes all settings of ppo; those that cost neither
-    memory nor time change nothing."""
+    """Compute memory per phase, FLOPs, hours and disk of SFT, PPO and evaluation from config.json
+    alone. The exit status is 2 if a stage does not fit. All settings of ppo are accepted; those
+    that cost neither memory nor time change nothing."""
     command = "plan"
-    model: str = flag("model and data", REQUIRED, "folder with config.json; no weights are needed")
+    model: str = flag("model and data", REQUIRED, "folder with a config.json; needs no weights")
 
 
 @dataclass(kw_only=True)
 class Report:
-    """One HTML page: curves, rollouts and tokens of runs, tables of evaluations."""
+    """Write one HTML page: curves, rollouts and tokens of runs, tables of evaluations."""
     command = "report"
     runs: list[str] = flag(
         "model and data", REQUIRED, "folders that sft, ppo or eval wrote", option="RUN")
     out: str | None = flag(
-        "run", None, "file to write; without it report.html in the first RUN")
+        "run", None, "file to write; without it, report.html in the first RUN")
     csv: str | None = flag(
-        "run", None, "also write the curves as CSV, a line for each run and step")
-    live: bool = flag("run", False, "write the page again and again until the runs are done")
+        "run", None, "also write the curves to this CSV file, one line per run and step")
+    live: bool = flag("run", False, "rewrite the page until the runs are done")
 
 
 COMMANDS = {kind.command: kind for kind in (SFT, PPO, Eval, Sample, Plan, Export, Report)}
@@ -186,8 +189,8 @@ def read_flags(words):
 
 
 def check_memory(folder, config, mesh, stage):
-    """Rank 0 prints the plan; ValueError where it does not fit. Returns the sampler, chosen for
-    all ranks alike."""
+    """Print the plan on rank 0 and return the sampler, which is the same for all ranks. Raises
+    ValueError if the run does not fit."""
     line, sampler = parallel.together(lambda: plan.check(
         hf.read_config(folder), config, parallel.world_size(), mesh["shard"].size(),
         *parallel.memory(), stage, parallel.environment()[3]), all_ranks=True)[0]
@@ -199,7 +202,7 @@ def check_memory(folder, config, mesh, stage):
 # ---------------------------------------------------------------------------------- sft
 
 def sft_example(chat, row):
-    """Prompt + demonstration + end of turn, as (ids, mask of the trained ones)."""
+    """Prompt + demonstration + end of turn, as (token ids, mask of the trained ones)."""
     ids = chat.prompt_ids(row["problem"])
     mask = [False] * len(ids)
     pieces = row["solution"] if isinstance(row["solution"], list) else [[row["solution"], True]]
@@ -251,7 +254,7 @@ def sft(args):
 
 
 def examples_of_step(examples, step, args):
-    """The batch of a step, counted from 1: the data in a new order each epoch."""
+    """The batch of a step, counted from 1. The data has a new order in each epoch."""
     steps_per_epoch = math.ceil(len(examples) / args.batch)
     epoch, at = divmod(step - 1, steps_per_epoch)
     order = parallel.epoch_order(len(examples), args.seed, epoch)
@@ -259,7 +262,7 @@ def examples_of_step(examples, step, args):
 
 
 def sft_step(policy, optimizer, chosen, step, total, run, device, args):
-    """One optimizer step on the chosen examples: (metrics, timing)."""
+    """One optimizer step on the chosen examples. Returns (metrics, timing)."""
     started = time.perf_counter()
     count = sum(int(mask.sum()) for _, mask in chosen)
     loss = sft_loss(policy, chosen, count, device, args.micro_tokens)
@@ -279,8 +282,9 @@ def sft_step(policy, optimizer, chosen, step, total, run, device, args):
 
 
 def sft_loss(policy, chosen, count, device, micro_tokens):
-    """Forward and backward of the mean over the `count` trained tokens of the whole step: a mean
-    per sequence or micro-batch would give the tokens of long demonstrations less weight."""
+    """Forward and backward of the mean loss over the `count` trained tokens of the whole step. (A
+    mean per sequence or micro-batch would give the tokens of long demonstrations less weight.)
+    Returns the loss."""
     ranks = parallel.world_size()
     lengths = [len(ids) for ids, _ in chosen]
     loss_sum = torch.zeros(1)
@@ -322,8 +326,8 @@ def run_ppo(args):
 # ---------------------------------------------------------------------------------- plan
 
 def run_plan(args):
-    """Print what the recipe would need on GPUs that nobody has to have; exit status 2 where a
-    stage does not fit."""
+    """Print what the recipe would need on GPUs, which need not be present. The exit status is 2 if
+    a stage does not fit."""
     with cli.checked_input():
         config = hf.read_config(args.model)
         shards = args.shard_ranks or min(args.gpus, args.gpus_per_node)
@@ -367,7 +371,7 @@ def run_eval(args):
 # ---------------------------------------------------------------------------------- sample
 
 def run_sample(args):
-    """Print responses with what the verifier and Eq. 1 say of them."""
+    """Print responses with their verdicts and the parts of Eq. 1."""
     with cli.checked_input():
         with parallel.alike():
             chat, rows, verifier = inputs.for_sample(args)
@@ -389,7 +393,7 @@ def run_sample(args):
 def run_report(args):
     with cli.checked_input():
         out = Path(args.out or Path(args.runs[0]) / "report.html")
-        # what may change within a run does not make another one
+        # Settings that may change within a run do not distinguish one run from another
         free = {f.name for kind in COMMANDS.values() for f in dataclasses.fields(kind)
                 if f.metadata["resume"] in ("any", "once")}
         defaults = {f.name: f.default for f in dataclasses.fields(PPOConfig)}
@@ -402,12 +406,12 @@ def run_report(args):
 
 # ---------------------------------------------------------------------------------- main
 
-@record  # under torchrun its summary then shows the error that came first
+@record  # torchrun's summary then shows the error that came first
 def main():
     parallel.keep_freed_memory()
     threads.share_cores()
     with cli.checked_input():
-        parallel.join()  # first of all, so that no rank ever waits for one that refuses its flags
+        parallel.join()  # comes first, so that no rank waits for one that refuses its flags
         with parallel.alike():
             args = read_flags(sys.argv[1:])
         cli.check_ranks(args)

@@ -1,29 +1,29 @@
 #!/usr/bin/env bash
-# The recipe from an empty machine with Python 3.10 or newer: sets up .venv, then
+# Runs the recipe on a machine that has nothing but Python 3.10 or newer. It sets up .venv, then:
 #
 #   bash train.sh                             tiny model from scratch on CPU: SFT, PPO, evaluation of each stage
 #   MODEL=folder DATA=file bash train.sh ...  a Hugging Face model with the paper's values, on all GPUs (or one process)
-#   bash train.sh experiment                  the paper's comparison on the tiny model, some hours
-#   SETTING=rare bash train.sh experiment     the same where SFT shows half as many searches; SETTING=hacking: rewards that pay for words
-#   MODEL=folder GSM8K=folder bash train.sh gsm8k   SFT and PPO of a small real model on GSM8K, several hours for each arm
-#   bash train.sh test ...                    the tests; further words go to pytest
-#   bash train.sh setup                       .venv alone
+#   bash train.sh experiment                  the paper's comparison on the tiny model; takes some hours
+#   SETTING=rare bash train.sh experiment     the same with half as many searches in SFT; SETTING=hacking: rewards that pay for words
+#   MODEL=folder GSM8K=folder bash train.sh gsm8k   SFT and PPO of a small real model on GSM8K; several hours per arm
+#   bash train.sh test ...                    the tests; further arguments go to pytest
+#   bash train.sh setup                       only .venv
 #
-# Further words go to `rlsp.py ppo`, for example --steps 50. Relative paths start where you are. Variables:
+# Further arguments go to `rlsp.py ppo`, for example --steps 50. Paths are relative to the current folder. Variables:
 #
-#   RUN                  folder to write; of one that was stopped, finished stages are kept and the others go on
-#   SEED                 0; for experiment SEEDS="0 1 2 3 4", and ARMS="none length ..."
-#   VENV                 folder of the packages instead of .venv; VENV=none: those of the active Python
+#   RUN                  folder to write; if it is that of a stopped run, finished stages are kept and the others continue
+#   SEED                 default 0; for experiment SEEDS="0 1 2 3 4" and ARMS="none length ..."
+#   VENV                 folder for the packages instead of .venv; VENV=none uses those of the active Python
 #   SFT_DATA             with MODEL: demonstrations; without them PPO starts from MODEL itself
-#   EVAL_DATA            with MODEL: problems on which MODEL and what was made of it are evaluated: one file, into RUN/eval,
-#                        or several, "math500.jsonl aime.jsonl", each into RUN/eval-NAME
-#   SFT_FLAGS, PPO_FLAGS, EVAL_FLAGS   with MODEL: flags of a stage beside those of the recipe, the later one counts; split
-#                        into words as by a shell, with quotes: SFT_FLAGS="--epochs 2 --prompt 'Problem: {problem}'"
+#   EVAL_DATA            with MODEL: problems for evaluating MODEL before and after each stage: one file, evaluated into
+#                        RUN/eval, or several, "math500.jsonl aime.jsonl", each into RUN/eval-NAME
+#   SFT_FLAGS, PPO_FLAGS, EVAL_FLAGS   with MODEL: flags for a stage, which override those of the recipe; they are split into
+#                        words as by a shell, with quotes: SFT_FLAGS="--epochs 2 --prompt 'Problem: {problem}'"
 #   SHARD_RANKS, SAMPLER with MODEL: the flags of the same names, for all stages
 #
-# On several nodes: the same command on each with NNODES, NODE_RANK (0, 1, ...), RDZV (host:port of node 0) and
-# the same RUN, in folders that all nodes see; started by torchrun itself (torchrun ... --no-python bash train.sh)
-# it joins that job. Exit status 75: stopped by a signal; the same command with RUN goes on.
+# On several nodes, run the same command on each with NNODES, NODE_RANK (0, 1, ...), RDZV (host:port of node 0) and the
+# same RUN, in folders that all nodes see. Under torchrun (torchrun ... --no-python bash train.sh) it joins that job.
+# Exit status 75 means that a signal stopped the run; the same command with RUN continues it.
 if [ -z "${BASH_VERSION:-}" ]; then exec bash "$0" "$@"; fi  # sh train.sh
 set +o posix
 set -euo pipefail
@@ -32,7 +32,7 @@ TINY=$HERE/data/tiny
 . "$HERE/lib/launch.sh"
 . "$HERE/lib/setup.sh"
 
-# The three stages of SFT: $1 is the folder of the runs, $2 the file of demonstrations.
+# The three stages of SFT. $1 is the folder for the runs, $2 the file of demonstrations.
 tiny_sft() {
     local small="--dtype float32 --no-recompute --adam-eps 1e-5 --seed $SEED"
     echo "== SFT 1: arithmetic facts, from scratch (runs are written to $1)"
@@ -46,7 +46,7 @@ tiny_sft() {
         --lr 1e-3 --batch 32 --epochs 3 --micro-tokens 2500
 }
 
-# PPO from the SFT model $1 into $2; further words go to rlsp.py.
+# PPO from the SFT model $1 into the run $2; further arguments go to rlsp.py.
 tiny_ppo() {
     stage ppo "$2" --model "$1" --data "$TINY/train.jsonl" --dtype float32 --no-recompute --seed "$SEED" \
         --steps 40 --rollout-batch 96 --train-batch 24 --max-response 400 --slots 96 --micro-tokens 2500 --save-every 0 \
