@@ -90,3 +90,4 @@ def test_the_plan_of_the_page_is_what_plan_prints(tmp_path):
     words = [str(tmp_path) if word.startswith("downloads/") else word for word in command.split()]
     done = subprocess.run([reproduce.sys.executable, str(ROOT / "rlsp.py"), *words], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == printed
+    assert "\n".join([*printed.splitlines()[:20], "..."]) in (ROOT / "docs/gpus.md").read_text()
