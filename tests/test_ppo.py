@@ -309,6 +309,14 @@ def test_checklist_11_old_logprobs_come_from_the_training_forward(folder, tmp_pa
     assert t.describe(samples, again)["sampler_logprob_diff"] == pytest.approx(1.0, abs=1e-3)
 
 
+def test_checklist_10_the_reference_stays_as_it_started(folder, tmp_path):
+    t = trainer(folder, tmp_path)
+    before = weights(t.reference)
+    assert t.train_step()[0]["k1"] == 0.0
+    metrics, _, _ = t.train_step()
+    assert torch.equal(weights(t.reference), before) and metrics["k3"] > 0.0
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_checklist_13_the_micro_batch_size_does_not_change_the_update(folder, tmp_path, recompute):
     result = []

@@ -1,0 +1,85 @@
+"""tests/lab.py: each of its mistakes is still one, a test catches it, and docs/lab.md says what the kept numbers say."""
+import importlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree
+
+import pytest
+
+from conftest import ROOT
+from test_ppo import folder  # noqa: F401
+from lib import guards
+
+sys.path.insert(0, str(ROOT))
+from tests import lab  # noqa: E402
+
+
+@pytest.mark.parametrize("name", lab.MISTAKES)
+def test_each_mistake_makes_its_test_fail(name, request, tmp_path, capsys):
+    """The test that is named for it, called with its fixtures and the first of its parameters."""
+    mistake = lab.MISTAKES[name]
+    file, _, test = mistake.test.partition("::")
+    function = getattr(importlib.import_module(file.removesuffix(".py")), test)
+    marks = [mark.args for mark in getattr(function, "pytestmark", ()) if mark.name == "parametrize"]
+    given = {}
+    for names, values in marks:
+        names = [n.strip() for n in names.split(",")]
+        given |= dict(zip(names, values[0] if len(names) > 1 else values[:1]))
+    asked = inspect.signature(function).parameters.keys() - given.keys()
+    given |= {fixture: request.getfixturevalue(fixture) for fixture in asked}
+    sound = getattr(mistake.owner, mistake.attribute)
+    with lab.broken(name, guarded=True):
+        assert getattr(mistake.owner, mistake.attribute) is not sound
+        with pytest.raises((AssertionError, pytest.fail.Exception, guards.TrainingError)) as failure:
+            function(**given)
+    assert getattr(mistake.owner, mistake.attribute) is sound
+    if mistake.stops:
+        assert mistake.stops in str(failure.value)
+
+
+def test_the_guard_that_stops_a_mistake_is_switched_off_to_see_its_harm():
+    stopped = [name for name, mistake in lab.MISTAKES.items() if mistake.stops]
+    for name in stopped:
+        with lab.broken(name):
+            assert guards.first_ratio(3, 2.0, 1.0, None) == {"first_ratio": 2.0, "first_ratio_error": 1.0}
+    with pytest.raises(guards.TrainingError, match=lab.MISTAKES[stopped[0]].stops):
+        guards.first_ratio(3, 2.0, 1.0, None)
+
+
+def test_a_mistake_can_be_tried_on_a_toy(folder, tmp_path):  # noqa: F811
+    """`python -m tests.lab NAME`: it trains with the mistake, evaluates, and compares with the sound run, which is done already."""
+    tiny = tmp_path / "tiny"
+    tiny.mkdir()
+    for name in ("train.jsonl", "test.jsonl"):
+        (tiny / name).write_text("\n".join((ROOT / "data/tiny" / name).read_text().splitlines()[:2]))
+    start = tmp_path / "sft/seed-7/sft"
+    start.mkdir(parents=True)
+    (start / "model").symlink_to(folder)
+    out = tmp_path / "out/seed-7"
+    out.mkdir(parents=True)
+    (out / "sound-cool.json").write_text(json.dumps({"accuracy": 0.25, "metrics": {"sampler_logprob_diff": [0.0] * 4}}))
+    words = "--steps 4 --rollout-batch 2 --train-batch 2 --max-response 8 --freeze-steps 1"
+    done = subprocess.run([sys.executable, "-m", "tests.lab", "temperature-1", "--seeds", "7", "--out", tmp_path / "out",
+                           "--sft", tmp_path / "sft", "--figure", tmp_path / "f.svg", *words.split()],
+                          cwd=ROOT, env=os.environ | {"TINY": str(tiny)}, capture_output=True, text=True)
+    log = (out / "temperature-1/log.txt").read_text()
+    assert done.returncode == 0 and (out / "temperature-1.json").is_file(), done.stdout + done.stderr + log
+    kept = json.loads((out / "temperature-1.json").read_text())
+    assert len(kept["metrics"]["reward"]) == 4 and kept["metrics"]["policy_loss"][0] is None and kept["accuracy"] == 0.0
+    assert "| `temperature-1` | 1 | 0.0 | -25.0 | `sampler_logprob_diff` above, step 1" in done.stdout
+    texts = [e.text for e in xml.etree.ElementTree.parse(tmp_path / "f.svg").getroot() if e.tag.endswith("text")]
+    assert "temperature-1" in texts and {"-25", "+0"} <= set(texts)
+    config = json.loads((out / "temperature-1/ppo/config.json").read_text())["flags"]
+    assert (config["temperature"], config["steps"], config["seed"], config["kl_coef"]) == (0.7, 4, 7, 0.02)
+
+
+def test_a_metric_gives_a_mistake_away_when_all_seeds_stay_outside():
+    sound = [[1.0] * 9, [2.0] * 9, [1.5] * 9]  # the margin is half of 1 to 2: from 0.5 to 2.5 all is sound
+    assert lab.leaves([[1.0, 2.4, 3.0, 3.0, 3.0, 3.0]] * 3, sound) == (3, pytest.approx(2.0, rel=1e-4))
+    assert lab.leaves([[1.0, 1.0, 1.0, 0.0, 0.0, 0.0]] * 3, sound) == (4, pytest.approx(-2.0, rel=1e-4))
+    assert lab.leaves([[3.0] * 6, [3.0] * 6, [2.4] * 6], sound) is None  # one seed is not
+    assert lab.leaves([[3.0, 3.0, 0.0, 3.0, 3.0, 0.0]] * 3, sound) is None  # not three steps on one side
+    assert lab.leaves([[None, 3.0, 3.0, 3.0, None, 3.0]] * 3, sound)[0] == 2  # not logged while the policy is frozen
