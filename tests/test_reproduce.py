@@ -7,14 +7,14 @@ import time
 
 import pytest
 
-import reproduce
+import commands
 from conftest import ROOT
 
 
 def test_the_commands_of_the_page_run_on_stand_ins(tmp_path):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed (pip install pyarrow)")
     said = []
-    reproduce.reproduce(tmp_path, said.append)
+    commands.reproduce(tmp_path, said.append)
     rows = [json.loads(line) for line in (tmp_path / "problems/sft.jsonl").read_text().splitlines()]
     assert len(rows) == 23  # of 26: one was too long, one is of MATH-500, one is not of NuminaMath
     assert all("Hmm." in row["solution"] for row in rows)
@@ -37,7 +37,7 @@ def test_the_commands_of_the_page_run_on_stand_ins(tmp_path):
 @pytest.fixture
 def slurm(tmp_path):
     """srun runs its command on one node and passes TERM on; scontrol notes what it is asked."""
-    (tmp_path / "rlsp.sbatch").write_text("".join(reproduce.blocks("file: rlsp.sbatch")))
+    (tmp_path / "rlsp.sbatch").write_text("".join(commands.blocks("file: rlsp.sbatch")))
     (tmp_path / "bin").mkdir()
     for name, text in dict(
             srun='trap \'kill -TERM "$p"\' TERM\nSLURM_NODEID=0 "$@" & p=$!\nwait "$p"; s=$?\nwhile kill -0 "$p" 2> /dev/null; do wait "$p"; s=$?; done\nexit "$s"',
@@ -75,7 +75,7 @@ def test_a_job_that_ends_is_not_queued_again(slurm, status):
 
 def test_the_slurm_script_runs_what_the_page_runs(slurm):
     assert slurm().wait(20) == 0
-    train = next(block for block in reproduce.blocks("run") if "bash train.sh" in block)
+    train = next(block for block in commands.blocks("run") if "bash train.sh" in block)
     shown = subprocess.run(["bash", "-c", train.replace("bash train.sh", "") + '\necho "$MODEL $RUN $SFT_DATA $DATA $EVAL_DATA"'],
                            capture_output=True, text=True).stdout
     assert (slurm.folder / "seen").read_text().split(" ", 3)[3] == shown
@@ -84,10 +84,10 @@ def test_the_slurm_script_runs_what_the_page_runs(slurm):
 def test_the_plan_of_the_page_is_what_plan_prints(tmp_path):
     """The numbers of the page, printed anew from the 8B model's config.json."""
     from test_plan import LLAMA_8B
-    page = reproduce.PAGE.read_text()
+    page = commands.PAGE.read_text()
     command, printed = page.split("$ python rlsp.py ", 1)[1].split("```", 1)[0].split("\n", 1)
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
     words = [str(tmp_path) if word.startswith("downloads/") else word for word in command.split()]
-    done = subprocess.run([reproduce.sys.executable, str(ROOT / "rlsp.py"), *words], capture_output=True, text=True)
+    done = subprocess.run([commands.sys.executable, str(ROOT / "rlsp.py"), *words], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == printed
     assert "\n".join([*printed.splitlines()[:20], "..."]) in (ROOT / "docs/gpus.md").read_text()
