@@ -207,8 +207,8 @@ def test_no_text_of_a_problem_becomes_a_special_token(tmp_path, case):
     assert ours.tokenizer.decode([ours.end], skip_special_tokens=True) == ""
 
 
-def test_the_readme_names_every_model_type_and_format():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_of_models_names_every_model_type_and_format():
+    text = (ROOT / "docs/data.md").read_text(encoding="utf-8")
     assert all(f"\n| `{name}` |" in text for name in (*formats.NAMES, "llama", "qwen2", "qwen3", "mistral"))
     assert {form for form, *_ in CASES.values()} == {*formats.NAMES} - {"plain"}
     command = text.split("--prompt $'")[1].split("'")[0].replace("\\n", "\n").replace("\\\\", "\\")  # as bash reads it

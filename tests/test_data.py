@@ -426,7 +426,7 @@ def test_prepare_published_sets(tmp_path, file, count):
             assert 0 <= int(row["answer"]) <= 999 and row["answer"] == str(int(row["answer"]))
 
 
-# prepare.py: the formats of README.md's table, with the fields that the data sets have on Hugging Face
+# prepare.py: the formats of the table in docs/data.md, with the fields that the data sets have on Hugging Face
 
 DAPO_ASKS = ("Solve the following math problem step by step. The last line of your response should be of the form Answer: $Answer (without "
              "quotes) where $Answer is the answer to the problem.\n\n", '\n\nRemember to put your answer on its own line after "Answer:".')
@@ -521,8 +521,8 @@ def test_prepare_knows_the_formats_of_the_readme(tmp_path, capsys, name, kind):
     assert read(tmp_path / "out.jsonl") == [{key: value for key, value in expected.items() if value is not None and key != "type"}]
 
 
-def test_the_readme_names_each_format():
-    table = (ROOT / "README.md").read_text()
+def test_the_page_of_data_names_each_format():
+    table = (ROOT / "docs/data.md").read_text()
     for name in ("MATH", "MATH-500", "GSM8K", "AIME", "NuminaMath", "QwQ-LongCoT", "OpenR1-Math", "DAPO", "DeepScaleR", "`messages`", "`conversations`"):
         assert re.search(rf"^\| .*{re.escape(name)}.* \|", table, re.M), name
 

@@ -590,7 +590,7 @@ def main(words=None):
              "update: policy and critic forward, backward, Adam"),
             ("step", step, [], "rollout, scoring and update, beside TRL")):
         p = what.add_parser(name, aliases=aliases, help=text)
-        p.add_argument("--model", help="Hugging Face model folder (SmolLM2-135M-Instruct in the README)")
+        p.add_argument("--model", help="Hugging Face model folder (SmolLM2-135M-Instruct in docs/speed.md)")
         p.add_argument("--rounds", type=int, default=3)
         p.add_argument("--toy", action="store_true", help="a size that takes seconds")
         p.add_argument("--growth", action="store_true",
