@@ -219,7 +219,7 @@ def main():
     with contextlib.ExitStack() as stack:
         work = args.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for page in [page.resolve() for page in args.pages] or PAGES:
-            failed += len(run_page(page, work.resolve() / page.stem))
+            failed += len(run_page(page, work.resolve() / page.stem, lambda line: print(line, flush=True)))
     print(f"{failed} blocks failed")
     sys.exit(1 if failed else 0)
 
