@@ -1,2 +1,2 @@
-"""What is beside the recipe. With this file no other package of this name, elsewhere on Python's path, is
-taken for it."""
+"""The machinery beside the recipe. This file makes lib a package, so that no other `lib` on Python's path is
+imported instead."""

@@ -1,4 +1,4 @@
-"""The command line's parts: the flags of a resumed run, a run's folder, how a process ends."""
+"""Parts of the command line: the flags of a resumed run, a run's folder, how a process ends."""
 import contextlib
 import dataclasses
 import errno
@@ -21,17 +21,17 @@ from lib.flags import REQUIRED, checked, option
 from lib.signals import REQUEUE, Stopped, signals
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED_WAIT = 20.0  # seconds until a file that one node wrote must be seen on another
+SHARED_WAIT = 20.0  # seconds within which a file that one node wrote must be visible on the others
 
 
 # ---------------------------------------------------------------------------------------------------- flags
 
 def read_flags(parser, commands, words):
-    """The command line as an instance of its command's dataclass; with --resume RUN, RUN/config.json has the
-    flags that are not given."""
+    """The command line as an instance of its command's dataclass. With --resume RUN, flags that are not given
+    come from RUN/config.json."""
     given = vars(parser.parse_args(words))
     flags = commands[given.pop("command")]
-    # Config.json has the type it became: a resumed run keeps it on any machine
+    # config.json records what auto became, so that a resumed run keeps it on any machine
     if given.get("dtype") == "auto":
         given["dtype"] = parallel.compute_type()
     if "resume" in given:
@@ -46,8 +46,8 @@ def read_flags(parser, commands, words):
 
 
 def resumed(flags, given):
-    """The flags of the run's config.json with those given now, which may differ as each flag's `resume`
-    allows."""
+    """The flags in the run's config.json, updated by those given now, which may differ only as each flag's
+    `resume` allows."""
     run = given["resume"]
     if not run:
         raise ValueError(f"--resume: expected the run's folder: rlsp.py {flags.command} --resume RUN")
@@ -62,7 +62,7 @@ def resumed(flags, given):
         how, then, now = f.metadata["resume"], saved.get(f.name, f.default), given.get(f.name)
         if f.metadata["again"] and then and f.name not in given:
             raise ValueError(f"--resume: the run has {option(f)} {then}; "
-                             "give it again, a file shall not decide it")
+                             "give it again, since it is not taken from a file")
         if f.name not in given or may_become(how, then, now):
             continue
         more = f" (--{f.name} may only grow)" if how == "longer" else ""
@@ -71,7 +71,7 @@ def resumed(flags, given):
 
 
 def check_ranks(args):
-    """A ValueError on all ranks where their flags differ."""
+    """Raise a ValueError on all ranks if their flags differ."""
     flags = parallel.gather({"the command": args.command} | dataclasses.asdict(args))
     for rank, other in enumerate(flags):
         for name, value in other.items():
@@ -83,15 +83,15 @@ def check_ranks(args):
 
 
 def may_become(how, then, now):
-    """Whether a flag's value may be `now` in a run that was started with `then`. check_inputs looks at
-    contents."""
+    """Whether a flag may be `now` in a run that was started with `then`. For "content" flags, check_inputs
+    compares the contents."""
     if how == "longer":
         return now >= then
     return now == then or how in ("any", "once") or how == "content" and bool(now) == bool(then)
 
 
 def saved_run(folder):
-    """A run's config.json; runs of older versions have no inputs and changes."""
+    """A run's config.json. Runs of older versions have no `inputs` and `changes`."""
     file = Path(folder) / "config.json"
     config = {"inputs": {}, "changes": []} | files.read_json(file)
     for name, kind in {"flags": dict, "inputs": dict, "changes": list}.items():
@@ -101,7 +101,7 @@ def saved_run(folder):
 
 
 def saved_flags(flags, file):
-    """The flags in a run's config.json: data, of which each value is checked as if it were given."""
+    """The flags in a run's config.json. Each value is checked as if it were given on the command line."""
     found = saved_run(file.parent)["flags"]
     if found.get("command") != flags.command:
         raise ValueError(f"{file}: not a run of rlsp.py {flags.command}")
@@ -109,7 +109,7 @@ def saved_flags(flags, file):
     saved = {}
     for name, value in found.items():
         if name != "command" and name not in fields:
-            raise ValueError(f"{file}: flags: {name!r:.60} is no flag of rlsp.py {flags.command}")
+            raise ValueError(f"{file}: flags: {name!r:.60} is not a flag of rlsp.py {flags.command}")
         if name != "command" and fields[name].metadata["resume"] != "once":
             try:
                 saved[name] = checked(fields[name], value)
@@ -122,7 +122,7 @@ def saved_flags(flags, file):
 
 @contextlib.contextmanager
 def checked_input():
-    """What goes wrong in here is the caller's input: one line, exit status 2."""
+    """Report errors in this block as bad input: one line, exit status 2."""
     try:
         yield
     except (ValueError, OSError) as e:
@@ -130,13 +130,13 @@ def checked_input():
 
 
 def kept_flags(args):
-    """What config.json has of a run's flags."""
+    """The flags of a run that are kept in config.json."""
     return {"command": args.command} | {f.name: getattr(args, f.name) for f in dataclasses.fields(args)
                                         if f.metadata["resume"] != "once"}
 
 
 def commit():
-    """The commit of this program's folder; None without git, or where it is no repository of the user's."""
+    """The git commit of this program's folder, or None without git or a repository that git trusts."""
     try:
         command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)
@@ -146,15 +146,15 @@ def commit():
 
 
 def new_run(args, found=None):
-    """Make the run's folder with config.json: every flag, sizes and CRC-32 of its inputs, versions, git
-    commit. A resumed run brings its flags and inputs up to date, and `changes` has what they were until the
-    step of the checkpoint found. Rank 0 alone does it, and every rank looks for it."""
+    """Create the run's folder and its config.json: every flag, sizes and CRC-32 of the inputs, versions, git
+    commit. A resumed run updates its flags and inputs and records under `changes` what they were until the
+    step of the checkpoint `found`. Only rank 0 writes, and every rank checks that it sees the file."""
     folder = Path(args.run)
 
     def write():
         folder.mkdir(parents=True, exist_ok=True)
         files.lock(folder)  # for all ranks of this job
-        must_be_new(args)  # another run may have come and gone since the first look
+        must_be_new(args)  # another run may have come and gone since the first check
         versions = {
             "python": platform.python_version(), "torch": torch.__version__, "git": commit(),
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, "
@@ -165,7 +165,7 @@ def new_run(args, found=None):
     def update():
         config = saved_run(folder)
         now = {"flags": kept_flags(args), "inputs": inputs(args)}
-        now["flags"]["run"] = config["flags"].get("run")  # a folder that was moved is the same run
+        now["flags"]["run"] = config["flags"].get("run")  # a run whose folder was moved is the same run
         then = {part: {name: config[part].get(name) for name, value in now[part].items()
                        if config[part].get(name) != value} for part in now}
         if any(then.values()):
@@ -177,7 +177,7 @@ def new_run(args, found=None):
             files.write_text(folder / "config.json", json.dumps(config | now, indent=2) + "\n")
 
     def marks():
-        """What this rank sees of what no other run has: the lock file names this very process of rank 0."""
+        """What this rank sees of the files that identify the run: the lock file names rank 0's process."""
         paths = folder / "config.json", folder / files.LOCK
         found = [path.read_bytes() if path.is_file() else b"" for path in paths]
         return found[0], found[1].split(b', "beat"')[0].rstrip(b"}")
@@ -188,11 +188,11 @@ def new_run(args, found=None):
             if time.monotonic() > until:
                 raise ValueError(
                     f"{folder.absolute()}: rank {parallel.rank()} (on {socket.gethostname()}) does not see "
-                    f"the config.json that rank 0 (on {host}) has; the run's folder must be one that all "
+                    f"the config.json that rank 0 (on {host}) wrote; the run's folder must be one that all "
                     "nodes share")
             time.sleep(0.5)
             if folder.is_dir():
-                os.listdir(folder)  # network file systems then look anew
+                os.listdir(folder)  # makes network file systems refresh their cache
 
     parallel.together(update if args.resume else write)
     if parallel.world_size() > 1:
@@ -203,15 +203,15 @@ def new_run(args, found=None):
 
 
 def inputs(args):
-    """{flag: bytes and CRC-32 of what it names}, of the flags whose content counts."""
+    """{flag: bytes and CRC-32 of what it names}, for the "content" flags."""
     named = {f.name: getattr(args, f.name) for f in dataclasses.fields(args)
              if f.metadata["resume"] == "content"}
     return {name: measure(value) for name, value in named.items() if value}
 
 
 def measure(named):
-    """[bytes, CRC-32] of a file, with the function's name for FILE.py:FUNCTION; {file: [bytes, CRC-32]} of a
-    model."""
+    """[bytes, CRC-32] of a file, followed by the function's name for FILE.py:FUNCTION; {file: [bytes,
+    CRC-32]} for a model folder."""
     if isinstance(named, list):
         return [measure(one) for one in named]
     if Path(named).is_dir():
@@ -223,8 +223,8 @@ def measure(named):
 
 
 def check_inputs(args):
-    """A resumed run goes on with the inputs it was started with, wherever they lie now; else only with
-    --changed-input."""
+    """Raise a ValueError if a resumed run's inputs are not those it was started with, unless --changed-input
+    is given. Their paths may have changed."""
     if not args.resume or args.changed_input:
         return
     saved = saved_run(args.run)["inputs"]
@@ -232,12 +232,12 @@ def check_inputs(args):
         for part, then, now in differences(saved.get(name, found), found):
             where = "/".join([str(getattr(args, name)), *part])
             raise ValueError(f"--resume: {where} is not what the run was started with: [bytes, CRC-32] is "
-                             f"{now}, it was {then!r:.60}; --changed-input goes on all the same")
+                             f"{now}, it was {then!r:.60}; --changed-input continues anyway")
 
 
 def differences(then, now, path=()):
-    """(keys that lead there, then, now) of what differs in two nests of dicts. Runs of older versions know
-    nothing of hf.PROMPT_FILES."""
+    """(path of keys, then, now) for each difference between two nested dicts. Runs of older versions did not
+    record hf.PROMPT_FILES."""
     if isinstance(now, dict) and isinstance(then, dict):
         known = {key for key in now if key in then or key not in hf.PROMPT_FILES}
         for key in sorted(known | then.keys()):
@@ -248,30 +248,31 @@ def differences(then, now, path=()):
 
 WRITTEN = ("*.json", "*.jsonl", "*.safetensors", "done", "stopped", "model", "model/*", "checkpoints",
            "checkpoints/*", "tensorboard", "wandb")
-FOLDERS = ("model", "checkpoints", "tensorboard", "wandb")  # those of them that are no files
+FOLDERS = ("model", "checkpoints", "tensorboard", "wandb")  # those of them that are folders
 
 
 def must_be_new(args):
-    """A new run's folder must not exist. (An empty one may: a kill before config.json was written leaves it.)
-    One that is resumed, maybe a stranger's, must have no links where this program writes: they would lead it
-    elsewhere."""
+    """Check the run's folder. For a new run it must not exist, or be empty, as a kill before config.json was
+    written leaves it. A resumed run's folder, which someone else may have written, must have no links where
+    this program writes, since they would lead it elsewhere."""
     folder = Path(args.run)
     if vars(args).get("checkpoint") and not args.resume:
-        raise ValueError(f"--checkpoint {args.checkpoint}: expected --resume RUN, whose checkpoint it is")
+        raise ValueError(f"--checkpoint {args.checkpoint}: expected --resume RUN with it")
     if args.resume:
         for path in sorted(path for pattern in WRITTEN for path in folder.glob(pattern)):
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                raise ValueError(f"{path}: expected a file or a folder, and no link")
+                raise ValueError(f"{path}: expected a file or a folder, not a link")
             if path.parent == folder and path.is_dir() != (path.name in FOLDERS):
                 raise ValueError(f"{path}: expected a {'folder' if path.name in FOLDERS else 'file'}")
     if not args.resume and os.environ.get("RANK", "0") == "0" and folder.exists():
         if not folder.is_dir() or {f.name for f in folder.iterdir()} - {".config.json.part", files.LOCK}:
-            raise FileExistsError(f"{folder}: exists already; nothing was overwritten, "
+            raise FileExistsError(f"{folder}: exists already; nothing was overwritten; "
                                   f"give another --out, or --resume {folder}")
 
 
 def stopped(args):
-    """Leave RUN/stopped for whoever sees no exit status, and say how to go on."""
+    """Write RUN/stopped, for those who do not see the exit status, and return a line that says how to
+    continue."""
     run, line = vars(args).get("run"), f"stopped by {signals.name()}"
     if not run or args.command not in ("sft", "ppo", "eval") or not (Path(run) / "config.json").is_file():
         return line
@@ -285,13 +286,13 @@ def stopped(args):
 
 
 def planned(args):
-    """How long the run is to be, as RUN/done has it: a run that shall be longer than it was is not done."""
+    """The planned length of the run, as RUN/done records it. If a longer run is asked for, it is not done."""
     return json.dumps({f.name: getattr(args, f.name) for f in dataclasses.fields(args)
                        if f.metadata["resume"] == "longer"}) + "\n"
 
 
 def is_done(args):
-    """Whether nothing is left to do for --resume; with --checkpoint there always is."""
+    """Whether --resume has nothing left to do. With --checkpoint there is always something."""
     if not args.resume or getattr(args, "checkpoint", None):
         return False
     mark = Path(args.run) / "done"
@@ -300,14 +301,14 @@ def is_done(args):
     results = ["summary.json"] if args.command == "eval" else ["model/config.json", "model/tokenizer.json"]
     missing = [name for name in results if not (mark.parent / name).is_file()]
     if missing:
-        print(f"{files.visible(mark.parent, 1000)}: {missing[0]} is gone since the run was done; it is made "
-              "again", flush=True)
+        print(f"{files.visible(mark.parent, 1000)}: {missing[0]} was removed after the run was done; it is "
+              "made again", flush=True)
     return not missing
 
 
 @contextlib.contextmanager
 def exit_statuses(args):
-    """How a command ends: 0, or one line and the status that rlsp.py's own text promises."""
+    """End a command with status 0, or with one line and the status that rlsp.py's docstring promises."""
     try:
         with tracking.closing():
             yield
@@ -320,7 +321,7 @@ def exit_statuses(args):
         leave(1, e, e)
     except RuntimeError as e:
         refused = [n for n in (errno.EMFILE, errno.ENFILE, errno.ENOSPC) if os.strerror(n) in str(e)]
-        if refused:  # by the system, to a library that raises no OSError
+        if refused:  # the system refused something to a library that does not raise OSError
             leave(1, e)
         if parallel.world_size() == 1 or not (isinstance(e, dist.DistError) or "gloo" in str(e)):
             raise
@@ -332,13 +333,13 @@ def exit_statuses(args):
 
 
 def leave(status, line="", error=None):
-    """End the process; of an error that every rank has, rank 0 speaks. One of several may be dead: nothing
-    may wait for it, torch's own teardown neither."""
+    """End the process. If every rank has the error, only rank 0 prints it. Another rank may be dead, so
+    nothing here may wait for it, and torch's own teardown is skipped."""
     if line and (parallel.rank() == 0 or not getattr(error, "everywhere", False)):
-        print(f"rlsp.py: {files.visible(line, 1000)}", file=sys.stderr)  # whatever it quotes, it is one line
+        print(f"rlsp.py: {files.visible(line, 1000)}", file=sys.stderr)  # one line, whatever it quotes
     if parallel.world_size() > 1:
         if isinstance(error, Exception) and "TORCHELASTIC_ERROR_FILE" in os.environ:
-            get_error_handler().record_exception(error)  # torchrun's own last words then say it
+            get_error_handler().record_exception(error)  # torchrun then shows it in its summary
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -1,5 +1,5 @@
-"""Files that strangers may have written or that a kill may cut off: JSON, jsonl, problem files, writing aside
-and renaming."""
+"""Reading files that may be malformed or hostile, and writing files so that a kill leaves no half of one:
+JSON, jsonl, problem files, the lock of a run's folder."""
 import errno
 import fcntl
 import json
@@ -13,41 +13,40 @@ import unicodedata
 import zlib
 from pathlib import Path
 
-LOCK = ".lock"  # in a run's folder: who writes it
-BEAT = 5.0  # seconds between signs of life, where a file system has no locks
+LOCK = ".lock"  # file in a run's folder that names the process writing to it
+BEAT = 5.0  # seconds between heartbeats, on file systems without locks
 held = {}  # {lock file: its descriptor} of this process
-JSON_BYTES = 2**26  # of a JSON file: the index of a model of a trillion parameters has a few MB
-LINE = 2**27  # characters of a line of a jsonl file: a hundred samples of one problem have 4 MB
-GROUPS = ("subject", "level")  # of a problem, by which `eval` makes tables
-TEXT = 2**20  # characters of a problem, an answer or a solution: some 250,000 tokens
-LINES = "\n\t"  # what a response may do on a terminal
+JSON_BYTES = 2**26  # largest JSON file; the index of a model of a trillion parameters has a few MB
+LINE = 2**27  # longest line of a jsonl file, in characters; a hundred samples of one problem have 4 MB
+GROUPS = ("subject", "level")  # fields of a problem by which `eval` groups its tables
+TEXT = 2**20  # longest problem, answer or solution, in characters: some 250,000 tokens
+LINES = "\n\t"  # control characters of a response that are printed as they are
 
 
 def visible(text, length=100, keep=""):
-    """A stranger's text (a name, a value, a response) as it may stand in a message and on a terminal: what
-    does not print, such as the escapes that move a terminal's cursor or reverse the order of letters, is
-    written as in a Python string, except for the characters `keep`. Of a text longer than `length` the middle
-    is left out."""
+    """An untrusted text (a name, a value, a response) made safe for messages and terminals. Characters that
+    do not print, such as the escapes that move the cursor or reverse the order of letters, are written as in
+    a Python string, except those in `keep`. If the text is longer than `length`, its middle is left out."""
     text = str(text)
     if length and len(text) > length:
         half = (length - 5) // 2
         text = f"{text[:half]} ... {text[-half:]}"
 
-    def plain(c):  # Zs are the spaces of whatever width
+    def plain(c):  # Zs: spaces of any width
         return c.isprintable() or c in keep or unicodedata.category(c) == "Zs"
 
     return "".join(c if plain(c) else repr(c)[1:-1] for c in text)
 
 
 def reading(path, mode="r"):
-    """open() for files alone: a pipe or a device may never end, and opening it may wait for ever."""
+    """open(), but only for regular files: a pipe or a device may never end, and opening it may block."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise ValueError(f"{path}: expected a regular file")
     return open(path, mode, encoding=None if "b" in mode else "utf-8")
 
 
 def read_json(path):
-    """A JSON object from a file, or a ValueError that names the file."""
+    """Read a JSON object from a file. Errors are a ValueError that names the file."""
     with reading(path) as f:
         size = os.fstat(f.fileno()).st_size
         if size > JSON_BYTES:
@@ -63,8 +62,8 @@ def read_json(path):
 
 
 def read_jsonl(path, growing=False):
-    """(line number, object) of each line of a jsonl file. growing: a last line that is still being written is
-    left out."""
+    """(line number, object) for each line of a jsonl file. growing: skip a last line that is still being
+    written."""
     with reading(path) as f:
         try:
             for number, line in enumerate(iter(lambda: f.readline(LINE), ""), 1):
@@ -75,7 +74,7 @@ def read_jsonl(path, growing=False):
                     continue
                 try:
                     row = json.loads(line)
-                except (ValueError, RecursionError) as e:  # a number of 5000 digits is no JSONDecodeError
+                except (ValueError, RecursionError) as e:  # a number of 5000 digits raises ValueError
                     if growing and not line.endswith("\n"):
                         return
                     raise ValueError(f"{path}:{number}: not valid JSON: {e}") from None
@@ -87,12 +86,12 @@ def read_jsonl(path, growing=False):
 
 
 def write_text(path, text):
-    """Write text or bytes aside and rename, so that no reader and no crash ever sees half a file. What cannot
-    be written leaves nothing."""
+    """Write text or bytes to a temporary file and rename it, so that nobody ever sees half a file, even after
+    a crash. A failed write leaves nothing behind."""
     aside = path.with_name(f".{path.name}.part")
     aside.unlink(missing_ok=True)
     try:
-        with open(aside, "xb") as f:  # "x" follows no link
+        with open(aside, "xb") as f:  # "x" does not follow links
             f.write(text if isinstance(text, bytes) else text.encode("utf-8"))
         os.replace(aside, path)
     except OSError as e:
@@ -130,8 +129,8 @@ def measure(path):
 
 
 def lock(folder):
-    """Hold a run's folder until release() or the end of the process, however it ends. An OSError says who
-    holds it already."""
+    """Lock a run's folder until release() or the end of the process, however it ends. Raises an OSError that
+    names the process that already holds it."""
     path = (Path(folder) / LOCK).absolute()
     if path in held:
         return
@@ -151,7 +150,7 @@ def lock(folder):
             who = f"process {found['pid']} on {found['host']} since {found['since']}"
         except (ValueError, KeyError, TypeError):
             who = "another process"
-        raise OSError(f"{folder}: in use by {visible(who)}; nothing was changed. Wait for its end, or stop "
+        raise OSError(f"{folder}: in use by {visible(who)}; nothing was changed. Wait until it ends, or stop "
                       "it") from None
     held[path] = fd
 
@@ -167,7 +166,7 @@ def lock(folder):
             try:
                 write(beat=count)
             except OSError:
-                pass  # a full disk, a server that is away: the next one may get through
+                pass  # the disk is full or a server is away; the next beat may get through
             time.sleep(BEAT)
 
     try:
@@ -180,8 +179,8 @@ def lock(folder):
 
 
 def flocked(fd):
-    """Whether the file is locked for this process; False where its file system has no locks. Where another
-    process has locked it, that is a BlockingIOError."""
+    """Lock the file for this process. Returns False if its file system has no locks; raises BlockingIOError
+    if another process has locked it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
@@ -194,8 +193,8 @@ def flocked(fd):
 
 
 def beats(path):
-    """Whether somebody writes signs of life into the lock file. They are compared with each other, since
-    clocks differ."""
+    """Whether another process is still writing heartbeats to the lock file. They are compared with each other
+    and not with the time, since clocks differ."""
     before = path.read_bytes()
     for _ in range(5 if b'"beat"' in before else 0):
         time.sleep(BEAT / 2)
@@ -205,23 +204,24 @@ def beats(path):
 
 
 def release():
-    """Give back what lock() holds. The file stays: who opened it meanwhile would hold one that is gone."""
+    """Release what lock() holds. The file stays: if it were deleted, a process that had just opened it would
+    lock a file that no other process sees."""
     while held:
         _, fd = held.popitem()
         os.close(fd)
 
 
-# A child that a user's function forks may outlive the run, and shall not hold its folder.
+# A child process that a user's function forks may outlive the run and must not keep its folder locked.
 os.register_at_fork(after_in_child=release)
 
 
 def regular(file):
     if file.is_symlink() or not file.is_file():
-        raise ValueError(f"{file}: expected a file, and no link")
+        raise ValueError(f"{file}: expected a regular file, not a link")
 
 
 def check_text(value, name):
-    """ValueError unless `value` is a text with words in it that has a bounded length and can be encoded."""
+    """Raise a ValueError unless `value` is a string that is not blank, not too long, and can be encoded."""
     if not isinstance(value, str) or not value.strip():
         found = "nothing" if value is None else visible(repr(value), 60)
         raise ValueError(f"{name} is {found}, expected text")
@@ -235,13 +235,13 @@ def check_text(value, name):
 
 
 def finite(value):
-    """Whether a value of a JSON file is a number that one can calculate with; an integer may be any."""
+    """Whether a value from a JSON file is a number in the range of a float."""
     return type(value) in (int, float) and abs(value) <= sys.float_info.max  # NaN is not
 
 
 def answer_text(value):
-    """An answer as the verifier takes it: a number of a JSON file is the text that one would write, 25 for
-    25.0, and anything else is left as it is, 1e+22 also, which nobody writes."""
+    """An answer in the form that the verifier takes. A number from a JSON file becomes the text that one
+    would write, 25 for 25.0. Anything else is left as it is, including 1e+22."""
     plain = type(value) in (int, float) and re.fullmatch(r"(-?[0-9]+)(?:\.0|(\.[0-9]+))?", repr(value))
     return plain[1] + (plain[2] or "") if plain else value
 
@@ -261,8 +261,8 @@ def check_problem(row, need):
 
 
 def read_problems(path, need=("problem", "answer")):
-    """Rows of a jsonl file, each with the texts that it needs, one after the other. A solution may also be a
-    list of [text, trained] pairs, an answer a number."""
+    """Yield the rows of a problem file in jsonl, and check that each has the texts in `need`. A solution may
+    also be a list of [text, trained] pairs, and an answer may be a number."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected problems as jsonl")
@@ -277,7 +277,7 @@ def read_problems(path, need=("problem", "answer")):
             raise ValueError(f"{path}:{number}: {e}") from None
         yield row | {"line": number}
     if not number:
-        raise ValueError(f"{path}: holds no problem")
+        raise ValueError(f"{path}: contains no problem")
 
 
 def load_problems(path, need=("problem", "answer"), limit=None):

@@ -1,11 +1,12 @@
-"""A command's flags are the fields of a dataclass: everything about a flag is said once, by flag()."""
+"""A command's flags are the fields of a dataclass, and flag() declares everything about a flag in one
+place."""
 import argparse
 import dataclasses
 import itertools
 import sys
 import typing
 
-REQUIRED = dataclasses.MISSING  # as a flag's default: it must be given
+REQUIRED = dataclasses.MISSING  # as a flag's default: the flag must be given
 GROUPS = ("model and data", "sft and test", "machine", "rollout", "reward", "judge", "advantage", "update",
           "held-out problems", "memory", "run")
 KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", list: "a list of texts"}
@@ -13,14 +14,14 @@ KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text
 
 def flag(group, default, help, low=None, high=None, choices=None, resume="same", again=False, option=None,
          empty=False):
-    """A dataclass field that is a flag of the command line. Everything about it is said here and nowhere
-    else.
+    """A dataclass field that is a flag of the command line. Everything about the flag is declared here.
 
-    group: its section in --help; low, high: inclusive bounds; option: how it is spelled, if not
-    --like-its-name; without dashes it has a place instead of a name. resume: what a resumed run may do with
-    it: nothing but the "same" value, "any" value, one that makes the run "longer", another path to the same
-    "content"; a "once" flag is of this start alone, not kept in config.json. again: it says what code runs or
-    who gets a key, so it is never taken from a file, maybe a stranger's. empty: "" is a value, too.
+    group: its section in --help; low, high: inclusive bounds; option: its spelling, if not --like-its-name
+    (without dashes it is a positional argument). resume: which value a resumed run may give it: only the
+    "same" value, "any" value, one that makes the run "longer", or another path to the same "content"; a
+    "once" flag applies to one start of the program and is not kept in config.json. again: the flag decides
+    which code runs or who gets a key, so it must be given again rather than read from a config.json that
+    someone else may have written. empty: "" is a valid value.
     """
     assert group in GROUPS and resume in ("same", "any", "longer", "content", "once"), (group, resume)
     return dataclasses.field(default=default, metadata=dict(
@@ -29,8 +30,8 @@ def flag(group, default, help, low=None, high=None, choices=None, resume="same",
 
 
 def pick(cls, *names, **defaults):
-    """A dataclass of some flags of another one, of which those in `defaults` get other defaults: a base for
-    commands that share them."""
+    """A dataclass with some of the flags of cls, as a base for commands that share them. The flags in
+    `defaults` get other defaults."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
     chosen = []
     for name in (*names, *defaults):
@@ -41,10 +42,10 @@ def pick(cls, *names, **defaults):
 
 
 def kind(f):
-    """The type of a flag's values, None aside: int, float, bool, str or list."""
+    """The type of a flag's values, apart from None: int, float, bool, str or list."""
     if typing.get_origin(f.type) is list:
         return list
-    return (*typing.get_args(f.type), f.type)[0]  # of `float | None` the float
+    return (*typing.get_args(f.type), f.type)[0]  # float for `float | None`
 
 
 def option(f):
@@ -52,23 +53,24 @@ def option(f):
 
 
 def checked(f, value):
-    """The value, if the flag can have it: from a command line, or from a file, which may hold anything."""
+    """The value, if it is valid for the flag, else a ValueError. It comes from a command line, or from a
+    file, which may hold anything."""
     m, expected, types = f.metadata, kind(f), {float: (int, float)}
     if value is None and f.default is None:
         return None
-    # As of a shell's unset variable; for --resume, resumed() has its own line.
+    # A shell's unset variable gives "". For --resume, resumed() has its own message.
     if value == "" and f.default != "" and f.name != "resume" and not m["empty"]:
         raise ValueError(f"nothing is given, expected {metavar(f)}")
     if type(value) not in types.get(expected, (expected,)) or expected is list and not (
             value and all(type(x) is str for x in value)):
-        raise ValueError(f"{value!r:.60} is of the wrong kind, expected {KINDS[expected]}")
+        raise ValueError(f"{value!r:.60} is of the wrong type, expected {KINDS[expected]}")
     if m["choices"] and value not in m["choices"]:
         raise ValueError(f"{value!r:.60} is none of {', '.join(m['choices'])}")
     if expected in (int, float):
         low, high = m["low"], m["high"]
         shown = f"{value:g}" if type(value) is float else f"{value!r:.60}"
         largest = high if high is not None else 2**63 - 1 if type(value) is int else sys.float_info.max
-        if not (-largest if low is None else low) <= value <= largest:  # NaN neither
+        if not (-largest if low is None else low) <= value <= largest:  # refuses NaN as well
             bounds = [f"at least {low}"] if low is not None else []
             bounds += [f"at most {largest}"] if high is not None or value > 0 else []
             raise ValueError(f"{shown} is out of range, expected {' and '.join(bounds) or 'a finite number'}")
@@ -76,7 +78,8 @@ def checked(f, value):
 
 
 class Parser(argparse.ArgumentParser):
-    """Knows only whole names of flags, leaves out those not given, and says its errors as our other ones."""
+    """An ArgumentParser that accepts only full flag names, leaves out flags that are not given, and raises
+    ValueError."""
 
     def __init__(self, **how):
         super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **how)
@@ -127,14 +130,14 @@ def add_flags(command, flags):
 
 
 def word(text):
-    """An argparse type: one of a list of texts, which is not empty as a shell's unset variable is."""
+    """An argparse type for one of a list of texts. It refuses "", which a shell's unset variable gives."""
     if not text:
         raise argparse.ArgumentTypeError("nothing is given, expected text")
     return text
 
 
 def converter(f):
-    """An argparse type: the flag's text -> its value."""
+    """An argparse type that converts the flag's text to its value."""
     def convert(text):
         value = kind(f)(text)
         try:

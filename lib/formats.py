@@ -1,7 +1,7 @@
-"""How a chat model's turns are written: the formats, and which one a folder has.
+"""The formats in which chat models' turns are written, and which format a folder has.
 
-No template is ever run. It is a stranger's text of bounded size, in which marks are looked for, and the turn
-is then written by hand (lib/chat.py).
+No template is ever run. It is an untrusted text of bounded size that is searched for known marks; the turn is
+then written by our own code (lib/chat.py).
 """
 import dataclasses
 import re
@@ -11,14 +11,14 @@ from pathlib import Path
 from lib import files
 
 NAMES = ("llama3", "chatml", "llama2", "zephyr", "mistral", "deepseek", "tulu", "plain")
-TEMPLATE = 2**20  # characters of a template; the longest that occur have some 20,000
+TEMPLATE = 2**20  # longest template, in characters; the longest that occur have some 20,000
 THINK = "<think>\n"
 MARK = re.compile(r"<\|[^<>|\s]*\|>|<｜[^<>｜\s]*｜>|\[/?[A-Z_]+\]|</?s>|<</?SYS>>|<(?:start|end)_of_turn>")
 
 
 @dataclass(frozen=True)
 class Format:
-    """The texts around what is said. Special tokens are written by their names."""
+    """The texts around the messages of a conversation. Special tokens are written by their names."""
     name: str
     bos: str  # at the beginning, or ""
     end: str  # the token that ends a response
@@ -27,13 +27,13 @@ class Format:
     after: str = ""  # after the end of a response, if another turn follows
     system: tuple = ("", "\n\n")  # before and after the system message
     inside: bool = False  # the system message stands in the first user turn
-    trim: bool = False  # white space around texts is left out
-    opening: str = ""  # what every response begins with, and is given
+    trim: bool = False  # white space around messages is removed
+    opening: str = ""  # the beginning of every response, which is part of the prompt
     lead: str = ""  # what stands between `assistant` and a response, and is sampled with it
 
 
 def standard(name, bos, eos):
-    """The format of this name for a tokenizer with these two special tokens, as its first model had it."""
+    """The format of this name, as its first model had it, for a tokenizer with these two special tokens."""
     def header(role):
         return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
 
@@ -60,8 +60,8 @@ def standard(name, bos, eos):
 
 
 def recognised(template, bos, eos):
-    """The Format of a chat_template by its marks, or None. A mark that the format has not makes it another
-    one."""
+    """The Format of a chat_template, recognised by its marks, or None. A template with a mark that a format
+    does not have is not of that format."""
     text = template.replace("\\n", "\n")
     text = re.sub(r"""message(\.content|\[['"]content['"]\])""", "CONTENT", text)
     marks = set(MARK.findall(text))
@@ -98,8 +98,8 @@ def recognised(template, bos, eos):
 
 
 def recognised_mistral(form, text):
-    """Mistral's versions differ in the spaces around [INST] and [/INST], and the newest have a place for the
-    system message."""
+    """The Format of a Mistral template, or None. Its versions differ in the spaces around [INST] and [/INST],
+    and the newest have a place for the system message."""
     tools = re.findall(r"\[/?(?:AVAILABLE_TOOLS|TOOL_[A-Z]+|CALL_ID|ARGS|IMG)\]", text)
     system = ("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
     new = form("mistral", ("[INST]", "[/INST]"), (*tools, *system))
@@ -113,8 +113,8 @@ def recognised_mistral(form, text):
 
 
 def read_template(folder):
-    """(file, text) of a folder's chat template, or (None, None): a file of its own comes before
-    tokenizer_config.json, as in transformers; of several the one called default."""
+    """(file, text) of a folder's chat template, or (None, None). As in transformers, chat_template.jinja
+    comes before tokenizer_config.json; of several templates, the one called default is taken."""
     folder = Path(folder)
     path = folder / "chat_template.jinja"
     text = None
@@ -148,7 +148,7 @@ def named_token(folder, key):
 
 
 def by_tokens(tokenizer):
-    """The format by the special tokens that a tokenizer has, for a folder without any template."""
+    """The format suggested by a tokenizer's special tokens, or None, for a folder without any template."""
     def has(*names):
         return all(tokenizer.token_to_id(name) is not None for name in names)
 

@@ -1,5 +1,5 @@
-"""What stops a training that cannot go on: gradients and numbers that are not finite. Also what a training
-that learns nothing looks like."""
+"""Checks that stop a training that cannot continue, because gradients or other numbers are not finite, and
+signs of a training that learns nothing."""
 import contextlib
 import math
 from pathlib import Path
@@ -11,8 +11,8 @@ from lib import parallel
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on. The message names the quantity and the step. everywhere: every rank raises it
-    alike."""
+    """Training cannot continue. The message names the quantity and the step. everywhere: every rank raises
+    the same error."""
 
     def __init__(self, message, everywhere=True):
         super().__init__(message)
@@ -20,19 +20,20 @@ class TrainingError(RuntimeError):
 
 
 def clip_gradients(net, limit):
-    """Scale gradients to a norm of at most limit, and return the norm. One that is not finite scales nothing
-    (it would spread over all gradients), so that first_nonfinite can name the parameter."""
+    """Scale gradients down to a norm of at most `limit`, and return the norm before. A norm that is not
+    finite scales nothing, since it would spread to all gradients; so first_nonfinite can still name the
+    parameter."""
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
     total = torch.nn.utils.get_total_norm(gradients)
     norm = float(parallel.full(total))
-    if math.isfinite(norm) and norm + 1e-6 > limit:  # else it would multiply all by one
+    if math.isfinite(norm) and norm + 1e-6 > limit:  # otherwise every factor would be 1
         torch.nn.utils.clip_grads_with_norm_(net.parameters(), limit, total)
     return norm
 
 
 def first_nonfinite(nets):
-    """What among the weights, and then among the gradients, of nets {name: net} is the first not to be
-    finite, in words; "" if all are."""
+    """The name of the first tensor that is not finite among the weights, then the gradients, of nets
+    {name: net}; "" if all are finite."""
     held = [(f"{name}'s {key}", p) for name, net in nets.items() for key, p in net.named_parameters()]
     held += [(f"the gradient of {name}", p.grad) for name, p in held if p.grad is not None]
     mine = torch.tensor([float(not torch.isfinite(parallel.local(x)).all()) for _, x in held])
@@ -40,8 +41,8 @@ def first_nonfinite(nets):
 
 
 def check_saved(where, named):
-    """Stop before (name, tensor) pairs are written that nobody could go on with. Every rank looks at its own
-    part, and all stop alike."""
+    """Raise a TrainingError if any of the (name, tensor) pairs is not finite, so that no useless checkpoint
+    is written. Every rank checks its own part, and all raise the same error."""
     found = [(name, float(not torch.isfinite(parallel.local(x)).all())) for name, x in named]
     names, bad = zip(*found)
     for name, n in zip(names, parallel.all_reduce(torch.tensor(bad))):
@@ -51,8 +52,8 @@ def check_saved(where, named):
 
 
 def check_finite(name, x, step, run, batch, nets):
-    """Stop with the batch on disk where a number is not finite. Every rank sees the same numbers and stops
-    alike."""
+    """If x is not finite, save the batch and raise a TrainingError. Every rank has the same x and raises the
+    same error."""
     if not torch.isfinite(torch.as_tensor(x)).all():
         file = Path(run) / f"nonfinite-step-{step}.safetensors"
         first = first_nonfinite(nets)
@@ -63,8 +64,7 @@ def check_finite(name, x, step, run, batch, nets):
 
 @contextlib.contextmanager
 def sampling_from(what, net):
-    """Errors of sampling say what was sampled from, and the first of its weights (those that this rank holds)
-    that is not finite."""
+    """Let errors of sampling name the model, and the first of its weights on this rank that is not finite."""
     try:
         yield
     except TrainingError as e:
@@ -75,8 +75,8 @@ def sampling_from(what, net):
 
 
 def unhealthy(samples, differ, config, boxes):
-    """Why a step's samples teach nothing, or not what they should, in words. The losses and norms of such a
-    step look like any other's. differ: whether any reward differs from those that it is compared with.
+    """Reasons, in words, why a step's samples teach nothing or the wrong thing. The losses and norms of such
+    a step look like those of any other. differ: whether any reward differs from those it is compared with.
     boxes: whether the reward asks for an answer in a box."""
     found = []
     n = len(samples)
@@ -98,9 +98,9 @@ def unhealthy(samples, differ, config, boxes):
 
 
 def first_ratio(step, ratio, error, dtype):
-    """Metrics of the first minibatch. The old log-probs are the very model's that is trained: a mean ratio
-    away from 1 before any update is a bug. The tolerance is there since batches of other shapes are rounded
-    otherwise, in bfloat16 by percents."""
+    """Metrics of the first minibatch. The old log-probs are those of the model that is trained, so a mean
+    ratio other than 1 before any update is a bug. Some tolerance is needed, because batches of different
+    shapes are rounded differently, in bfloat16 by some percent."""
     limit = 1e-3 if dtype == torch.float32 else 0.1
     if math.isnan(error) or error >= limit:
         raise TrainingError(f"step {step}: the ratio on the first minibatch is off 1 "

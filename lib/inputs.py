@@ -1,7 +1,7 @@
-"""What the commands are given, looked at before anything is computed. The first thing that is wrong is a
-ValueError or an OSError.
+"""Checks of a command's inputs before anything is computed. The first problem raises a ValueError or an
+OSError.
 
-Every rank looks, and no function here waits for another rank (parallel.alike).
+Every rank makes all checks, and no function here waits for another rank (parallel.alike).
 """
 from pathlib import Path
 
@@ -9,11 +9,11 @@ import numpy as np
 
 from lib import chat, cli, files, functions, hf, judge, logs, tracking
 
-RESPONSES = 2**20  # of a step or an evaluation: what is known of each of their tokens is in memory
+RESPONSES = 2**20  # most responses of a step or an evaluation, whose tokens are all held in memory
 
 
 def chat_of(folder, args):
-    """How the folder's model is asked, by the flags; says what the user should know of it."""
+    """The Chat of a model folder, by the flags. Its note, if it has one, is printed as a warning."""
     found = chat.Chat(folder, args)
     if found.note:
         logs.say(f"warning: {found.note}")
@@ -21,8 +21,8 @@ def chat_of(folder, args):
 
 
 def check_prompts(path, rows, asked, allowed):
-    """The length of the longest prompt in tokens. A ValueError names the first line whose prompt is longer
-    than allowed, before the next one is read: a long text takes its time."""
+    """The length of the longest prompt, in tokens. A ValueError names the first line whose prompt is longer
+    than allowed. It is raised before the next line is read, since tokenizing long texts takes time."""
     longest = 0
     for row in rows:
         n = len(asked.prompt_ids(row["problem"]))
@@ -42,18 +42,18 @@ def check_length(folder, tokens):
     allowed = hf.read_config(folder).max_position_embeddings
     if tokens > allowed:
         raise ValueError(f"{folder}/config.json: max_position_embeddings is {allowed}, "
-                         f"but prompt and response may take {tokens} tokens")
+                         f"but prompt and response may have {tokens} tokens")
 
 
 def needed(args):
-    """What each row of a problem file must have: a verifier of the user's own may do without answers."""
+    """The fields that each row of a problem file must have. A user's own verifier may need no answers."""
     return ("problem",) if args.verifier else ("problem", "answer")
 
 
 def for_sft(args, example):
-    """(chat, what example(chat, row) makes of the demonstrations): (ids, mask of the trained ones), as arrays
-    of int32 and bool. Lists would take eight times as much memory, 15 GB per process for 100,000 long
-    demonstrations."""
+    """(chat, examples) for SFT. An example is what example(chat, row) makes of a demonstration, (token ids,
+    mask of the trained ones), as arrays of int32 and bool. Lists would take eight times as much memory, 15 GB
+    per process for 100,000 long demonstrations."""
     cli.must_be_new(args)
     tracking.check(args)
     asked = chat_of(args.model, args)
@@ -71,7 +71,7 @@ def for_sft(args, example):
             raise ValueError(f"{args.data}:{row['line']}: {len(ids)} tokens, expected at most "
                              f"{args.max_tokens} (--max-tokens; --drop-long leaves such rows out)")
         if not any(mask):  # a batch of such rows would have no loss
-            raise ValueError(f"{args.data}:{row['line']}: solution has no token to train, "
+            raise ValueError(f"{args.data}:{row['line']}: solution has no token to train on, "
                              "expected a piece of text marked true")
         examples.append((np.array(ids, np.int32), np.array(mask, bool)))
     if args.drop_long:
@@ -86,8 +86,8 @@ def for_sft(args, example):
 
 
 def for_ppo(args):
-    """(chat, problems, held-out problems, longest prompt, verifier, reward function), or an error where
-    something given is wrong."""
+    """(chat, problems, held-out problems, longest prompt, verifier, reward function) for PPO, or an error if
+    an input is wrong."""
     cli.must_be_new(args)
     tracking.check(args)
     if args.advantage == "group" and args.samples < 2:
@@ -96,7 +96,7 @@ def for_ppo(args):
     if args.advantage == "gae" and args.freeze_steps >= args.steps:
         raise ValueError(f"--freeze-steps is {args.freeze_steps}, expected fewer than --steps {args.steps}")
     if args.keep_best and not args.eval_data:
-        raise ValueError("--keep-best: expected --eval-data, by which a checkpoint is the best")
+        raise ValueError("--keep-best: expected --eval-data, which decides which checkpoint is best")
     if args.exploration == "judge":
         judge.check_judge(args.judge_url, args.judge_model)
         judge.read_rubric(args.judge_rubric)
@@ -120,7 +120,7 @@ def for_ppo(args):
 
 
 def warn_of_held_out(args, problems, held_out):
-    """Say how many held-out problems are trained on, and how many answers nobody can give."""
+    """Warn of held-out problems that are also trained on, and of answers that the verifier cannot read."""
     trained = {words(row) for row in problems}
     shared = [row for row in held_out if words(row) in trained]
     if shared:
@@ -132,12 +132,12 @@ def warn_of_held_out(args, problems, held_out):
 
 
 def words(row):
-    """A problem's text, by which it is known again."""
+    """A problem's text in a form by which duplicates are found."""
     return " ".join(row["problem"].split()).casefold()
 
 
 def for_eval(args):
-    """(problems, verifier, longest response, longest prompt), or an error where something given is wrong."""
+    """(problems, verifier, longest response, longest prompt) for eval, or an error if an input is wrong."""
     cli.must_be_new(args)
     rows = files.load_problems(args.data, needed(args), args.limit)
     verifier = functions.load("--verifier", args.verifier, functions.verdict)
@@ -147,7 +147,7 @@ def for_eval(args):
     if len({Path(folder).resolve() for folder in args.model}) < len(args.model):
         raise ValueError("--model: a folder is given twice, expected different models")
     check_responses("problems", len(rows), args.samples)
-    room = 8192  # the paper's, or what the smallest model has beside the longest prompt
+    room = 8192  # the paper's value, or what the smallest model leaves beside its longest prompt
     longest_of_all = 0
     for folder in args.model:
         asked = chat_of(folder, args)
@@ -161,13 +161,13 @@ def for_eval(args):
 
 
 def for_sample(args):
-    """(chat, problems, verifier)."""
+    """(chat, problems, verifier) for sample, or an error if an input is wrong."""
     if (args.problem is None) == (args.data is None):
-        raise ValueError("sample: give --problem TEXT or --data FILE.jsonl, one of the two")
+        raise ValueError("sample: expected either --problem TEXT or --data FILE.jsonl")
     if args.data and args.answer is not None:
         raise ValueError("--answer belongs to --problem; the problems of --data have their own")
     if args.exploration == "judge":
-        raise ValueError("--exploration judge: sample asks no judge, choose none, length or steps")
+        raise ValueError("--exploration judge: sample has no judge, expected none, length or steps")
     if args.data:
         rows = files.load_problems(args.data, needed(args), args.limit)
     else:

@@ -132,7 +132,7 @@ GOOD = '{"problem": "What is 1 + 1?", "answer": "2"}\n'
 
 
 @pytest.mark.parametrize("text, words", [
-    ("", "holds no problem"), (GOOD + "{", "bad.jsonl:2: not valid JSON"), (GOOD + "[1]\n", "bad.jsonl:2: expected a JSON object, found list"),
+    ("", "contains no problem"), (GOOD + "{", "bad.jsonl:2: not valid JSON"), (GOOD + "[1]\n", "bad.jsonl:2: expected a JSON object, found list"),
     (GOOD + '{"problem": "x"}\n', "bad.jsonl:2: answer is nothing, expected text"),
     ('{"problem": "x", "answer": [4]}\n', "bad.jsonl:1: answer is [4], expected text"),
     (GOOD + '{"problem": "a\\ud800", "answer": "1"}\n', "bad.jsonl:2: problem has '\\ud800', half a surrogate pair, at character 2, expected"),
@@ -160,7 +160,7 @@ def test_bad_data_gets_one_line_and_status_2(folder, tmp_path, refused, text, wo
     (["--grad-clip", "0"], "--grad-clip: 0 is out of range, expected at least 1e-09"), (["--reward-clip", "0"], "--reward-clip: 0 is out of range"),
     (["--judge-workers", "1000000000"], "--judge-workers: 1000000000 is out of range"),
     (["--rollout-batch", "1000000000"], "--rollout-batch 1000000000 with --samples 1: expected at most 1048576 responses"),
-    (["--keep-best", None], "--keep-best: expected --eval-data, by which"), (["--eval-data", "nowhere.jsonl"], "nowhere.jsonl: no such file"), (["--eval-data", str(TINY / "facts.jsonl")], "facts.jsonl:1: answer is nothing"),
+    (["--keep-best", None], "--keep-best: expected --eval-data, which decides"), (["--eval-data", "nowhere.jsonl"], "nowhere.jsonl: no such file"), (["--eval-data", str(TINY / "facts.jsonl")], "facts.jsonl:1: answer is nothing"),
     (["--eval-data", str(TINY / "test.jsonl"), "--max-prompt", "22"], "test.jsonl:1: the prompt has"),
     (["--eval-data", str(TINY / "test.jsonl"), "--eval-samples", "1000000"], "with --eval-samples 1000000: expected at most 1048576 responses"),
     (["--kv-gb", "1e-6"], "--kv-gb is 1e-06, expected at least"), (["--model", str(TINY / "model")], "--from-scratch")])
@@ -199,7 +199,7 @@ def test_a_package_of_the_same_name_on_pythons_path_is_not_taken_for_ours(tmp_pa
 
 
 def test_sample_takes_a_problem_or_a_file_and_nothing_in_vain(folder, tmp_path, refused):  # noqa: F811
-    for words, message in (([], "give --problem TEXT or --data"), (["--problem", "x", "--data", "missing"], "one of the two"),
+    for words, message in (([], "expected either --problem TEXT or --data"), (["--problem", "x", "--data", "missing"], "expected either --problem TEXT or --data"),
                            (["--problem", ""], "--problem: nothing is given, expected"), (["--problem", " \n"], "--problem is ' \\n', expected"),
                            (["--problem", "a\udcff"], "half a surrogate pair"), (["--data", "d.jsonl", "--answer", "1"], "--answer belongs to")):
         assert message in refused("sample", "--model", folder, *words)
@@ -341,16 +341,16 @@ def test_a_resumed_run_with_links_leads_nowhere(folder, tmp_path, refused):  # n
                        ("done", lambda p: p.symlink_to("/dev/zero")), ("rollouts.jsonl", os.mkfifo),
                        ("checkpoints", lambda p: p.symlink_to(elsewhere)), ("outputs-1.jsonl", os.mkfifo)):
         make(run / name)
-        assert f"{run / name}: expected a file or a folder, and no link" in refused("ppo", "--resume", run)
+        assert f"{run / name}: expected a file or a folder, not a link" in refused("ppo", "--resume", run)
         (run / name).unlink()
     (run / "model").mkdir()
     (run / "model/.part-0").symlink_to(elsewhere / "precious")
-    assert "model/.part-0: expected a file or a folder, and no link" in refused("ppo", "--resume", run)
+    assert "model/.part-0: expected a file or a folder, not a link" in refused("ppo", "--resume", run)
     # nor does what writes follow one that comes later
     (elsewhere / ".x.json.part").symlink_to(elsewhere / "precious")
     files.write_text(elsewhere / "x.json", "{}")
     (elsewhere / "log.jsonl").symlink_to(elsewhere / "precious")
-    with pytest.raises(ValueError, match="log.jsonl: expected a file, and no link"):
+    with pytest.raises(ValueError, match="log.jsonl: expected a regular file, not a link"):
         files.append_jsonl(elsewhere / "log.jsonl", [{}])
     assert (elsewhere / "precious").read_text() == "x" and (elsewhere / "x.json").read_text() == "{}"
     assert not (elsewhere / ".x.json.part").exists()
@@ -519,13 +519,13 @@ def config_json(tmp_path, **flags):
 
 
 @pytest.mark.parametrize("flags, message", [
-    ({"seed": ["0", "--reward=/some/evil.py:f"]}, "flags: seed: ['0', '--reward=/some/evil.py:f'] is of the wrong kind, expected an integer"),
-    ({"steps": 3.0}, "flags: steps: 3.0 is of the wrong kind, expected an integer"),
-    ({"keep": True}, "flags: keep: True is of the wrong kind, expected an integer"),
-    ({"steps": None}, "flags: steps: None is of the wrong kind"), ({"recompute": "yes"}, "flags: recompute: 'yes' is of the wrong kind, expected true or false"),
+    ({"seed": ["0", "--reward=/some/evil.py:f"]}, "flags: seed: ['0', '--reward=/some/evil.py:f'] is of the wrong type, expected an integer"),
+    ({"steps": 3.0}, "flags: steps: 3.0 is of the wrong type, expected an integer"),
+    ({"keep": True}, "flags: keep: True is of the wrong type, expected an integer"),
+    ({"steps": None}, "flags: steps: None is of the wrong type"), ({"recompute": "yes"}, "flags: recompute: 'yes' is of the wrong type, expected true or false"),
     ({"alpha": 1.5}, "flags: alpha: 1.5 is out of range, expected at least 0 and at most 1"), ({"lr": 1e999}, "flags: lr: inf is out of range"),
     ({"seed": 10**100}, "flags: seed: 1000"), ({"exploration": "wild"}, "flags: exploration: 'wild' is none of none, length"),
-    ({"model": ["m"]}, "flags: model: ['m'] is of the wrong kind, expected text"), ({"help": True}, "flags: 'help' is no flag of rlsp.py ppo"),
+    ({"model": ["m"]}, "flags: model: ['m'] is of the wrong type, expected text"), ({"help": True}, "flags: 'help' is not a flag of rlsp.py ppo"),
     ({"reward": "evil.py:f"}, "the run has --reward evil.py:f; give it again"),
     ({"judge_url": "http://attacker/v1"}, "the run has --judge-url http://attacker/v1; give it again"),
     ({"command": "sft"}, "not a run of rlsp.py ppo"), ({"command": ["ppo"]}, "not a run of rlsp.py ppo")])
@@ -652,7 +652,7 @@ def test_eval_and_sample_with_a_verifier_of_ones_own(folder, tmp_path, call):  #
     status, out, _ = call("sample", *common, "--problem", "What?", "--samples", "3", "--verifier", f"{tmp_path}/mine.py:even")
     assert status == 0 and out.count("(--verifier)") == 3 and "against None" in out
     status, out, error = call("eval", "--resume", tmp_path / "even")
-    assert status == 2 and "give it again, a file shall not decide it" in error
+    assert status == 2 and "give it again, since it is not taken from a file" in error
 
 
 def test_a_model_whose_log_probs_are_not_finite_is_neither_evaluated_nor_sampled(folder, tmp_path, call):  # noqa: F811

@@ -475,7 +475,7 @@ def test_with_a_reward_of_ones_own_accuracy_is_named_for_what_it_is(folder, tmp_
 
 @pytest.mark.parametrize("source, words", [
     ("def f(response, problem):\n    x = 1\n    raise RuntimeError('down\\n\\x1b[31m')\n", ":3: RuntimeError: down \\x1b[31m"),
-    ("import sys\ndef f(response, problem):\n    sys.exit(0)\n", ":3: sys.exit(0) was called, but no run ends in this way"),
+    ("import sys\ndef f(response, problem):\n    sys.exit(0)\n", ":3: sys.exit(0) was called, but it must not end the run"),
     ("\ndef f(response, problem):\n    x = 1\n", ":2: TypeError: returned None, expected a number"),
     ("def f(response, problem):\n    return '1'\n", ":1: TypeError: returned '1', expected a number"),
     ("def f(response):\n    return 1\n", ":1: TypeError: f() takes 1 positional argument but 2 were given"),

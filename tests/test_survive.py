@@ -74,7 +74,7 @@ def linked(file):
     (lambda run: flip(shard(run, 2)), "of-00001.safetensors: truncated or altered: CRC-32"),
     (lambda run: shard(run, 2).unlink(), "of-00001.safetensors: no such file, but state.json names it"),
     (lambda run: (shard(run, 2).parent / ".metadata").write_bytes(pickle.dumps(1)), ".metadata: not in state.json"),
-    (lambda run: linked(shard(run, 2)), "of-00001.safetensors: expected a file, and no link"),
+    (lambda run: linked(shard(run, 2)), "of-00001.safetensors: expected a regular file, not a link"),
     (lambda run: os.truncate(run / "checkpoints/step-000002/state.json", 50), "state.json: not valid JSON"),
     (lambda run: (run / "checkpoints/step-000002/state.json").unlink(), "state.json: expected a file"),
     (lambda run: flip(run / "checkpoints/step-000002/state.json"), "state.json: "),
@@ -575,7 +575,7 @@ def test_a_child_that_a_users_function_forks_ends_by_a_signal(signals):
 
 def test_what_lies_in_the_locks_place_is_named(tmp_path, released, monkeypatch):
     os.mkfifo(tmp_path / ".lock")
-    with pytest.raises(ValueError, match="/.lock: expected a file, and no link"):
+    with pytest.raises(ValueError, match="/.lock: expected a regular file, not a link"):
         files.lock(tmp_path)
     (tmp_path / ".lock").unlink()
 
@@ -734,7 +734,7 @@ def test_a_done_run_whose_results_are_gone_makes_them_again(begun, main, tmp_pat
     assert "is done" in main(*begun)
     before = (run / "model/model.safetensors").read_bytes()
     shutil.rmtree(run / "model")
-    assert f"{run}: model/config.json is gone since the run was done; it is made again\n" in main(*begun)
+    assert f"{run}: model/config.json was removed after the run was done; it is made again\n" in main(*begun)
     assert (run / "model/model.safetensors").read_bytes() == before
     (run / "done").write_bytes(b"\xff")  # says nothing, so the run ends once more
     assert "is done" not in main(*begun)
@@ -853,7 +853,7 @@ def test_ranks_that_see_different_folders_are_told_so_at_the_start(tmp_path):
     ours = [line for line in process.stderr.splitlines() if line.startswith("rlsp.py: ")]
     host = socket.gethostname()
     assert process.returncode == 1 and ours == [
-        f"rlsp.py: error: {tmp_path}/1/run: rank 1 (on {host}) does not see the config.json that rank 0 (on {host}) has; the run's folder must be one "
+        f"rlsp.py: error: {tmp_path}/1/run: rank 1 (on {host}) does not see the config.json that rank 0 (on {host}) wrote; the run's folder must be one "
         "that all nodes share"], process.stderr[-2000:]
     assert "exitcode  : 2" in process.stderr and not (tmp_path / "0/run/metrics.jsonl").exists()
 
