@@ -1,18 +1,19 @@
-"""From a problem to the tokens that a model is asked with, and from a finished run to a folder that asks the
-same.
+"""Turns a problem into the prompt tokens for a model, and gives a trained model's folder a chat template that
+writes the same prompt.
 
     1. Prompting   the flags: format of a turn, system message, text around the problem, start of the response
     2. Chat        a tokenizer with its format: token ids of a prompt, what ends a response, a folder's files
 
 Special tokens are placed by their ids, and the text of a problem never becomes one.
 
-What differs from transformers' apply_chat_template, on purpose: there is no default system message, neither
+One difference from transformers' apply_chat_template is intended: there is no default system message, neither
 Llama 3.1's "Cutting Knowledge Date" nor Qwen2.5's "You are Qwen". The paper's prompt is one user turn, and
 --system sets a system message.
 
-A folder that was trained here has a chat_template.jinja whose first line, a comment, says in JSON what it was
-trained with. So `--model RUN/model` asks in the same way without any flag and wraps nothing twice; a flag is
-stronger than the folder. What a stranger's folder says there is data: texts of bounded size.
+A folder that was trained here has a chat_template.jinja whose first line, a comment, records in JSON how the
+model was prompted. So `--model RUN/model` needs no flag to prompt in the same way, and wraps nothing twice;
+flags take precedence over the folder. What an untrusted folder says there is only data: texts of bounded
+size.
 """
 import dataclasses
 import json
@@ -27,8 +28,8 @@ from lib.flags import flag
 from lib.formats import MARK, NAMES, Format
 
 PROMPT = "Problem: {problem}"  # the paper's
-TEXT = 2**16  # characters of a system message, a prompt or a prefill
-OURS = "{#- rlsp "  # how a template begins that this project wrote
+TEXT = 2**16  # longest system message, prompt or prefill, in characters
+OURS = "{#- rlsp "  # the beginning of a template that this project wrote
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -36,23 +37,23 @@ OURS = "{#- rlsp "  # how a template begins that this project wrote
 
 @dataclass(kw_only=True)
 class Prompting:
-    """How a model is asked. What is not given is what the folder was trained with, if it was trained here."""
+    """How a model is prompted. Flags not given have the values that the folder was trained with, if any."""
     chat: str = flag(
-        "model and data", "auto", "format of a turn; auto: what the folder's chat_template has; plain: text "
-        "alone, for a base model", choices=("auto", *NAMES))
+        "model and data", "auto", "format of a turn; auto: that of the folder's chat_template; plain: only "
+        "text, for a base model", choices=("auto", *NAMES))
     system: str | None = flag(
-        "model and data", None, "system message; without it what the folder was trained with, else none",
+        "model and data", None, "system message (default: what the folder was trained with, else none)",
         empty=True)
     prompt: str | None = flag(
-        "model and data", None, "text with {problem} in it; without it what the folder was trained with, "
-        f"else '{PROMPT}'. A new line in bash: $'...\\n...'")
+        "model and data", None, "text with {problem} in it (default: what the folder was trained with, "
+        f"else '{PROMPT}'); for a new line write $'...\\n...' in bash")
     prefill: str | None = flag(
-        "model and data", None, "start of the response, such as $'<think>\\n', given and not learned; "
-        "without it what the folder was trained with, else none", empty=True)
+        "model and data", None, "start of the response, such as $'<think>\\n'; it is given, not learned "
+        "(default: what the folder was trained with, else none)", empty=True)
 
 
 def check_texts(texts):
-    """ValueError for a system message, prompt or prefill that cannot be what was meant."""
+    """Raise a ValueError for a system message, prompt or prefill that cannot be intended."""
     for name, text in texts.items():
         if text:
             files.check_text(text + "x", name)
@@ -61,7 +62,7 @@ def check_texts(texts):
         odd = next((c for c in text if ord(c) < 32 and c not in "\n\t"), None)
         if odd:
             raise ValueError(f"{name} has the control character {odd!r}, expected text "
-                             r"(bash makes one of \b in $'...': write \\boxed there)")
+                             r"(bash turns \b in $'...' into one: write \\boxed there)")
         if re.search(r"\\n(?![a-z])", text):
             raise ValueError(f"{name} has a backslash and an n, expected a new line ($'...\\n...' in bash)")
     found = texts["--prompt"].count("{problem}")
@@ -73,10 +74,10 @@ def check_texts(texts):
 # 2. Chat
 
 class Chat:
-    """A folder's tokenizer, and how its model is asked.
+    """A folder's tokenizer, and how its model is prompted.
 
-    tokenizer: for all that is not a prompt; end: the id that ends a turn; eos: those that end a response;
-    note: one line that the user should see, or "". flags: a Prompting; without it all is the folder's own.
+    tokenizer: for everything but prompts; end: the id that ends a turn; eos: the ids that end a response;
+    note: one line for the user, or "". flags: a Prompting; without it the folder's own values hold.
     """
 
     def __init__(self, folder, flags=None):
@@ -107,7 +108,7 @@ class Chat:
         self.special = self.special_tokens()
 
     def format(self, wanted, path, template, found):
-        """The Format: of the folder's template, or the one that --chat names."""
+        """The Format of the folder's template, or the one that --chat names."""
         bos = formats.named_token(self.folder, "bos_token")
         eos = formats.named_token(self.folder, "eos_token")
         if not eos:
@@ -119,16 +120,16 @@ class Chat:
             name = formats.by_tokens(self.tokenizer)
             found = formats.standard(name, bos, eos) if name else None
             if name and wanted == "auto":
-                self.note = (f"{self.folder} has no chat_template: its turns are {name}'s by its tokens, "
-                             "which are untrained in a base model (--chat plain writes text alone)")
+                self.note = (f"{self.folder} has no chat_template: its tokens suggest the format {name}, but "
+                             "a base model has not learned these tokens (--chat plain writes only text)")
         if wanted == "auto" and not found:
             where = f"{path}: a chat_template" if path else f"{self.folder}: tokenizer.json has tokens"
-            raise ValueError(f"{where} of no known chat format, neither Llama 3's <|start_header_id|> nor "
-                             f"another one's; give --chat, one of {', '.join(NAMES)}")
+            raise ValueError(f"{where} of no known chat format, such as Llama 3's <|start_header_id|>; "
+                             f"give --chat, one of {', '.join(NAMES)}")
         if wanted == "auto" or found and found.name == wanted:
             return found
         new = formats.standard(wanted, bos, eos)
-        if wanted == "plain":  # where the tokenizer itself writes a BOS
+        if wanted == "plain":  # with a BOS if the tokenizer itself writes one
             first = self.tokenizer.encode("x", add_special_tokens=True).ids[:1]
             return dataclasses.replace(new, bos=bos if first == [self.tokenizer.token_to_id(bos)] else "")
         if wanted == "mistral" and self.tokenizer.token_to_id("[INST]") is not None:  # the third version
@@ -138,8 +139,8 @@ class Chat:
         return new
 
     def special_tokens(self):
-        """The names of the tokens that a text of ours becomes, and a text of a problem does not. Some folders
-        have their marks as tokens that are not special: here they are."""
+        """The names that become special tokens in our own texts, but not in the text of a problem. Some
+        folders do not list the marks of their format as special tokens; here they are made special."""
         added = self.tokenizer.get_added_tokens_decoder().values()
         form = self.form
         ours = "".join((*form.user, *form.system, form.assistant, form.after))
@@ -151,7 +152,7 @@ class Chat:
         return {t.content for t in added if t.special or t.content in marks}
 
     def keep(self, flags):
-        """Put the values that were chosen into the flags, so that the run's config.json has them."""
+        """Store the chosen values in the flags, so that the run's config.json has them."""
         flags.chat = self.form.name
         for name, text in self.texts.items():
             setattr(flags, name, text)
@@ -183,13 +184,14 @@ class Chat:
         return self.texts["system"].strip() if trimmed else self.texts["system"]
 
     def response_ids(self, text, first=False):
-        """Token ids of a text that goes on after a prompt; `first`: it is the beginning of the response."""
+        """Token ids of a text that follows a prompt. `first`: it is the beginning of the response."""
         opening = self.form.opening + self.texts["prefill"]
         lead = self.form.lead if first and not opening else ""
         return self.plain.encode(lead + text, add_special_tokens=False).ids
 
     def ids(self, pieces):
-        """Token ids of (text, whether names of special tokens in it are these tokens), as of one text."""
+        """Token ids of the joined texts of `pieces`, pairs (text, whether names of special tokens in it
+        become these tokens)."""
         ids = []
         segment = ""
 
@@ -213,9 +215,9 @@ class Chat:
         return ids
 
     def template(self):
-        """A chat_template that gives transformers and vLLM the prompt of this Chat for one user message that
-        is the bare problem. A conversation with a system message of its own has that one; earlier responses
-        get the prefill that they were given."""
+        """A chat_template with which transformers and vLLM write this Chat's prompt from one user message,
+        the bare problem. A conversation's own system message replaces ours, and earlier responses get the
+        prefill that they were given."""
         form = self.form
         comment = json.dumps({"format": dataclasses.asdict(form)} | self.texts).replace("#", "\\u0023")
         before, after = map(literal, self.texts["prompt"].split("{problem}"))
@@ -256,8 +258,8 @@ class Chat:
         return "\n".join(line for line in lines if line)
 
     def write(self, target):
-        """The files beside the weights of a model that was trained with this Chat. The prompt is in
-        chat_template.jinja alone: another template in tokenizer_config.json would contradict it."""
+        """Write the files beside the weights of a model that was trained with this Chat. Only
+        chat_template.jinja has the prompt; another template in tokenizer_config.json would contradict it."""
         target = Path(target)
         hf.copy_tokenizer(self.folder, target)
         path = target / "tokenizer_config.json"
@@ -269,17 +271,18 @@ class Chat:
 
 
 def literal(text):
-    """A text as Jinja writes it."""
+    """A text as a Jinja string literal."""
     for character, written in (("\\", "\\\\"), ("'", "\\'"), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
         text = text.replace(character, written)
     return f"'{text}'"
 
 
 def without_prefix(folder, tokenizer):
-    """(tokenizer, prefix, first only, unless a space is there): what a tokenizer such as Llama 2's puts
-    before a text, and the same tokenizer without it: a text that goes on is not to begin with a space.
+    """(tokenizer, prefix, first only, unless a space is there). A tokenizer such as Llama 2's puts a prefix,
+    a space, before each text, but the continuation of a text must not begin with one. So this returns the
+    same tokenizer without the prefix, and the prefix.
 
-    Metaspace may do it at the very beginning alone; the normalizer Prepend also does it after each special
+    Metaspace may add it only at the very beginning; the normalizer Prepend also adds it after each special
     token."""
     spec = files.read_json(Path(folder) / "tokenizer.json")
 
@@ -316,7 +319,7 @@ def without_prefix(folder, tokenizer):
 
 
 def restored(path, template):
-    """(Format, texts) of the comment with which a template of this project begins."""
+    """(Format, texts) from the comment at the beginning of a template of this project."""
     try:
         found = json.loads(template[len(OURS) : template.index("#}")])
         texts = {name: found[name] for name in ("system", "prompt", "prefill")}

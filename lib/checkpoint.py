@@ -1,18 +1,18 @@
-"""What lets a run survive: checkpoints, the logs beside them, and signals. SFT and PPO share it.
+"""Checkpoints, with the logs and signals that a stopped run needs to continue. SFT and PPO share them.
 
     RUN/checkpoints/step-000040/state.json
         the step, counts of updates, the KL coefficient; size and CRC of each file
     RUN/checkpoints/step-000040/shard-00001-model-00001-of-00002.safetensors
         the shards of rank 0, and so on
 
-torch.distributed.checkpoint (DCP) writes them: each rank its own shards of the weights and of Adam's moments,
-and any number of ranks reads them. The files are safetensors, and not DCP's own format, whose metadata is a
-pickle. There is no random state in here: generators are functions of seed, purpose and step (ppo.generator),
-and so is the place in the data.
+torch.distributed.checkpoint (DCP) writes them: each rank writes its own shards of the weights and of Adam's
+moments, and any number of ranks can read them. The files are safetensors and not DCP's own format, whose
+metadata is a pickle. No random state is saved: generators are functions of seed, purpose and step
+(parallel.generator), and so is the position in the data.
 
-CRC-32 finds accidents, and it is fast (4 GB/s per core, where SHA-256 reaches 1.8): the time that a preempted
-job has is short. A digest that lies beside the data says nothing of who wrote them, so a cryptographic one
-would be no safer. Nothing in a checkpoint is executed.
+CRC-32 detects accidental damage, and it is fast (4 GB/s per core, where SHA-256 reaches 1.8); a preempted job
+has little time. A digest stored beside the data does not prove who wrote them, so a cryptographic one would
+be no safer. Nothing in a checkpoint is executed.
 """
 import contextlib
 import json
@@ -30,13 +30,13 @@ from lib import files, guards, logs, parallel
 from lib.signals import Stopped, signals
 
 
-# Bytes of one file of a rank: DCP copies a file's tensors to the CPU, and again into the bytes of the file.
+# Bytes per file of a rank. DCP copies a file's tensors to the CPU, and again into the bytes of the file.
 FILE_BYTES = 10**9
 
 
 def rewind(run, step):
-    """Take back what a run did after its checkpoint of `step`: lines of logs with a half one at their end,
-    and checkpoints with a half-written one."""
+    """Undo what a run did after its checkpoint of `step`: remove later lines of logs and later checkpoints,
+    including half-written ones."""
     for file in (run / f"{name}.jsonl" for name in logs.LOGS):
         if file.is_file():
             try:
@@ -52,10 +52,10 @@ def rewind(run, step):
     logged = {json.loads(line)["step"] for line in metrics.open()} if metrics.is_file() else set()
     if lost := set(range(1, step + 1)) - logged:
         logs.say(f"warning: {metrics}: {len(lost)} of the {step} steps before the checkpoint are not in it, "
-                 f"the first of them {min(lost)}; the run goes on without their lines")
+                 f"the first of them {min(lost)}; the run continues without their lines")
     remove(f for f in steps(run) if int(f.name[5:]) > step)
     clear(run / "checkpoints")
-    for pattern in (".tmp*", ".part-*", ".*.part"):  # of a half-written model; .tmp* is safetensors'
+    for pattern in (".tmp*", ".part-*", ".*.part"):  # a half-written model; .tmp* is from safetensors
         for left in (run / "model").glob(pattern):
             left.unlink()
     for mark in ("stopped", "done"):
@@ -66,11 +66,11 @@ def rewind(run, step):
 
 
 def tensors(nets, optimizers, updates):
-    """{name: tensor} of the trained nets {name: net}: weights, and Adam's two moments of those that have been
+    """{name: tensor} of the trained nets {name: net}: the weights, and Adam's two moments if the net has been
     updated."""
     out = {}
     for name, net in nets.items():
-        # After a forward without its backward the root holds copies in the compute type, unknown to Adam.
+        # After a forward without a backward pass, the root holds copies in the compute type, unknown to Adam.
         net.reshard()
         for key, p in net.named_parameters():
             out[f"{name}.{key}"] = p
@@ -81,10 +81,10 @@ def tensors(nets, optimizers, updates):
 
 
 def make_state(optimizer, updates):
-    """Let the optimizer make its state for values to be loaded into. Where its tensors lie and of which types
-    they are is its own affair: fused Adam, for example, wants its count of steps on the GPU. So it takes a
-    step with gradients and rates of zero, which changes no weight. It does so with one parameter at a time,
-    so that one gradient alone is in memory."""
+    """Let the optimizer create its state, into which values are then loaded. Only the optimizer knows the
+    place and type of its tensors: fused Adam, for example, keeps its step count on the GPU. So it takes a
+    step with gradients and learning rates of zero, which changes no weight. It does so for one parameter at a
+    time, so that only one gradient is in memory."""
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0
@@ -99,7 +99,7 @@ def make_state(optimizer, updates):
 
 @contextlib.contextmanager
 def plain_errors(path):
-    """Turn DCP's error, which is a list of tracebacks, one of each rank, into the first one's cause with the
+    """Replace DCP's error, a list of tracebacks with one per rank, by the cause of the first one, with the
     path."""
     try:
         yield
@@ -111,8 +111,9 @@ def plain_errors(path):
 
 
 def save(run, nets, optimizers, step, updates, keep, keep_best=False, **more):
-    """Write checkpoints/step-N aside, then rename it: a kill at any moment leaves the last good one. The
-    newest `keep` stay, with keep_best also that of best(run). Every rank calls it."""
+    """Write checkpoints/step-N under a temporary name, then rename it, so that a kill at any moment leaves
+    the last good one. The newest `keep` are kept, and with keep_best also that of best(run). Every rank calls
+    it."""
     folder = Path(run) / "checkpoints" / f"step-{step:06d}"
     aside = folder.with_name(f".{folder.name}.part")
 
@@ -125,8 +126,8 @@ def save(run, nets, optimizers, step, updates, keep, keep_best=False, **more):
         state = dict(step=step, updates=updates, **more, ranks=parallel.world_size(), files=listed)
         state["crc32"] = zlib.crc32(json.dumps(state).encode())
         files.append_jsonl(aside / "state.json", [state])
-        # What the checkpoint counts on must be there even after a power cut: first the logs' lines, then the
-        # checkpoint itself, then its name.
+        # Everything must be on disk even after a power cut, in this order: the logs' lines, the checkpoint
+        # itself, its name.
         for path in (*(run / f"{name}.jsonl" for name in logs.LOGS), aside / "state.json", aside):
             if path.exists():
                 files.sync(path)
@@ -154,17 +155,17 @@ def save(run, nets, optimizers, step, updates, keep, keep_best=False, **more):
         parallel.together(publish)
     except OSError:
         if parallel.rank() == 0:
-            shutil.rmtree(aside, ignore_errors=True)  # a disk that is full needs the room
+            shutil.rmtree(aside, ignore_errors=True)  # the disk may be full
         raise
 
 
 def after_step(step, last, every, save):
-    """Call save() where a checkpoint is due or a signal has come. A signal then ends the run."""
+    """Call save() if a checkpoint is due or a signal has come. After a signal, Stopped ends the run."""
     stopped = None
     try:
         signals.stop_if_asked()
     except Stopped as e:
-        stopped = e if step < last else None  # behind the last step the run may as well finish
+        stopped = e if step < last else None  # after the last step the run may as well finish
     if stopped or step == last or (every and step % every == 0):
         save()
     if stopped:
@@ -172,7 +173,7 @@ def after_step(step, last, every, save):
 
 
 def steps(run):
-    """Folders of the run's checkpoints, oldest first."""
+    """The folders of the run's checkpoints, oldest first."""
     found = [f for f in (Path(run) / "checkpoints").glob("step-*") if re.fullmatch("[0-9]+", f.name[5:])]
     return sorted(found, key=lambda f: int(f.name[5:]))
 
@@ -180,18 +181,18 @@ def steps(run):
 def remove(folders):
     """Delete checkpoints."""
     for folder in folders:
-        # A half-removed one shall not count.
+        # It is renamed first, so that a half-removed checkpoint does not count as one.
         delete(folder.rename(folder.with_name(f".{folder.name}.old.part")))
 
 
 def clear(checkpoints):
-    """Delete what half-written and half-removed checkpoints have left."""
+    """Delete the remains of half-written and half-removed checkpoints."""
     for left in checkpoints.glob(".step-*.part"):
         delete(left)
 
 
 def delete(path):
-    """Delete a checkpoint's folder. Where somebody has put a link or a file in its place, that alone goes."""
+    """Delete a checkpoint's folder. If it is a link or a file, only that is deleted, not what it leads to."""
     if path.is_symlink() or not path.is_dir():
         path.unlink()
     else:
@@ -199,8 +200,8 @@ def delete(path):
 
 
 def check(folder):
-    """The state of a checkpoint whose files are all there and as they were written. Any other is a
-    ValueError. Every rank reads some of the files."""
+    """The state of a checkpoint. Raises a ValueError unless all its files are there and as they were written.
+    Every rank reads some of the files."""
     def mine():
         file = folder / "state.json"
         files.regular(file)
@@ -221,7 +222,7 @@ def check(folder):
         for name in sorted(listed.keys() ^ ({p.name for p in folder.iterdir()} - {"state.json"})):
             wrong = "no such file, but state.json names it" if name in listed else "not in state.json"
             raise ValueError(f"{folder / name}: {wrong}")
-        # All names are of files in the folder, as has just been compared.
+        # By the comparison above, all names are those of files in the folder.
         for name in sorted(listed)[parallel.rank() :: parallel.world_size()]:
             files.regular(folder / name)
             for what, found, expected in zip(("bytes", "CRC-32"), files.measure(folder / name), listed[name]):
@@ -234,8 +235,8 @@ def check(folder):
 
 
 def best(run):
-    """The step after which accuracy on held-out problems was best, the first of equal ones, as metrics.jsonl
-    has it; None where no step was evaluated. Step 0 does not count: its model is the one given."""
+    """The step after which accuracy on held-out problems was best, by metrics.jsonl, and the first of equal
+    ones; None if no step was evaluated. Step 0 does not count, since its model is the one given."""
     file = Path(run) / "metrics.jsonl"
     rows = [row for _, row in files.read_jsonl(file, growing=True)] if file.is_file() else []
     found = [(row["eval_accuracy"], -row["step"]) for row in rows
@@ -244,7 +245,8 @@ def best(run):
 
 
 def known(run, folders, name):
-    """The name of a checkpoint, if it is one of these folders; "best" is the one of best(run)."""
+    """The name of a checkpoint, where "best" becomes that of best(run). Raises a ValueError if it is not one
+    of these folders."""
     file = Path(run) / "metrics.jsonl"
     there = ", ".join(f.name for f in folders) or "none"
     if name == "best":
@@ -254,7 +256,7 @@ def known(run, folders, name):
                              f"there are checkpoints {there}")
         name = f"step-{step:06d}"
         if name not in [f.name for f in folders]:
-            raise ValueError(f"--checkpoint best: by {file} it is {name}, of which there is no checkpoint "
+            raise ValueError(f"--checkpoint best: by {file} it is {name}, which has no checkpoint "
                              f"(ppo --keep-best keeps it); there are {there}")
     if name not in [f.name for f in folders]:
         raise ValueError(f"--checkpoint {name}: not one of {there} in {Path(run) / 'checkpoints'}")
@@ -262,8 +264,9 @@ def known(run, folders, name):
 
 
 def find(run, name=None):
-    """(folder, state) of the run's newest checkpoint, or of the named one; None where a run has none yet. A
-    damaged one is a ValueError before anything is loaded, whose message says which one before it is good."""
+    """(folder, state) of the run's newest checkpoint, or of the named one; None if the run has none yet. If
+    it is damaged, a ValueError is raised before anything is loaded, and it names an earlier one that is
+    good."""
     folders = parallel.together(lambda: steps(run))[0]
     if name:
         name = parallel.together(lambda: known(run, folders, name))[0]
@@ -278,14 +281,14 @@ def find(run, name=None):
             error = error or e
             continue
         if error:
-            raise ValueError(f"{error}; {folder.name} is good: go on from there with "
+            raise ValueError(f"{error}; {folder.name} is good: continue from there with "
                              f"--resume {run} --checkpoint {folder.name}")
         return folder, state
     raise ValueError(f"{error}; no checkpoint before it is good")
 
 
 def load(named, folder):
-    """Fill tensors {name: tensor} from a checkpoint, whatever number of ranks wrote it and reads it."""
+    """Fill the tensors {name: tensor} from a checkpoint, which any number of ranks may have written."""
     # DCP's warnings repeat the error as a traceback.
     logging.getLogger("torch.distributed.checkpoint").setLevel(logging.CRITICAL)
     with plain_errors(folder), warnings.catch_warnings():
@@ -294,8 +297,8 @@ def load(named, folder):
 
 
 def resume(run, nets, optimizers, found):
-    """Load what find() has found and cut the logs back to its step. Where it has found nothing, the run
-    begins again. Returns the state."""
+    """Load the checkpoint that find() returned and cut the logs back to its step. Without a checkpoint the
+    run starts from the beginning. Returns the state."""
     folder, state = found or (None, dict(step=0, updates=dict.fromkeys(nets, 0)))
     if folder:
         if not nets.keys() <= state["updates"].keys():

@@ -1,5 +1,5 @@
-"""Evaluation: sampling, verifying, accuracy, pass@k and maj@k of one or more models on a problem file, and of
-a policy on held-out problems while it is trained."""
+"""Evaluation: sampling, verifying, accuracy, pass@k and maj@k, for one or more models on a problem file, and
+for a policy on held-out problems during training."""
 import math
 import time
 from dataclasses import dataclass
@@ -15,27 +15,27 @@ import rewards
 
 @dataclass
 class HeldOut:
-    """The settings of evaluations in a run of PPO, flags of `rlsp.py ppo`."""
+    """The settings of evaluations during PPO, as flags of `rlsp.py ppo`."""
     eval_data: str | None = flag(
-        "held-out problems", None, "jsonl with problem and answer; accuracy on it before the first step, "
-        "every --eval-every steps and after the last one goes into metrics.jsonl", resume="content")
-    eval_every: int = flag("held-out problems", 20, "steps between evaluations; 0: before and after alone", 0,
+        "held-out problems", None, "jsonl with problem and answer; metrics.jsonl gets the accuracy on it "
+        "before the first step, every --eval-every steps and after the last one", resume="content")
+    eval_every: int = flag("held-out problems", 20, "steps between evaluations; 0: only before and after", 0,
                            resume="any")
     eval_samples: int = flag("held-out problems", 1, "responses per held-out problem", 1)
     keep_best: bool = flag(
-        "held-out problems", False, "beside the newest --keep checkpoints keep the one with the best "
-        "held-out accuracy, the first of equal ones", resume="any")
+        "held-out problems", False, "in addition to the newest --keep checkpoints, keep the one with the "
+        "best held-out accuracy (the first of equal ones)", resume="any")
 
 
 def pass_at_k(n, c, k):
-    """The probability that at least one of k samples is right, estimated without bias from c right ones of n
-    (arXiv 2107.03374)."""
+    """An unbiased estimate of the probability that at least one of k samples is right, from n samples of
+    which c are right (arXiv 2107.03374)."""
     return 1.0 if n - c < k else 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def majority(answers):
-    """The answer that most samples agree on. Mathematically equal ones are counted together, and ties go to
-    the earlier one."""
+    """The answer that most samples agree on, or None. Mathematically equal answers are counted together, and
+    ties go to the earlier one."""
     groups = []  # [representative, votes]
     for a in answers:
         if a is not None:
@@ -49,7 +49,7 @@ def majority(answers):
 
 def maj_at_k(rows, k):
     """The share of right majorities over the disjoint groups of k samples of each problem. A majority is
-    right where the verifier says so of the first response that gave its answer."""
+    right if the verifier accepts the first response that gave its answer."""
     votes = []
     for r in rows:
         for i in range(0, len(r["answers"]) - k + 1, k):
@@ -60,7 +60,7 @@ def maj_at_k(rows, k):
 
 
 def summarize(rows, n):
-    """Scores of evaluated problems (rows with correct, answers, tokens, each a list of n samples)."""
+    """The scores of evaluated problems. Each row has correct, answers and tokens, lists over n samples."""
     def mean(values):
         return sum(values) / len(values)
 
@@ -78,8 +78,8 @@ def summarize(rows, n):
 
 
 def choose_sampler(args, problems, longest, mesh):
-    """What --sampler auto becomes, one for all models and ranks; it is said where that is not a whole copy.
-    longest: the tokens of the longest prompt.
+    """What --sampler auto becomes, the same for all models and ranks; if it is not a whole copy, a line says
+    why. longest: the tokens of the longest prompt.
     Nothing is refused: on CPU much of a cache is never touched, and takes no memory."""
     def choose():
         size = SimpleNamespace(**vars(args) | {"rollout_batch": problems, "max_prompt": longest})
@@ -96,9 +96,9 @@ def choose_sampler(args, problems, longest, mesh):
 
 
 def evaluate(folder, rows, args, device, mesh, verifier=None):
-    """Sample and verify; every rank does its share. Returns one dict per problem, in order, on every rank.
-    With a verifier of the user's own a response without a box votes for maj@k with its whole text: who
-    verifies otherwise may well ask for no box."""
+    """Sample and verify, each rank its share. Returns one dict per problem, in order, on every rank. With a
+    user's own verifier, a response without a box votes for maj@k with its whole text, since such a task may
+    not ask for a box."""
     asked = chat.Chat(folder, args)
     dtype = getattr(torch, args.dtype)
     config = hf.read_config(folder)
@@ -133,17 +133,16 @@ def evaluate(folder, rows, args, device, mesh, verifier=None):
 
 
 def judged(text, row, verdict, boxed_only=True):
-    """(correct, answer, reason) of a response. verdict: what a verifier of the user's own said, or None."""
+    """(correct, answer, reason) of a response. verdict: the result of a user's own verifier, or None."""
     if verdict is None:
         return rewards.explain(text, row["answer"], boxed_only)
     return verdict, rewards.extract_answer(text, boxed_only) or text.strip() or None, "--verifier"
 
 
 def held_out(trainer):
-    """Where the step that a run of PPO has finished is one to evaluate and not yet evaluated: the policy's
-    scores on the held-out problems. They go into the step's line of metrics.jsonl, whose other numbers were
-    logged before, so that a run that is stopped in here goes on in here. Step 0 is the start, and has a line
-    of its own."""
+    """Evaluate the policy on the held-out problems, if that is due after the last finished step and has not
+    been done. The scores are added to the step's line of metrics.jsonl, which was logged before, so that a
+    run stopped during the evaluation resumes with it. Step 0 is the start and has a line of its own."""
     c, step, run = trainer.config, trainer.step, trainer.run
     due = step in (0, c.steps) or (c.eval_every and step % c.eval_every == 0)
     if not (due and trainer.problems[trainer.training :]):
@@ -163,9 +162,9 @@ def held_out(trainer):
 
 
 def scores_on_held_out(trainer):
-    """summarize() of the policy as it is now, sampled as a rollout is: from the same copy of the policy into
-    the same cache, at the same temperature. Each response has a stream of random numbers that no rollout has,
-    and the same one at every step: two evaluations differ by the policy alone."""
+    """summarize() of the current policy, sampled as in a rollout: from the same copy of the policy, into the
+    same cache, at the same temperature. Each response has its own stream of random numbers, which no rollout
+    uses and which is the same at every step, so two evaluations differ only by the policy."""
     n = trainer.config.eval_samples
     rows = trainer.problems[trainer.training :]
     mine = range(parallel.rank(), len(rows) * n, parallel.world_size())
@@ -182,8 +181,8 @@ def scores_on_held_out(trainer):
 
 
 def earlier_results(file, rows, args):
-    """What this evaluation wrote of a model before it was stopped (a whole file or nothing). It is an error
-    if it is of other problems."""
+    """The results that this evaluation wrote for a model before it was stopped (a whole file), or None.
+    Raises a ValueError if they are of other problems."""
     if not file.exists():
         return None
     results = report.outputs(file, args.samples)
@@ -198,7 +197,7 @@ def earlier_results(file, rows, args):
 
 
 def by_group(results, samples):
-    """{"all", "subject ...", "level ...": scores} of a model's results."""
+    """{"all" or "subject ..." or "level ...": scores} of a model's results."""
     scores = {"all": summarize(results, samples)}
     for key in files.GROUPS:
         for value in sorted({r[key] for r in results if key in r}, key=str):
@@ -224,7 +223,7 @@ def print_table(summaries, samples):
 
 
 def show(row, text, tokens, truncated, tokenizer, verifier, args):
-    """Print a response with what the verifier and Eq. 1 say of it."""
+    """Print a response with its verdict and the parts of Eq. 1."""
     print(f"--- {files.visible(row['problem'], None, files.LINES)}")
     print(logs.coloured(files.visible(text, None, files.LINES)))
     print(f"... {tokens} tokens{', truncated' if truncated else ''}; "

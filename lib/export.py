@@ -1,4 +1,4 @@
-"""rlsp.py export: a Hugging Face folder of any checkpoint of a run."""
+"""rlsp.py export: makes a Hugging Face folder from any checkpoint of a run."""
 import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,31 +10,32 @@ from lib.chat import Prompting
 from lib.flags import REQUIRED, checked, flag
 from model import Llama
 
-RUN_FILES = ("config.json", "tokenizer.json")  # of a run's model, which must be those it began with
+RUN_FILES = ("config.json", "tokenizer.json")  # files of the run's model that must not have changed
 
 
 @dataclass(kw_only=True)
 class Export:
-    """A Hugging Face folder of any checkpoint of a run, on one process, whatever wrote it."""
+    """Make a Hugging Face folder from any checkpoint of a run. It runs on one process, however many wrote the
+    checkpoint."""
     command = "export"
     folder: str = flag("model and data", REQUIRED, "folder that sft or ppo wrote", option="RUN")
     checkpoint: str | None = flag(
-        "model and data", None, "such as step-000020, or best: the one with the best held-out accuracy; "
-        "without it the newest one")
+        "model and data", None, "a checkpoint such as step-000020, or best: the one with the best held-out "
+        "accuracy (default: the newest)")
     model: str | None = flag(
-        "model and data", None, "the model that the run began with, if it has moved: its config.json and "
-        "tokenizer are needed")
+        "model and data", None, "the model that the run started from, if its folder has moved; its "
+        "config.json and tokenizer are needed")
     out: str = flag("run", REQUIRED, "folder to write; must not exist")
 
 
 def export(args):
-    """Write the checkpoint's policy as RUN/model is written, in the type the run computed in."""
+    """Write the checkpoint's policy in the form of RUN/model, in the type that the run computed in."""
     with cli.checked_input():
         run, out = Path(args.folder), Path(args.out)
         if parallel.world_size() > 1:
-            raise ValueError("export runs on one process, expected no torchrun")
+            raise ValueError("export runs on one process: start it without torchrun")
         if not (run / "config.json").is_file():
-            raise FileNotFoundError(f"{run / 'config.json'}: no such file, no run to export")
+            raise FileNotFoundError(f"{run / 'config.json'}: no such file; expected the folder of a run")
         config = cli.saved_run(run)
         flags = config["flags"]
         if flags.get("command") not in ("sft", "ppo"):
@@ -73,15 +74,15 @@ def export(args):
 
 
 def start_of(run, folder, then):
-    """The folder of the model that a run began with: a ValueError if it is another one now. What the run
-    wrote itself, RUN/model, will do as well."""
+    """The folder of the model that a run started from. Raises a ValueError if it has another model now.
+    RUN/model, which the run wrote itself, is accepted as well."""
     if not isinstance(folder, str):
         raise ValueError(f"{run / 'config.json'}: model is {files.visible(repr(folder))}, "
                          "expected a folder's name")
     for name in RUN_FILES:
         if not (Path(folder) / name).is_file():
             raise FileNotFoundError(f"{Path(folder) / name}: no such file; give the folder of the model that "
-                                    "the run began with as --model")
+                                    "the run started from as --model")
     hf.tokenizer_files(folder)
     if Path(folder).resolve() != (run / "model").resolve() and isinstance(then, dict):
         for name in RUN_FILES:

@@ -1,5 +1,5 @@
-"""Hugging Face folders: config.json, safetensors in and out with each rank reading only its own rows,
-tokenizer."""
+"""Hugging Face folders: config.json, tokenizer, and safetensors, of which each rank reads only its own
+rows."""
 import json
 import math
 import os
@@ -24,16 +24,16 @@ def read_config(folder):
 
 
 SAFETENSORS_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-# Integers and float8 are left out: they are quantized, and their scales lie elsewhere.
+# Integers and float8 are left out: they are quantized, with their scales stored elsewhere.
 READABLE_TYPES = ("F64", *SAFETENSORS_TYPES.values())
-PROMPT_FILES = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")  # what a turn is
-TOKEN = 4096  # characters of a token: those that occur have some hundreds
-GROWTH = 64  # times that a tokenizer may lengthen a text; of Unicode's forms the longest is 18 times as long
+PROMPT_FILES = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")  # say how turns look
+TOKEN = 4096  # longest token, in characters; the longest that occur have some hundreds
+GROWTH = 64  # factor by which a tokenizer may lengthen a text; Unicode's normal forms reach 18
 
 
 def weight_files(folder):
-    """{tensor name: file} of a folder's model.safetensors or model.safetensors.index.json; no path leaves the
-    folder."""
+    """{tensor name: file} from a folder's model.safetensors or model.safetensors.index.json. No file lies
+    outside the folder."""
     folder = Path(folder)
     index = folder / "model.safetensors.index.json"
     single = folder / "model.safetensors"
@@ -65,8 +65,8 @@ def open_weights(file):
 
 
 def check_tensors(shapes, folder, ignore=()):
-    """{file: names} of the tensors {name: shape}, after a look at the safetensors' headers: a ValueError
-    names the first name, shape or type that does not fit. `ignore`: endings of names that may be there
+    """{file: names} of the tensors {name: shape}, checked against the safetensors' headers. A ValueError
+    reports the first name, shape or type that does not fit. `ignore`: endings of names that may be there
     unused."""
     found = weight_files(folder)
     missing = [n for n in shapes if n not in found]
@@ -113,15 +113,16 @@ def load_tensors(targets, folder, ignore=()):
 
 
 def parameters(net):
-    """What a folder has of a net, {name: tensor}, and endings of names that it may have besides."""
+    """The tensors of a net that a folder must have, {name: tensor}, and endings of names that it may also
+    have."""
     tied = net.config.tie_word_embeddings or isinstance(net, Critic)
     targets = {n: p for n, p in net.named_parameters() if not n.startswith("value_head")}
     return targets, ["rotary_emb.inv_freq"] + (["lm_head.weight"] if tied else [])
 
 
 def check_weights(folder):
-    """Raise a ValueError unless the folder's weights are those of its config.json. No weight is read but a
-    token head that is the embedding by config.json."""
+    """Raise a ValueError unless the folder's weights fit its config.json. No weights are read, except a token
+    head that according to config.json is the embedding."""
     config = read_config(folder)
     with torch.device("meta"):
         targets, ignore = parameters(Llama(config))
@@ -130,8 +131,8 @@ def check_weights(folder):
 
 
 def check_tied(folder, config, rows):
-    """Raise a ValueError where the folder has a token head of its own, which config.json says it has not, and
-    these rows of it are not the embedding's: one of the two would silently not be the model's."""
+    """Raise a ValueError if config.json says that the token head is the embedding, but the folder has a head
+    whose rows `rows` differ from it: one of the two would silently be ignored."""
     names = ("lm_head.weight", "model.embed_tokens.weight")
     found = weight_files(folder)
     if not config.tie_word_embeddings or names[0] not in found:
@@ -147,14 +148,14 @@ def check_tied(folder, config, rows):
 
 
 def measure(folder):
-    """{file: [bytes, CRC-32]} of what a run takes from a model's folder. Of weights the CRC is that of the
-    header (names, types and shapes) and of the first MiB behind it: so another training of the same model is
-    noticed, and terabytes are not read."""
+    """{file: [bytes, CRC-32]} of the files that a run takes from a model's folder. For weights, the CRC
+    covers the header (names, types and shapes) and the first MiB after it. So another training of the same
+    model is noticed without reading terabytes."""
     folder = Path(folder)
     found = {name: files.measure(folder / name) for name in ("config.json", "tokenizer.json")}
     for name in PROMPT_FILES:
         found[name] = files.measure(folder / name) if (folder / name).exists() else None
-    # A folder without weights is one for --from-scratch.
+    # A folder without weights serves --from-scratch.
     weights = set(weight_files(folder).values()) if list(folder.glob("*.safetensors*")) else ()
     for file in weights:
         with open(file, "rb") as f:
@@ -165,11 +166,11 @@ def measure(folder):
 
 def load(folder, cls=Llama, dtype=torch.bfloat16, device="cpu", mesh=None, compute_dtype=None, init_seed=None,
          offload=False):
-    """A Llama or Critic from a Hugging Face folder, sharded over a `mesh` of more than one process, or split
-    over one that lib.tensor has made. offload is that of parallel.shard.
+    """Load a Llama or Critic from a Hugging Face folder. It is sharded over a `mesh` of more than one
+    process, or split over a mesh that lib.tensor has made. offload is that of parallel.shard.
 
-    A Critic takes the policy's trunk, and its head from `init_seed`. A Llama with `init_seed` starts at
-    random.
+    A Critic takes the policy's trunk, and its head is drawn at random from `init_seed`. A Llama with
+    `init_seed` is initialised at random.
     """
     config = read_config(folder)
     scratch = cls is Llama and init_seed is not None
@@ -205,8 +206,8 @@ def load(folder, cls=Llama, dtype=torch.bfloat16, device="cpu", mesh=None, compu
 
 
 def save(net, folder, dtype=None):
-    """Write config.json and safetensors that transformers and vLLM load unchanged. dtype is that of the file,
-    by default that of the network."""
+    """Write config.json and safetensors that transformers and vLLM load unchanged. dtype is the type in the
+    file (default: that of the network)."""
     folder = Path(folder)
     save_tensors(((n, p) for n, p in net.named_parameters()), folder, dtype)
     if parallel.rank() == 0:
@@ -217,9 +218,9 @@ def save(net, folder, dtype=None):
 
 @torch.no_grad()
 def save_tensors(named, folder, dtype=None, max_bytes=5 * 10**9):
-    """Write (name, tensor) pairs as safetensors, in several files with an index beyond max_bytes. Called by
-    every rank. Sharded tensors are gathered one by one and rank 0 writes each at once: never more than one
-    whole tensor is in memory. Files are written aside and then renamed."""
+    """Write (name, tensor) pairs as safetensors; beyond max_bytes, as several files with an index. Every rank
+    calls it. Sharded tensors are gathered one by one, and rank 0 writes each at once, so that only one whole
+    tensor is in memory. Files are written under temporary names and then renamed."""
     folder = Path(folder)
     parts = [[]]  # lists of (name, tensor, type in the file, bytes)
     size = 0
@@ -231,7 +232,7 @@ def save_tensors(named, folder, dtype=None, max_bytes=5 * 10**9):
             size = 0
         parts[-1].append((name, p, kind, n))
         size += n
-    # In the type of the file: what is near the end of float32's range becomes infinite in bfloat16.
+    # Checked in the type of the file: numbers near the end of float32's range become infinite in bfloat16.
     guards.check_saved(folder, ((name, parallel.local(p).to(kind))
                                 for entries in parts for name, p, kind, _ in entries))
     if parallel.rank() == 0:
@@ -280,13 +281,13 @@ def load_tokenizer(folder):
     spec = files.read_json(path)
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as e:  # the library raises Exception itself
+    except Exception as e:  # the library raises plain Exception
         raise ValueError(f"{path}: not a tokenizer: {e}") from None
     for part in ("normalizer", "decoder"):
         if growth(spec.get(part)) > GROWTH:
             raise ValueError(f"{path}: {part} may lengthen a text more than {GROWTH} times, "
-                             "which takes all memory")
-    # <|eot_id|> in somebody's text is text; templates place the real ones by their ids.
+                             "which could take all memory")
+    # <|eot_id|> in a text stays text; templates place the special tokens by their ids.
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -307,8 +308,8 @@ def load_tokenizer(folder):
 
 
 def growth(part):
-    """How many times longer a text may become at most by a normalizer or decoder of a tokenizer.json: a
-    chain of replacements, each of a letter by ten, is a short file that makes gigabytes of a word."""
+    """The largest factor by which a normalizer or decoder of a tokenizer.json may lengthen a text. A chain of
+    replacements, each of a letter by ten, is a short file that turns a word into gigabytes."""
     kind = part.get("type") if part else None
     if kind == "Sequence":
         return math.prod(growth(step) for step in part.get("normalizers", part.get("decoders", ())))
@@ -324,7 +325,7 @@ def growth(part):
 
 
 def named_eos(folder):
-    """The ids that end a response by generation_config.json and config.json, in this order."""
+    """The ids that end a response, first those in generation_config.json, then those in config.json."""
     ids = []
     size = read_config(folder).vocab_size
     for file in ("generation_config.json", "config.json"):
@@ -341,8 +342,8 @@ def named_eos(folder):
 
 
 def token_texts(tokenizer, ids):
-    """The text of each token, which joined are the decoded ids. Byte-level tokens may end inside a character:
-    such a token is empty and the one that completes the character has it whole."""
+    """The text of each token; joined, they are the decoded ids. Byte-level tokens may end inside a character:
+    such a token gets no text, and the token that completes the character gets all of it."""
     texts = []
     start = 0
     for i in range(len(ids)):
@@ -357,9 +358,9 @@ def token_texts(tokenizer, ids):
 
 
 def tokenizer_files(folder):
-    """The files beside the weights that a trained model takes over. They are checked: a stranger's folder
-    shall not make us copy what a link leads to elsewhere on this machine. Hugging Face's cache
-    consists of links, from models--NAME/snapshots/REVISION/FILE to models--NAME/blobs."""
+    """The files beside the weights that are copied to a trained model. They are checked, so that links in an
+    untrusted folder cannot make us copy files from elsewhere on this machine. Hugging Face's cache consists
+    of links, from models--NAME/snapshots/REVISION/FILE to models--NAME/blobs."""
     folder = Path(folder)
     found = []
     root = Path(os.path.realpath(folder))

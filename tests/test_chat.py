@@ -249,7 +249,7 @@ def test_where_the_template_stands(tmp_path):
     chatml, folder = CASES["Hermes on Llama 3"][1], folder_of(tmp_path / "m", "Hermes on Llama 3", template=False)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     assert asked(folder).form.name == "llama3"
-    assert "m has no chat_template: its turns are llama3's by its tokens, which are untrained in a base model (--chat plain" in asked(folder).note
+    assert "m has no chat_template: its tokens suggest the format llama3, but a base model has not learned these tokens (--chat plain" in asked(folder).note
     assert not asked(folder, chat="llama3").note and asked(folder, chat="llama3").form == asked(folder).form
     (folder / "chat_template.json").write_text(json.dumps(dict(chat_template=chatml)))
     assert asked(folder).form.name == "chatml"

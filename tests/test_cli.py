@@ -730,7 +730,7 @@ def test_export_says_what_is_wrong_in_one_line_and_writes_nothing(runs, tmp_path
     (wider / "config.json").write_text((wider / "config.json").read_text().replace("torch_dtype", "dtype"))
     (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + " ")
     for words, message in (
-            ([tmp_path / "nowhere", *out], "nowhere/config.json: no such file, no run to export"), ([runs[0] / "e", *out], "a run of eval, expected one of sft or ppo"),
+            ([tmp_path / "nowhere", *out], "nowhere/config.json: no such file; expected the folder of a run"), ([runs[0] / "e", *out], "a run of eval, expected one of sft or ppo"),
             ([run, "--out", run], f"{run}: exists already; nothing was overwritten"), ([run], "arguments are required: --out"),
             ([run, *out, "--checkpoint", "step-000007"], "--checkpoint step-000007: not one of step-000002 in"),
             ([run, *out, "--checkpoint", "best"], "--checkpoint best: no step of"),
@@ -741,7 +741,7 @@ def test_export_says_what_is_wrong_in_one_line_and_writes_nothing(runs, tmp_path
         assert message in error and len(error.splitlines()) == 1, (words, error)
     with open(run / "metrics.jsonl", "a") as f:
         f.write(json.dumps({"step": 0, "eval_accuracy": 0.9}) + "\n" + json.dumps({"step": 1, "eval_accuracy": 0.5}) + "\n")
-    assert "best: by " in (error := refused("export", run, *out, "--checkpoint", "best")) and "it is step-000001, of which there is no" in error
+    assert "best: by " in (error := refused("export", run, *out, "--checkpoint", "best")) and "it is step-000001, which has no checkpoint" in error
     monkeypatch.setattr(files, "write_text", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     status, _, error = call("export", run, *out)
     assert status == 1 and error.splitlines()[-1] == f"rlsp.py: [Errno 28] No space left on device: '{tmp_path}/out'"

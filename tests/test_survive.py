@@ -90,7 +90,7 @@ def test_a_damaged_checkpoint_is_named_before_it_is_loaded_and_the_one_before_of
     with pytest.raises(ValueError) as e:
         checkpoint.find(run)
     assert message in str(e.value) and "step-000002" in str(e.value) and len(str(e.value).splitlines()) == 1
-    assert str(e.value).endswith(f"step-000001 is good: go on from there with --resume {run} --checkpoint step-000001")
+    assert str(e.value).endswith(f"step-000001 is good: continue from there with --resume {run} --checkpoint step-000001")
     assert checkpoint.find(run, "step-000001")[1]["step"] == 1
     flip(shard(run, 1))
     with pytest.raises(ValueError, match="no checkpoint before it is good"):
