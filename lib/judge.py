@@ -1,4 +1,4 @@
-"""The judge: effort graded by an OpenAI-compatible chat endpoint, correctness ignored."""
+"""The judge: an OpenAI-compatible chat endpoint that grades effort and ignores correctness."""
 import http.client
 import json
 import math
@@ -21,10 +21,10 @@ import rewards
 
 JUDGE_TIMEOUT = 120.0  # seconds that one request may take
 JUDGE_DELAYS = (1.0, 2.0, 4.0)  # seconds between the requests for one attempt
-LONGEST_DELAY = 60.0  # seconds that a Retry-After of the server may make it
+LONGEST_DELAY = 60.0  # longest delay, in seconds, that a server's Retry-After can ask for
 MAX_JUDGED = 16_000  # characters of a text that the judge sees
 MAX_REPLY = 1_000_000  # bytes of a reply that are read
-MAX_RUBRIC = 100_000  # bytes of a file with a rubric
+MAX_RUBRIC = 100_000  # largest rubric file, in bytes
 AGAIN = 0.7  # temperature of the requests after an unusable reply
 RUBRIC = """\
 You grade how much searching went into an attempt at a mathematics problem. Whether the attempt is correct \
@@ -49,27 +49,26 @@ Reply with one JSON object and nothing else: \
 
 @dataclass
 class Judge:
-    """The settings of a judge, flags of `rlsp.py ppo`."""
-    judge_url: str = flag("judge", "", "OpenAI-compatible endpoint, as http://localhost:8000/v1; "
+    """The settings of a judge, as flags of `rlsp.py ppo`."""
+    judge_url: str = flag("judge", "", "OpenAI-compatible endpoint, such as http://localhost:8000/v1; "
                           "its key is read from RLSP_JUDGE_KEY", resume="any", again=True)
-    judge_model: str = flag("judge", "", "model that grades effort for exploration judge")
-    judge_rubric: str = flag("judge", "", "text file with the judge's instructions, in place of "
-                             "lib/judge.py's RUBRIC, which shows the JSON to ask for",
+    judge_model: str = flag("judge", "", "model that grades effort, for --exploration judge")
+    judge_rubric: str = flag("judge", "", "text file with the judge's instructions, which replaces "
+                             "RUBRIC in lib/judge.py; that one shows the JSON to ask for",
                              resume="content", again=True)
     judge_tokens: int = flag("judge", 2000, "longest reply of the judge, tokens", 1, resume="any")
-    judge_workers: int = flag("judge", 16, "requests at once, on each rank", 1, 1024, resume="any")
-    judge_failures: float = flag("judge", 0.02, "largest share of a step's responses that stay "
+    judge_workers: int = flag("judge", 16, "concurrent requests on each rank", 1, 1024, resume="any")
+    judge_failures: float = flag("judge", 0.02, "largest share of a step's responses that may stay "
                                  "unjudged (R_ex = 0)", 0, 1, resume="any")
 
 
 class JudgeError(Exception):
-    """(message, final): there are no grades for an attempt. It is final where the endpoint refuses, so that
-    asking again is of no use."""
+    """(message, final): an attempt got no grades. It is final if the endpoint refuses, so that asking again
+    is useless."""
 
 
 def check_judge(url: str, model: str) -> None:
-    """Raise a ValueError where the judge's settings cannot work. The key is also looked at, and never
-    shown."""
+    """Raise a ValueError if the judge's settings cannot work. The key is checked as well, but never shown."""
     if not url or not model.strip():
         raise ValueError("--exploration judge: give --judge-url and --judge-model")
     try:
@@ -82,12 +81,12 @@ def check_judge(url: str, model: str) -> None:
         raise ValueError(f"--judge-url {url!r}: expected http(s)://host[:port][/path], "
                          "such as http://localhost:8000/v1")
     if not re.fullmatch("[!-~]*", os.environ.get("RLSP_JUDGE_KEY", "")):
-        raise ValueError("RLSP_JUDGE_KEY: expected visible ASCII characters, without spaces and line ends")
+        raise ValueError("RLSP_JUDGE_KEY: expected visible ASCII characters without spaces or line ends")
 
 
 def read_rubric(file: str) -> str:
-    """The judge's instructions from a file, or RUBRIC without one. Instructions that do not say which grades
-    to give are a ValueError."""
+    """The judge's instructions from a file, or RUBRIC without one. Raises a ValueError if they do not say
+    which grades to give."""
     if not file:
         return RUBRIC
     if not Path(file).is_file():
@@ -98,7 +97,7 @@ def read_rubric(file: str) -> str:
         rubric = Path(file).read_text(encoding="utf-8")
     except UnicodeDecodeError as e:
         raise ValueError(f"--judge-rubric {file}: not UTF-8 text: {e}") from None
-    # A line of judge-*.jsonl has names of its own beside those of the grades.
+    # A line of judge-*.jsonl has the names key and model beside those of the grades.
     if not aspects_of(rubric) or {"key", "model"} & {*aspects_of(rubric)}:
         raise ValueError(f"--judge-rubric {file}: expected the form of the reply in it, "
                          'such as {"depth": n, "care": n}, '
@@ -107,14 +106,14 @@ def read_rubric(file: str) -> str:
 
 
 def aspects_of(rubric: str) -> tuple[str, ...]:
-    """The names of the grades: a rubric shows the JSON object that it wants, with "name": n for each of
+    """The names of the grades. A rubric shows the JSON object that it asks for, with "name": n for each of
     them."""
     return tuple(dict.fromkeys(re.findall(r'"([^"\n]{1,100})"\s*:\s*n\b', rubric)))
 
 
 def shown_to_judge(text: str) -> str:
-    """The text with its middle left out where it is too long, and without any template's control tokens:
-    a space breaks <|im_end|> and [/INST]."""
+    """The text without its middle if it is too long, and without control tokens of any chat template: a space
+    breaks up <|im_end|> and [/INST]."""
     text = re.sub(r"[<\[](?=[^\s\d])", r"\g<0> ", text)
     cut = len(text) - MAX_JUDGED
     if cut <= 0:
@@ -124,8 +123,8 @@ def shown_to_judge(text: str) -> str:
 
 
 def judge_messages(problem: str, attempt: str, rubric: str = RUBRIC) -> list[dict[str, str]]:
-    """The judge's task. `attempt` cannot get out of its markers: they depend on it in a way that it cannot
-    foresee."""
+    """The judge's task. `attempt` cannot forge its end marker, because the marker is a hash of the
+    attempt."""
     marker = sha256(json.dumps([problem, attempt]).encode()).hexdigest()[:16]
     while marker in problem + attempt:
         marker = sha256(marker.encode()).hexdigest()[:16]
@@ -136,7 +135,7 @@ def judge_messages(problem: str, attempt: str, rubric: str = RUBRIC) -> list[dic
 
 
 def effort_of(grades: object, aspects: tuple[str, ...]) -> float:
-    """The mean of the grades, scaled to [0, 1]. Grades that are not numbers from 0 to 10 are a ValueError."""
+    """The mean of the grades, scaled to [0, 1]. Raises a ValueError unless they are numbers from 0 to 10."""
     values = [grades.get(name) for name in aspects] if isinstance(grades, dict) else [None]
     if not all(type(v) in (int, float) and 0 <= v <= 10 for v in values):
         raise ValueError(f"expected numbers from 0 to 10 for {', '.join(aspects)}")
@@ -144,10 +143,9 @@ def effort_of(grades: object, aspects: tuple[str, ...]) -> float:
 
 
 def read_grades(reply: bytes, aspects: tuple[str, ...]) -> dict[str, float]:
-    """The grades in a chat completion: the first JSON object in its text, whether or not fences, prose and
-    thoughts stand around it. Servers that keep a model's thoughts apart leave the text null where the model
-    never said that they are over. Then it is the last object in the thoughts, unless the token limit cut
-    them off."""
+    """The grades in a chat completion: the first JSON object in its text, whatever fences, prose and thoughts
+    stand around it. Servers that return a model's thoughts separately leave the text null if the model never
+    ended them. Then the last object in the thoughts is taken, unless the token limit cut them off."""
     try:
         if len(reply) > MAX_REPLY:
             raise ValueError(f"more than {MAX_REPLY} bytes")
@@ -159,7 +157,7 @@ def read_grades(reply: bytes, aspects: tuple[str, ...]) -> dict[str, float]:
             thoughts = message.get("reasoning_content") or message.get("reasoning")
             text = (re.findall(r"\{[^{}]*\}", thoughts) or [""])[-1]
         if cut and "{" not in (text or ""):
-            raise ValueError("the token limit cut it off before its grades, see --judge-tokens")
+            raise ValueError("the token limit cut it off before its grades; see --judge-tokens")
         text = text.rpartition("</think>")[2]
         grades, _ = json.JSONDecoder().raw_decode(text, text.index("{"))
         effort_of(grades, aspects)
@@ -170,21 +168,21 @@ def read_grades(reply: bytes, aspects: tuple[str, ...]) -> dict[str, float]:
 
 
 def post(url: str, body: bytes, key: str, timeout: float) -> tuple[int, str, bytes]:
-    """(status, Retry-After, body) of one POST. It is over after `timeout` seconds, however slowly the server
-    drips, and follows no redirect, so that nobody else gets the key."""
+    """(status, Retry-After, body) of one POST. It ends after `timeout` seconds, however slowly the server
+    answers, and follows no redirects, so that no other server gets the key."""
     parts = urlsplit(url)
     end = time.monotonic() + timeout
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     headers = {"Content-Type": "application/json", "User-Agent": "rlsp"}
     if key:
         headers["Authorization"] = f"Bearer {key}"
-    connection = kind(parts.hostname, parts.port, timeout=timeout)  # for each wait, and not for all together
+    connection = kind(parts.hostname, parts.port, timeout=timeout)  # limits each wait, not their sum
     connection.connect()
     sock = connection.sock
 
     def cut():
         with suppress(OSError):
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # wakes whoever waits for it, also under TLS
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # wakes a thread that waits for it, also under TLS
 
     watch = threading.Timer(end - time.monotonic(), cut)
     watch.start()
@@ -201,9 +199,9 @@ def post(url: str, body: bytes, key: str, timeout: float) -> tuple[int, str, byt
 
 def ask_judge(url: str, model: str, messages: list, tokens: int, key: str, timeout: float, delays: tuple,
               stop: threading.Event) -> dict[str, float] | None:
-    """The grades for one attempt; None where `stop` was set before. A JudgeError is raised after the last
-    delay, or at once where the endpoint refuses, and then `stop` is also set for the other requests. After an
-    unusable reply the next ones are sampled at temperature 0.7: at 0 the same would come again."""
+    """The grades for one attempt, or None if `stop` was set before. Raises a JudgeError after the last delay,
+    or at once if the endpoint refuses; then `stop` is also set, for the other requests. After an unusable
+    reply the next ones are sampled at temperature 0.7, since at 0 the same reply would come again."""
     aspects = aspects_of(messages[0]["content"])
     temperature = 0
     for delay in (*delays, None):
@@ -237,9 +235,9 @@ def judge_efforts(attempts: list[tuple[str, str]], url: str, model: str, known: 
                   delays: tuple = JUDGE_DELAYS) -> tuple:
     """Grade (problem, reasoning) pairs, `workers` at once: ([effort or None for each], last error, final?).
 
-    What is in `known` (digest -> effort; read_judged) is not asked again, equal attempts are asked once, and
-    new grades go to `known` and the file `log` as they arrive. Nothing new is asked after more than `allowed`
-    failures or a final one.
+    Attempts in `known` (digest -> effort; see read_judged) are not graded again, equal attempts are graded
+    once, and new grades go to `known` and the file `log` as they arrive. After more than `allowed` failures,
+    or a final one, no further request is made.
     """
     key = os.environ.get("RLSP_JUDGE_KEY", "")
     endpoint = url.rstrip("/") + "/chat/completions"
@@ -277,14 +275,15 @@ def judge_efforts(attempts: list[tuple[str, str]], url: str, model: str, known: 
                     break
             if progress:
                 progress.update(digests.count(digest))
-    finally:  # also where a signal interrupts: the rest is not asked
+    finally:  # also after a signal: no further request is made
         stop.set()
         pool.shutdown(wait=False, cancel_futures=True)  # the judge may be silent for minutes
     return [known.get(digest) for digest in digests], error, final
 
 
 def read_judged(folder: Path, rubric: str = RUBRIC) -> dict[str, float]:
-    """digest -> effort from the folder's judge-*.jsonl; a line that a kill cut off is asked again."""
+    """digest -> effort from the folder's judge-*.jsonl. A line that a kill cut off is ignored, and its
+    attempt is graded again."""
     known = {}
     for file in sorted(folder.glob("judge-*.jsonl")):
         for line in file.read_text(errors="replace").split("\n"):
@@ -295,7 +294,7 @@ def read_judged(folder: Path, rubric: str = RUBRIC) -> dict[str, float]:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line, which begins anew where a kill has left half a line at the end."""
+    """Append a line. If a kill has left half a line at the end of the file, a new line is begun first."""
     with open(path, "ab+") as f:
         if f.tell():
             f.seek(-1, os.SEEK_END)
@@ -305,11 +304,12 @@ def append_line(path: Path, line: str) -> None:
 
 
 def give_efforts(samples, config, step, known, folder, rubric):
-    """Give this rank's samples the effort that the judge saw in their reasoning, None where it failed. Where
-    it failed on more than the allowed share of all ranks' responses, every rank stops.
+    """Set `effort` of this rank's samples to the judge's grade of their reasoning, or None if the judge
+    failed. If it failed on more than the allowed share of all ranks' responses, every rank raises a
+    TrainingError.
 
-    known: the efforts of earlier attempts, which are not asked again. folder: the run's, where the grades
-    are kept."""
+    known: the efforts of earlier attempts, which are not graded again. folder: the run's folder, where the
+    grades are kept."""
     total = config.rollout_batch * config.samples
     allowed = math.floor(config.judge_failures * total + 1e-6)
     attempts = [(s.problem["problem"], rewards.reasoning_of(s.text)) for s in samples]
@@ -323,9 +323,9 @@ def give_efforts(samples, config, step, known, folder, rubric):
             config.judge_workers, allowed, bar, rubric, config.judge_tokens)
     signals.stop_if_asked()
     counts, errors, finals = zip(*parallel.gather((efforts.count(None), error, final)))
-    if sum(counts) > allowed or any(finals):  # on every rank alike
-        _, error = max(zip(finals, errors))  # a final one before the others
-        raise guards.TrainingError(f"step {step}: {sum(counts)} of {total} responses stay unjudged, "
-                                   f"{allowed} may: {error}")
+    if sum(counts) > allowed or any(finals):  # the same on every rank
+        _, error = max(zip(finals, errors))  # final errors come first
+        raise guards.TrainingError(f"step {step}: {sum(counts)} of {total} responses are unjudged, "
+                                   f"expected at most {allowed}: {error}")
     for sample, effort in zip(samples, efforts):
         sample.effort = effort

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: its jsonl logs, and how much of the machine it used."""
+"""What a run writes while it goes on: its jsonl logs, progress bars, and how well it uses the machine."""
 import contextlib
 import functools
 import json
@@ -27,7 +27,7 @@ def log(run, rows):
 
 
 def last_line(run, name, step):
-    """The last line of a log if it is of this step, else {}."""
+    """The last line of a log if it belongs to this step, else {}."""
     file = run / f"{name}.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     row = json.loads(lines[-1]) if lines else {}
@@ -35,8 +35,8 @@ def last_line(run, name, step):
 
 
 def complete(run, rows):
-    """Add the values of each row of {log's name: row} to the log's last line, if that is of the row's step;
-    else they are a line of their own."""
+    """Add the values of each row of {log's name: row} to the log's last line if that has the row's step, else
+    as a new line."""
     def write():
         for name, row in rows.items():
             file = run / f"{name}.jsonl"
@@ -51,21 +51,22 @@ def complete(run, rows):
 
 
 def say(line):
-    """Print a line for whoever looks on. Rank 0 alone prints."""
+    """Print a line for the user, on rank 0 only."""
     if parallel.rank() == 0:
         tqdm.write(f"rlsp.py: {line}", file=sys.stderr)
 
 
 def readable(gold):
-    """Whether the verifier can read an answer. One of which it can make nothing is right only when it is
-    copied sign by sign, and one that is not even equal to itself is never right."""
+    """Whether the verifier can read an answer. An answer that it cannot read matches only an exact copy, and
+    one that is not even equal to itself never matches."""
     one = bare(gold.strip())
     read = parse(gold.strip(), True)[0] != "unreadable" or rewards.words(one) or rewards.options(one)
     return bool(read) and rewards.verify(f"\\boxed{{{gold}}}", gold)
 
 
 def gold_warning(path, problems):
-    """How many answers of a problem file the verifier cannot read, in words; "" if it can read all."""
+    """A warning that says how many answers of a problem file the verifier cannot read; "" if it can read
+    all."""
     rows = [p for p in problems if not readable(p["answer"])]
     if not rows:
         return ""
@@ -74,12 +75,12 @@ def gold_warning(path, problems):
             f"{files.visible(repr(rows[0]['answer']), 60)}")
 
 
-EQUATION_1 = ("outcome", "exploration", "floored", "alpha")  # what --reward takes the place of
+EQUATION_1 = ("outcome", "exploration", "floored", "alpha")  # the quantities that --reward replaces
 
 
 def without_equation_1(row, own_verifier):
-    """Metrics or parts of a reward under --reward: the parts of Eq. 1 were not paid and are left out, and a
-    verdict of the mathematics verifier, which decided nothing, is called that."""
+    """Metrics or parts of a reward under --reward. The parts of Eq. 1 were not paid and are left out. A
+    verdict of the mathematics verifier decided nothing, so its name gets the prefix math_."""
     row = {k: v for k, v in row.items() if k not in EQUATION_1}
     for name in ("accuracy", "correct"):
         if name in row and not own_verifier:
@@ -97,7 +98,7 @@ def rollout_row(step, sample, own_reward, own_verifier):
 
 def token_rows(trainer, samples, batch):
     """Lines of tokens.jsonl: each response's tokens, and for each token the numbers that trained it.
-    new_logprob is of the policy as it is now, after the step's updates: one more scoring, which changes no
+    new_logprob is that of the policy after the step's updates; it takes one more scoring, which changes no
     number of the training."""
     if not samples:
         return []
@@ -121,8 +122,8 @@ def token_rows(trainer, samples, batch):
 
 
 def describe(trainer, samples, batch, explained):
-    """Metrics of a rollout. What is a number per token is a mean over actions, everything else a mean over
-    responses. explained: the critic's explained variance, which is left out without a critic."""
+    """Metrics of a rollout. Per-token quantities are averaged over actions, all others over responses.
+    explained: the critic's explained variance, which is left out without a critic."""
     metrics = describe_rollout(samples, batch) | {"kl_coef": trainer.kl_coef}
     if "critic" in trainer.nets:
         metrics["explained_variance"] = explained
@@ -136,7 +137,7 @@ def describe(trainer, samples, batch, explained):
 
 
 def describe_rollout(samples, batch):
-    """The metrics that samples and their batch have of themselves."""
+    """The metrics that follow from samples and their batch alone."""
     def mean(values):
         return sum(values) / len(samples)
 
@@ -173,14 +174,15 @@ def describe_rollout(samples, batch):
 
 @functools.lru_cache
 def matrix_peak(device, dtype):
-    """FLOP/s of a large matrix product, measured: the best of five. What `mfu` is a share of.
+    """The measured FLOP/s of a large matrix product, the best of five. `mfu` is a share of it.
 
-    The product grows until it takes 50 ms, or is of a size at which every GPU is at its best: a processor
-    that emulates a type may need a hundred times as long as another, and everything waits for this."""
+    The size grows until the product takes 50 ms, or reaches a size at which every GPU is at its peak. It
+    starts small, because a processor that emulates a type may need a hundred times as long, and everything
+    waits."""
     n = 8192 if device.type == "cuda" else 256
     while True:
         a = torch.ones(n, n, dtype=dtype, device=device)
-        seconds = min(product_seconds(a), product_seconds(a))  # the first one of a size prepares it
+        seconds = min(product_seconds(a), product_seconds(a))  # the first product of a size is slower
         if seconds >= 0.05 or n >= 8192:
             break
         n *= 2
@@ -195,13 +197,13 @@ def product_seconds(a):
 
 
 def flops(config, lengths, scored):
-    """Model FLOPs of one forward and backward pass over sequences of these lengths, `scored` tokens of which
+    """Model FLOPs of one forward and backward pass over sequences of these lengths, in which `scored` tokens
     need the token head.
 
     A weight costs 6 per token, 2 forward and 4 backward. Causal attention over t tokens multiplies
     t (t + 1) / 2 pairs of H x d numbers in each of two products (Q K^T, P V), and backward twice as many:
-    6 H d t (t + 1) per layer. What is computed a second time (activation checkpointing, the head's logits,
-    attention's own backward) does not count, and neither do norms and embeddings."""
+    6 H d t (t + 1) per layer. Recomputation (activation checkpointing, the head's logits, attention's own
+    backward) does not count, and neither do norms and embeddings."""
     c = config
     width = c.num_attention_heads * c.head_dim
     kv_width = c.num_key_value_heads * c.head_dim
@@ -225,13 +227,13 @@ class Timer:
         self.seconds[phase] = time.perf_counter() - started
 
     def cpu_seconds(self):
-        """Processor time of all threads since the start; other programs do not count."""
+        """Processor seconds of all threads of this process since the start."""
         return time.process_time() - self.cpu_started
 
 
 class Lines:
-    """What a log file or a pipe gets in place of a bar: a line for each set of numbers that is shown, or
-    `lines` of them over all of the work. It has what is used of tqdm."""
+    """A replacement for tqdm's bar in log files and pipes: it prints a line for each set of numbers to show,
+    or `lines` lines over the whole work. It has only those methods of tqdm that are used."""
 
     def __init__(self, desc, total, first, lines):
         self.desc = desc
@@ -254,7 +256,7 @@ class Lines:
             self.set_postfix({})
 
     def set_postfix(self, shown=None, **more):
-        """As tqdm writes it, but for the bar itself."""
+        """Print the line as tqdm formats it, without the bar itself."""
         postfix = ", ".join(f"{k}={v}" for k, v in ((shown or {}) | more).items())
         form = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
         elapsed = time.monotonic() - self.started
@@ -264,8 +266,8 @@ class Lines:
 
 
 def bar(desc, total=None, first=0, inner=False, lines=0, iterable=None):
-    """How far rank 0 is: a progress bar on a terminal; elsewhere, where each redrawing would stay, Lines. An
-    inner bar, of a part of a step, is gone when it is done and writes no line."""
+    """The progress of rank 0: a bar on a terminal, and Lines elsewhere, where every redrawing of a bar would
+    remain. An inner bar, for a part of a step, disappears when it is done and prints no line."""
     terminal = sys.stderr.isatty()
     if not terminal and parallel.rank() == 0 and not inner:
         return Lines(desc, total, first, lines)
@@ -274,8 +276,8 @@ def bar(desc, total=None, first=0, inner=False, lines=0, iterable=None):
 
 
 def sft_timing(config, chosen, count, seconds, device, dtype):
-    """A line of timing.jsonl of sft. chosen: (ids, mask) of each example; count: the trained tokens, which
-    alone need the head."""
+    """A line of timing.jsonl for sft. chosen: (ids, mask) of each example; count: the number of trained
+    tokens; only these need the token head."""
     lengths = [len(ids) for ids, _ in chosen]
     flops_per_s = flops(config, lengths, count) / seconds
     return dict(seconds=seconds, tokens_per_s=sum(lengths) / seconds, flops_per_s=flops_per_s,
@@ -283,15 +285,16 @@ def sft_timing(config, chosen, count, seconds, device, dtype):
 
 
 def update_flops(trainer, lengths, actions, metrics):
-    """Model FLOPs of a step's update, over all ranks: of what was trained, each network over every epoch."""
+    """Model FLOPs of a step's update over all ranks and epochs, summed over the networks that were
+    trained."""
     heads = {"policy": actions, "critic": 0}  # tokens that need the token head
     trained = [(name, net) for name, net in trainer.nets.items() if f"{name}_lr" in metrics]
     return trainer.config.epochs * sum(flops(net.config, lengths, heads[name]) for name, net in trained)
 
 
 def timing(trainer, timer, batch, metrics):
-    """A line of timing.jsonl: seconds of a step's phases and what was reached in them. Tokens and the
-    update's model FLOPs per second are those of all ranks; mfu is the share of the ranks' measured peaks."""
+    """A line of timing.jsonl: the seconds and rates of a step's phases. Tokens per second and the update's
+    model FLOPs per second are totals over all ranks; mfu is the share of the ranks' measured peaks."""
     lengths = batch["length"].tolist()
     actions = int(batch["mask"].sum())
     rollout = timer.seconds["rollout"]
@@ -318,15 +321,15 @@ def log_step(trainer, metrics, samples, batch):
 
 
 def shown(metrics):
-    """What the progress bar shows of a step."""
+    """The numbers of a step that the progress bar shows."""
     names = ("reward", "accuracy", "k1", "explained_variance")
     return ({name: f"{metrics[name]:.3f}" for name in names if name in metrics}
             | {"length": f"{metrics['response_length']:.0f}"})
 
 
 def warnings(trainer, samples, differ):
-    """{"warnings": what makes a step teach nothing, in words}, at the first step and every tenth; {} for a
-    healthy step."""
+    """{"warnings": reasons, in words, why a step teaches nothing}, at the first step and every tenth; {} for
+    a healthy step."""
     step = trainer.step
     if step > 1 and step % 10:
         return {}
@@ -334,13 +337,13 @@ def warnings(trainer, samples, differ):
     found = guards.unhealthy(samples, differ, trainer.config, boxes)
     if found:
         say(f"step {step}: warning: {'; '.join(found)}")
-    if step == 1 and trainer.gold_warning:  # said at the start
+    if step == 1 and trainer.gold_warning:  # already printed at the start
         found.append(trainer.gold_warning)
     return {"warnings": "; ".join(found)} if found else {}
 
 
 def coloured(text):
-    """Text with its behaviours in colour, where standard output is a terminal and NO_COLOR is not set."""
+    """Text with its behaviours in colour, if standard output is a terminal and NO_COLOR is not set."""
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
     colours = dict(zip(rewards.BEHAVIOURS, (33, 36, 35, 32)))

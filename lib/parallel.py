@@ -1,6 +1,6 @@
 """Many processes: rank and collectives, joining and leaving torchrun's job, plain FSDP.
 
-A single process needs none of it: every function here also works in a group of one.
+Every function also works for a single process, a group of one.
 """
 import contextlib
 import ctypes
@@ -42,14 +42,15 @@ def gather(x):
     """[x of rank 0, x of rank 1, ...], the same on every rank."""
     everyone = [x] * world_size()
     if len(everyone) > 1:
-        dist.all_gather_object(everyone, x)  # objects of our own processes, not of strangers
+        dist.all_gather_object(everyone, x)  # it unpickles, but only objects of our own processes
     return everyone
 
 
 def together(f, all_ranks=False):
-    """Call f on rank 0, or with all_ranks on every rank. Returns [f() of each rank], None where not called.
+    """Call f on rank 0, or with all_ranks on every rank. Returns [f() of each rank], with None where it was
+    not called.
 
-    An OSError or ValueError that one rank raises is raised on every rank: nobody is left waiting.
+    An OSError or ValueError that one rank raises is raised on every rank, so that no rank waits in vain.
     """
     result = None
     error = None
@@ -66,7 +67,7 @@ def together(f, all_ranks=False):
 
 
 def compute_type():
-    """The name of the type for `--dtype auto`: bfloat16 on GPUs and where oneDNN multiplies it, else float32.
+    """The type for `--dtype auto`: bfloat16 on GPUs and where oneDNN supports products in it, else float32.
 
     A processor that emulates products in bfloat16 takes a hundred times as long for them.
     """
@@ -77,8 +78,7 @@ def compute_type():
 def environment():
     """(rank, ranks, rank on this node, ranks on this node), from the variables that torchrun sets.
 
-    Raises ValueError where they do not fit together, which would otherwise show as a hang or a division by
-    zero.
+    Raises ValueError if they do not fit together, which would otherwise cause a hang or a division by zero.
     """
     found = {}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
@@ -92,14 +92,14 @@ def environment():
               "MASTER_PORT": port}
     missing = [name for name, value in needed.items() if value is None]
     local_ranks = (ranks or 1) if local_ranks is None else local_ranks
-    if rank is None and ranks is None:  # a process alone, whatever torchrun may have left of a node's
+    if rank is None and ranks is None:  # a single process, whatever else torchrun may have left
         rank = 0
         ranks = 1
         most = local_ranks
     elif missing:
         present = "WORLD_SIZE" if ranks else "RANK"
         raise ValueError(f"{missing[0]} is not in the environment, but {present} is: "
-                         "expected all that torchrun sets, or nothing of it")
+                         "expected all variables that torchrun sets, or none")
     else:
         most = ranks
     local_rank = 0 if local_rank is None else local_rank
@@ -114,7 +114,7 @@ def environment():
 def alike():
     """An OSError or ValueError that one rank raises in this block is raised on every rank at its end.
 
-    Nobody waits for a rank that has left. The block must not contain collectives.
+    So no rank waits for one that has ended. The block must not contain collectives.
     """
     error = None
     try:
@@ -134,21 +134,21 @@ def alike():
 
 
 def join():
-    """Meet the other processes of torchrun, or of any launcher that sets RANK. A single process meets
-    nobody."""
+    """Connect to the other processes of torchrun, or of any launcher that sets RANK. A single process does
+    nothing."""
     environment()
     if "RANK" in os.environ and not dist.is_initialized():
         connect()
 
 
 def connect(**alone):
-    """Make the process group: NCCL on GPUs, gloo on CPU and for CPU tensors."""
+    """Create the process group: NCCL on GPUs, gloo on CPU and for CPU tensors."""
     kind = "gloo"
     if torch.cuda.is_available():
         kind = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    # When a rank dies, torchrun ends the others at once. The limit is for one that hangs: no rollout and no
-    # judge may take so long.
+    # If a rank dies, torchrun ends the others at once. The limit is for a rank that hangs: no rollout and no
+    # judge takes so long.
     limit = timedelta(hours=2)
     try:
         dist.init_process_group(kind, timeout=limit, **alone)
@@ -159,11 +159,11 @@ def connect(**alone):
 
 
 def start(shard_ranks=0, offload=False):
-    """Join the other processes, or be a group of one. Returns (device, mesh).
+    """Join the other processes, or form a group of one. Returns (device, mesh).
 
     Weights are sharded over shard_ranks processes (0: those of a node) and replicated over such groups. If
-    there is more than one group, the mesh is two-dimensional (HSDP). offload says that much of the work is
-    the processor's. Raises ValueError if shard_ranks does not divide the number of processes.
+    there is more than one group, the mesh is two-dimensional (HSDP). With offload, much of the work runs on
+    the processor. Raises ValueError if shard_ranks does not divide the number of processes.
     """
     _, ranks, local_rank, local_ranks = environment()
     shards = shard_ranks or min(local_ranks, ranks)
@@ -188,14 +188,15 @@ def start(shard_ranks=0, offload=False):
 
 
 def stop():
-    """The end of a run that went well.
+    """End a run that succeeded.
 
-    With more than one process it ends the process itself. torch's gloo threads outlive the group, and now and
-    then abort while the interpreter shuts down (pytorch issue 190489), so that torchrun reports a failure.
+    With more than one process it also ends the process. torch's gloo threads outlive the group and sometimes
+    abort while the interpreter shuts down (pytorch issue 190489), and torchrun would report that as a
+    failure.
     """
     many = world_size() > 1
     if many:
-        dist.barrier()  # who is done first must not close connections that others still use
+        dist.barrier()  # the first to finish must not close connections that others still use
     dist.destroy_process_group()
     if many:
         sys.stdout.flush()
@@ -217,8 +218,8 @@ def memory():
 def keep_freed_memory():
     """Under Linux's glibc, keep the memory of freed tensors, and put large tensors on huge pages.
 
-    By default the memory of every tensor of some MB goes back to the kernel, which clears each page again for
-    the next tensor. On CPU that is a quarter of an update's time.
+    By default the memory of every tensor of some MB is returned to the kernel, which clears each page again
+    for the next tensor. On CPU that takes a quarter of an update's time.
     """
     libc = ctypes.CDLL(None)
     if sys.platform == "linux" and hasattr(libc, "mallopt"):
@@ -232,8 +233,8 @@ def shard(model, mesh, compute_dtype, offload=False):
 
     The master weights keep their type, float32 in training; each unit computes in compute_dtype and reduces
     gradients in float32. With offload, weights, gradients and optimizer state stay in host memory, and a
-    unit's weights travel when it computes. Unlike FSDP's default, the root is also resharded after its
-    forward pass, so that outside of forward and backward passes a model is its shards alone.
+    unit's weights are transferred when it computes. Unlike FSDP's default, the root is also resharded after
+    its forward pass, so that a model consists only of its shards outside of forward and backward passes.
     """
     policy = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if offload else OffloadPolicy()
     placement = dict(mesh=mesh, reshard_after_forward=True, offload_policy=policy)
@@ -255,11 +256,12 @@ def compile_blocks(model):
 
 
 def my_part(p):
-    """What this rank holds of a parameter, as a slice of each dimension; all of a plain tensor."""
+    """The part of a parameter that this rank holds, as a slice per dimension; all of it for a plain
+    tensor."""
     part = [slice(0, n) for n in p.shape]
     if isinstance(p, DTensor):
         for axis, placed in enumerate(p.placements):
-            if placed.is_shard():  # in the way of torch.chunk; FSDP shards dimension 0
+            if placed.is_shard():  # split as by torch.chunk; FSDP shards dimension 0
                 n = p.shape[placed.dim]
                 size = -(-n // p.device_mesh.size(axis))
                 start = p.device_mesh.get_local_rank(axis) * size
@@ -268,17 +270,17 @@ def my_part(p):
 
 
 def is_shard(p):
-    """Whether it is a parameter that FSDP has sharded, and not one that lib.tensor has split."""
+    """Whether FSDP has sharded this parameter (lib.tensor splits parameters too, which do not count)."""
     return isinstance(p, DTensor) and "shard" in p.device_mesh.mesh_dim_names
 
 
 def local(p):
-    """What this rank holds of a parameter: its shard, or all of a plain tensor."""
+    """The part of a parameter that this rank holds: its shard, or all of a plain tensor."""
     return p.to_local() if isinstance(p, DTensor) else p
 
 
 def full(p):
-    """The whole tensor on every rank, on the mesh's device; a collective call where p is sharded."""
+    """The whole tensor on every rank, on the mesh's device. If p is sharded, this is a collective."""
     return p.detach().to(p.device_mesh.device_type).full_tensor() if isinstance(p, DTensor) else p.detach()
 
 
@@ -286,8 +288,8 @@ def full(p):
 def copy_weights(source, target):
     """Refresh `target`, a copy of the model `source`.
 
-    A sharded copy takes its shards in place. A whole or a split copy, whose memory free_weights may have
-    taken, is filled one parameter at a time, so that only one whole tensor more is in memory.
+    A sharded copy is updated shard by shard, in place. A whole or split copy, whose memory may have been
+    freed by free_weights, is filled one parameter at a time, so that only one more whole tensor is in memory.
     """
     for p, q in zip(source.parameters(), target.parameters(), strict=True):
         mine = local(q)
@@ -299,21 +301,21 @@ def copy_weights(source, target):
 
 
 def free_weights(model):
-    """Give back the memory of a whole or a split copy until copy_weights fills it again."""
+    """Free the memory of a whole or split copy until copy_weights fills it again."""
     for p in model.parameters():
         if not is_shard(p):
             local(p).untyped_storage().resize_(0)
 
 
 # --------------------------------------------------------------------------------------------------------
-# Dealing work
+# Distributing work
 
 def micro_batches(indices, lengths, budget, ranks):
     """Split samples into micro-steps: lists with one micro-batch, a list of indices, for each rank.
 
-    A micro-batch has at most `budget` tokens, or one sample that is longer. Pads are not counted, since
-    nothing computes them. The longest sample comes first, and each goes to the rank with the least to do.
-    Every rank takes part in every micro-step, as FSDP's collectives demand; its micro-batch may be empty.
+    A micro-batch has at most `budget` tokens, or a single longer sample. Pads do not count, since nothing is
+    computed for them. The longest sample comes first, and each goes to the rank with the least work. Every
+    rank takes part in every micro-step, as FSDP's collectives require; its micro-batch may be empty.
     """
     steps = []
     loads = []
@@ -328,7 +330,7 @@ def micro_batches(indices, lengths, budget, ranks):
 
 
 def idle_share(steps, lengths):
-    """The share of time, from 0 to 1, in which ranks wait for the fullest one of each micro-step."""
+    """The share of time, from 0 to 1, in which ranks wait for the one with the most work in a micro-step."""
     loads = [[sum(lengths[i] for i in batch) for batch in step] for step in steps]
     return 1 - sum(map(sum, loads)) / sum(max(load) * len(load) for load in loads)
 
@@ -340,8 +342,8 @@ def pad(rows, dtype):
 
 
 def share(batch, indices, device):
-    """This rank's rows of a batch on its device, cut to the longest of them; one fully masked row where it
-    has none."""
+    """This rank's rows of a batch on its device, cut to the length of the longest; if it has none, one row
+    that is masked completely."""
     rows = torch.tensor(indices or [0])
     T = max(1, int(batch["length"][rows].max())) if indices else 2
     part = {k: v[rows, :T].to(device) for k, v in batch.items() if k != "length"}
@@ -351,7 +353,7 @@ def share(batch, indices, device):
 
 
 def generator(seed, *purpose):
-    """A generator of its own for each purpose and place, such as an epoch.
+    """A separate random generator for each purpose, such as the order of an epoch.
 
     It is a function of (seed, purpose), so that resuming needs no random state."""
     digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()

@@ -1,12 +1,12 @@
 """What a run will need, before it is paid for: bytes on each rank in each phase, FLOPs and seconds.
 
-Everything follows from config.json. There is one function per quantity, and bytes are those of the rank with
-the most. c is a ppo.PPOConfig (or SFT's flags under the same names), ranks the number of processes, shards
-the number of ranks over which weights are sharded, node the ranks of a node (by default as many), and split
-the ranks that share a copy of the sampler. tests/test_plan.py holds these functions against arithmetic by
-hand, against measured runs and against PyTorch's own memory tracker on the 8B model.
+Everything follows from config.json. There is one function per quantity, and bytes are those of the rank that
+needs most. c is a ppo.PPOConfig (or SFT's flags under the same names), ranks the number of processes, shards
+the number of ranks over which weights are sharded, node the number of ranks of a node (default: shards), and
+split the number of ranks that share a copy of the sampler. tests/test_plan.py compares these functions with
+arithmetic by hand, with measured runs and with PyTorch's own memory tracker on the 8B model.
 
-What is not counted: the rollout's numbers in host memory, some hundred bytes per token.
+The rollout's numbers in host memory, some hundred bytes per token, are not counted.
 """
 import copy
 import functools
@@ -20,9 +20,9 @@ from lib.paged import PAGE, PagedCache, position_bytes
 import model as M
 
 GB = 1e9
-GPU_OVERHEAD = 3e9  # CUDA context, NCCL's buffers, what the allocator cannot hand out: assumed, not measured
+GPU_OVERHEAD = 3e9  # CUDA context, NCCL's buffers, fragmentation: assumed, not measured
 CPU_OVERHEAD = 0.4e9  # Python and torch themselves
-LATENCY = 2e-5  # seconds of a collective among the GPUs of a node beside its bytes: assumed, not measured
+LATENCY = 2e-5  # fixed seconds of a collective among the GPUs of a node: assumed, not measured
 PCIE = 20e9  # bytes per second between GPU and host under --offload: assumed, not measured
 # The rows of the table, in this order.
 ITEMS = ("weights", "gradients", "optimizer", "reference", "sampler", "kv cache", "gathered", "activations")
@@ -40,7 +40,7 @@ def shapes(config, critic=False):
 
 
 def elements(shapes, shards=1):
-    """How many numbers one rank holds: FSDP cuts dimension 0 and pads every rank to the largest piece."""
+    """How many numbers one rank holds. FSDP shards dimension 0 and pads every rank to the largest piece."""
     return sum(-(-shape[0] // shards) * math.prod(shape[1:]) for shape in shapes.values())
 
 
@@ -81,7 +81,8 @@ def frozen_copy(config, c, shards):
 
 
 def sampler_copy(config, c, shards, split):
-    """The sampler's weights on a rank. A split one has norms and biases of output projections whole."""
+    """The sampler's weights on a rank. In a split sampler, norms and biases of output projections stay
+    whole."""
     if c.sampler != "tensor":
         return frozen_copy(config, c, shards if c.sampler == "sharded" else 1)
     policy = shapes(config)
@@ -102,8 +103,9 @@ def cache_rows(config, c, ranks, split=1):
 
 
 def kv_cache(config, c, ranks, split=1):
-    """Keys and values of all sequences that are decoded at once, each at its full length. On a GPU they have
-    pages (lib/paged.py), of which there are no more but for one, and for rounding up each sequence's last."""
+    """Keys and values of all sequences that are decoded at once, each at its full length. On a GPU they lie
+    in pages (lib/paged.py), which take no more, apart from one page and the rounding up of each sequence's
+    last page."""
     return math.prod(cache_rows(config, c, ranks, split))
 
 
@@ -126,12 +128,11 @@ def micro_step_tokens(c, ranks):
 
 
 def saved(config, c, tokens):
-    """What autograd keeps of one block.
+    """What autograd saves for one block.
 
-    Of each of the two norms these are two widths in float32, a root and the output. Of attention they are q,
-    k, v, the output by sequence and joined, and its log-sum-exp; of norms of q's and k's heads two widths in
-    float32 and a root. Of the MLP they are four widths. This is the
-    CPU's norm; CUDA's fused norm keeps less.
+    For each of the two norms it saves two widths in float32, a root and the output; for attention q, k, v,
+    the output per sequence and joined, and its log-sum-exp; for norms of q's and k's heads two widths in
+    float32 and a root; for the MLP four widths. This holds for the norm on CPU; CUDA's fused norm saves less.
     """
     D = config.hidden_size
     F = config.intermediate_size
@@ -147,8 +148,8 @@ def saved(config, c, tokens):
 
 
 def block_backward(config, c, tokens):
-    """What is alive at the worst moment of a block's backward pass: in the MLP, or for narrow MLPs in a
-    norm."""
+    """Bytes in use at the worst moment of a block's backward pass, which is in the MLP, or for narrow MLPs in
+    a norm."""
     D = config.hidden_size
     F = config.intermediate_size
     b = item_size(c)
@@ -156,7 +157,7 @@ def block_backward(config, c, tokens):
 
 
 def block_forward(config, c, tokens):
-    """The same of a forward pass without gradients: the MLP's three widths, the residual stream, a float32
+    """The same for a forward pass without gradients: the MLP's three widths, the residual stream, a float32
     norm."""
     b = item_size(c)
     return tokens * (3 * b * config.intermediate_size + (2 * b + 8) * config.hidden_size)
@@ -170,8 +171,8 @@ def logits(config, tokens):
 def cached_attention(config, c, tokens, length):
     """A block's attention of `tokens` new tokens over `length` cached positions.
 
-    It holds scores, in float32 before and after the softmax and in the compute type, and the mask; beside
-    them the residual stream, its norm, q, k, v and two sums of values.
+    It holds the scores, in float32 before and after the softmax and in the compute type, and the mask, as
+    well as the residual stream, its norm, q, k, v and two sums of values.
     """
     H = config.num_attention_heads
     b = item_size(c)
@@ -181,9 +182,9 @@ def cached_attention(config, c, tokens, length):
 
 
 def decoding(config, c, ranks, split=1):
-    """The rollout's worst moment, of four: a prefill's MLP or scores, and decoding's scores or logits.
+    """The worst of four moments of the rollout: a prefill's MLP or scores, and decoding's scores or logits.
 
-    The logits exist as computed, in float32, divided by the temperature and as probabilities.
+    The logits exist as computed, in float32, divided by the temperature, and as probabilities.
     """
     b = item_size(c)
     rows = slots(c, ranks, split)
@@ -207,9 +208,9 @@ def forward(config, c, shards, tokens, net):
 def backward(config, c, shards, tokens, net):
     """(gathered, activations) of a training pass at its worst moment.
 
-    That is one of three: the logits, a block's backward pass, and the end, when the root's gradients are
+    It is one of three: the logits, a block's backward pass, or the end, when the root's gradients are
     reduced. "Gathered" are a unit's whole weights, gradients and float32 reduction. A single process rounds
-    its weights layer by layer, and without activation checkpointing keeps them until their backward pass.
+    its weights layer by layer and, without activation checkpointing, keeps them until their backward pass.
     """
     b = item_size(c)
     D = config.hidden_size
@@ -218,10 +219,10 @@ def backward(config, c, shards, tokens, net):
     policy = "value_head.weight" not in net
     elements_of_head = config.vocab_size * D if policy else 0
     head = b * elements_of_head
-    summed = 4 * elements_of_head  # the head's gradient is there, in float32, from the first chunk on
+    summed = 4 * elements_of_head  # the head's gradient exists, in float32, from the first chunk on
     kept = b * (elements(net) - r - k) if shards == 1 and b < 4 and not c.recompute else 0
     inputs = config.num_hidden_layers * (b * tokens * D if c.recompute else saved(config, c, tokens))
-    last_norm = tokens * (8 * D + 4 + 2 * b * D)  # with its output, of which the scored states are taken
+    last_norm = tokens * (8 * D + 4 + 2 * b * D)  # with its output, from which the scored states are taken
     in_head = logits(config, tokens) + b * tokens * D if policy else 8 * tokens * D
     in_block = block_backward(config, c, tokens) - (0 if c.recompute else saved(config, c, tokens))
     moments = [
@@ -237,7 +238,7 @@ def backward(config, c, shards, tokens, net):
 def phases(config, c, ranks, shards, stage="ppo", node=None):
     """{phase: {item: bytes on a rank}} of a stage, "sft", "ppo" or "eval".
 
-    Under --offload weights, gradients and optimizer count nothing here: they lie in host memory (see
+    Under --offload weights, gradients and optimizer do not count here, since they lie in host memory (see
     host_bytes).
     """
     policy = shapes(config)
@@ -264,7 +265,7 @@ def phases(config, c, ranks, shards, stage="ppo", node=None):
 
     base = {"weights": w}
     if stage == "ppo":
-        base["reference"] = frozen_copy(config, c, shards)  # this and the cache are kept over the whole run
+        base["reference"] = frozen_copy(config, c, shards)  # this and the cache stay for the whole run
         base["kv cache"] = kv_cache(config, c, ranks, split)
         sampler = {"sampler": sampler_copy(config, c, shards, split)}
         rollout = {"gathered": gathered, "activations": decoding(config, c, ranks, split)}
@@ -280,7 +281,7 @@ def phases(config, c, ranks, shards, stage="ppo", node=None):
 
 
 def peak(found):
-    """(phase, bytes) of the phase that needs most, of what `phases` found."""
+    """(phase, bytes) of the phase that needs most, from the result of `phases`."""
     need = {phase: sum(items.values()) for phase, items in found.items()}
     phase = max(need, key=need.get)
     return phase, need[phase]
@@ -301,9 +302,9 @@ def host_bytes(config, c, shards, stage="ppo"):
 
 
 def choose_sampler(configs, c, ranks, shards, memory, stage, node):
-    """(sampler, why it is that one). Of --sampler auto it is the first by which every model fits into
-    `memory` bytes; where none does, the one that needs least, for which `advice` finds flags. Raises
-    ValueError where --sampler tensor cannot be."""
+    """(sampler, why it is that one). For --sampler auto it is the first with which every model fits into
+    `memory` bytes; if none does, the one that needs least, for which `advice` finds flags. Raises ValueError
+    if --sampler tensor is impossible."""
     split = tensor.ranks("tensor", shards, node)
     objection = next(filter(None, (tensor.objection(config, split) for config in configs)), "")
     if c.sampler == "tensor" and objection:
@@ -330,9 +331,9 @@ def choose_sampler(configs, c, ranks, shards, memory, stage, node):
 def advice(config, c, ranks, shards, memory, stage, node):
     """Flags, as {name: value}, with which the run fits into `memory` bytes; None if there are none.
 
-    The flags of the ladder are tried from the cheapest on, and one stays if it lowers the peak. For kv_gb
-    the ladder names the number of sequences that the cache must hold to be worth reading the weights for; its
-    value is the memory that is left.
+    The flags of the ladder are tried from the cheapest on, and each is kept if it lowers the peak. For kv_gb
+    the ladder has the number of sequences that the cache must hold to be worth reading the weights; the
+    flag's value is the memory that is left.
     """
     longest = c.max_prompt + c.max_response
     changes = {}
@@ -392,8 +393,8 @@ def flops(config, c, prompt, response):
 
 
 def joining(config, c, rows, split):
-    """Seconds in which the ranks that share a sampler join their parts of a token in each of `rows` rows: a
-    sum for the embedding and two per block, the logits gathered, and the tokens handed out."""
+    """Seconds in which the ranks that share a sampler combine their parts of a token in each of `rows` rows:
+    a sum for the embedding and two per block, a gathering of the logits, and a broadcast of the tokens."""
     if split == 1:
         return 0.0
     sums = 2 * config.num_hidden_layers + 1
@@ -406,16 +407,16 @@ def seconds(config, c, ranks, shards, prompt, response, node=None):
     """Seconds of a step's phases, as {phase: seconds}, for mean lengths in tokens and the rates of c, a
     recipe.Machine.
 
-    Decoding waits for memory, not for arithmetic: each turn, a new token of each sequence, reads the weights
-    and the sequences' keys and values, of a split sampler its part of both before it is joined with the
-    others', and a sharded sampler gathers all weights over the network.
+    Decoding is limited by memory, not by arithmetic. Each turn, which gives each sequence a new token, reads
+    the weights and the sequences' keys and values; with a split sampler each rank reads its part of both and
+    the results are combined, and a sharded sampler gathers all weights over the network.
     """
     need = flops(config, c, prompt, response)
     split = tensor.ranks(c.sampler, shards, node or shards)
     together = split * -(-c.rollout_batch * c.samples // ranks)  # responses of the ranks that share a copy
     context = prompt + response / 2
     at_once = paged_sequences(config, c, ranks, split, context)
-    # the slots stay full until the last responses, one of which is likely to be as long as allowed
+    # the slots stay full until the last responses, one of which is likely to have the full length
     turns = max(1, c.max_response, math.ceil(together * response / at_once))
     rows = together * response / turns  # on average over the turns
     read = sampler_copy(config, c, 1, split)
@@ -425,7 +426,7 @@ def seconds(config, c, ranks, shards, prompt, response, node=None):
         turn = max(turn, read * (shards - 1) / shards / c.network)
     out = {phase: need[phase] / ranks / c.flops for phase in ("rollout", "scoring", "update")}
     out["rollout"] += turns * turn
-    if c.offload:  # each micro-step brings the float32 weights twice and takes the gradients once
+    if c.offload:  # each micro-step transfers the float32 weights twice and the gradients once
         tokens = c.rollout_batch * c.samples * (prompt + response)
         micro_steps = c.epochs * math.ceil(tokens / (ranks * c.micro_tokens))
         out["offload"] = micro_steps * 3 * weights(trained(config, c), shards) / PCIE
@@ -466,13 +467,13 @@ def words(changes):
 
 
 def of_a_process(gpu, host):
-    """(bytes that a process has, those that it needs beside what is planned)."""
+    """(bytes that a process has, bytes that it needs in addition to what is planned)."""
     return (host, CPU_OVERHEAD) if gpu is None else (gpu, GPU_OVERHEAD)
 
 
 def check(config, c, ranks, shards, gpu, host, what, stage, node=None):
-    """(one line about a run that fits, its sampler). Raises ValueError, with the arithmetic and what to
-    change, for one that does not.
+    """(one line about a run that fits, its sampler). For a run that does not fit, raises a ValueError with
+    the arithmetic and what to change.
 
     gpu, host and what are those of lib.parallel.memory.
     """

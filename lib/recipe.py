@@ -1,8 +1,8 @@
 """What the whole recipe will need, as `rlsp.py plan` prints it: memory, hours, GPU-hours, dollars and disk of
-SFT, PPO and the last evaluation. lib/plan.py has the arithmetic of each.
+SFT, PPO and the final evaluation. lib/plan.py has the arithmetic.
 
-c is a rlsp.Plan: PPO's settings and a Machine. Not counted: the time of loading, saving and starting, and the
-logs on the disk (less than 1 GB of a run).
+c is a rlsp.Plan: PPO's settings and a Machine. Not counted are the time for loading, saving and starting, and
+the logs on disk (less than 1 GB per run).
 """
 import math
 from dataclasses import dataclass, replace
@@ -14,35 +14,36 @@ from lib.plan import GB, GPU_OVERHEAD
 
 @dataclass
 class Machine:
-    """What a plan is for: the lengths that the hours follow from, the stages around PPO, and the GPUs."""
-    mean_prompt: float = flag("model and data", 150.0, "mean tokens of a prompt, for the hours", 1)
-    mean_response: float = flag("model and data", 1000.0, "mean tokens of a response in PPO, for the hours",
+    """The assumptions of a plan: the lengths that the hours follow from, the stages around PPO, and the
+    GPUs."""
+    mean_prompt: float = flag("model and data", 150.0, "mean tokens per prompt, for the hours", 1)
+    mean_response: float = flag("model and data", 1000.0, "mean tokens per response in PPO, for the hours",
                                 1)
     sft_examples: int = flag("sft and test", 90_000, "demonstrations; 0: PPO without SFT", 0)
-    sft_tokens: float = flag("sft and test", 2500.0, "mean tokens of prompt and demonstration", 1)
-    sft_max_tokens: int = flag("sft and test", 8192, "longest prompt and demonstration, tokens", 1)
+    sft_tokens: float = flag("sft and test", 2500.0, "mean tokens of prompt with demonstration", 1)
+    sft_max_tokens: int = flag("sft and test", 8192, "longest prompt with demonstration, tokens", 1)
     sft_epochs: int = flag("sft and test", 5, "passes over the demonstrations", 1)
     sft_batch: int = flag("sft and test", 64, "demonstrations per optimizer step, over all GPUs", 1)
-    test_problems: int = flag("sft and test", 530, "problems of the last evaluation, of the model before "
-                              "SFT, after it and after PPO; 0: none", 0)
-    test_samples: int = flag("sft and test", 1, "responses per problem of it", 1)
-    test_response: float = flag("sft and test", 1500.0, "mean tokens of a response of it", 1)
-    test_max_response: int = flag("sft and test", 8192, "longest response of it, tokens", 1)
-    judge_seconds: float = flag("judge", 5.0, "seconds of a judge's reply, for the hours", 0)
-    gpus: int = flag("machine", 8, "GPUs, one process each", 1)
-    gpus_per_node: int = flag("machine", 8, "over these weights are sharded unless --shard-ranks says "
-                              "otherwise", 1)
+    test_problems: int = flag("sft and test", 530, "problems of the final evaluation, of the models before "
+                              "SFT, after SFT and after PPO; 0: no evaluation", 0)
+    test_samples: int = flag("sft and test", 1, "responses per problem in that evaluation", 1)
+    test_response: float = flag("sft and test", 1500.0, "mean tokens per response in that evaluation", 1)
+    test_max_response: int = flag("sft and test", 8192, "longest response in that evaluation, tokens", 1)
+    judge_seconds: float = flag("judge", 5.0, "seconds per reply of the judge, for the hours", 0)
+    gpus: int = flag("machine", 8, "number of GPUs, with one process each", 1)
+    gpus_per_node: int = flag("machine", 8, "GPUs per node, over which weights are sharded unless "
+                              "--shard-ranks is given", 1)
     gpu_memory: float = flag("machine", 80.0, "GB (1e9 bytes) per GPU", 1e-3)
     flops: float = flag("machine", 1.5e14, "FLOP/s per GPU that matrix products reach, not its peak", 1)
     bandwidth: float = flag("machine", 1e12, "bytes/s at which decoding reads a GPU's memory", 1)
-    network: float = flag("machine", 5e10, "bytes/s between GPUs: weights of a sharded sampler, parts of a "
-                          "token of a tensor one", 1)
+    network: float = flag("machine", 5e10, "bytes/s between GPUs, for the weights of a sharded sampler and "
+                          "the partial sums of a tensor sampler", 1)
     price: float = flag("machine", 0.0, "dollars per GPU and hour", 0)
 
 
 def stages(c):
-    """{stage: its settings under PPO's names} of SFT, PPO and the last evaluation. SFT is a PPO step's update
-    without its critic, whose rollout are all demonstrations."""
+    """{stage: its settings under PPO's names} of SFT, PPO and the final evaluation. SFT is treated as the
+    update of a PPO step without a critic, whose rollout is all demonstrations."""
     sft = replace(c, rollout_batch=c.sft_examples, samples=1, max_prompt=c.sft_max_tokens, max_response=0,
                   train_batch=c.sft_batch, epochs=c.sft_epochs, advantage="group")
     test = replace(c, rollout_batch=c.test_problems, samples=c.test_samples,
@@ -52,7 +53,7 @@ def stages(c):
 
 
 def models_tested(c):
-    """How many models the last evaluation compares: the one given, after SFT, after PPO."""
+    """The number of models in the final evaluation: the one given, after SFT, after PPO."""
     return 3 if c.sft_examples else 2
 
 
@@ -65,8 +66,8 @@ def held_out(c):
 
 
 def stage_seconds(config, c, shards):
-    """{stage: seconds}; "held" are PPO's evaluations of held-out problems, and "judge" is what --exploration
-    judge adds to PPO. Loading, saving and start are not counted."""
+    """{stage: seconds}. "held" is PPO's evaluations on held-out problems, and "judge" is what --exploration
+    judge adds to PPO. Loading, saving and starting are not counted."""
     out = {}
     for stage, s in stages(c).items():
         if stage == "sft":
@@ -91,14 +92,14 @@ def stage_seconds(config, c, shards):
 
 
 def checkpoint_bytes(config, c, stage):
-    """A checkpoint on the disk: float32 weights and Adam's moments of all that is trained."""
+    """Bytes of a checkpoint on disk: float32 weights and Adam's moments of all trained networks."""
     nets = plan.trained(config, c, stage)
     return plan.weights(nets, 1) + plan.optimizer(nets, 1)
 
 
 def disk(config, c, stage):
-    """(bytes at most, bytes at the end) of a stage's folder. A new checkpoint is whole before the oldest one
-    is removed, and the best one may be an old one. An evaluation writes texts alone."""
+    """(bytes at most, bytes at the end) of a stage's folder. A new checkpoint is complete before the oldest
+    one is removed, and the best one may be an old one. An evaluation writes only texts."""
     if stage == "eval":
         return 0, 0
     model = plan.frozen_copy(config, c, 1)
@@ -108,7 +109,7 @@ def disk(config, c, stage):
 
 
 def report(config, c, shards):
-    """Print everything about the recipe on GPUs; returns whether all of it fits."""
+    """Print the whole plan; returns whether every stage fits."""
     memory = c.gpu_memory * GB - GPU_OVERHEAD
     sampler, why = plan.choose_sampler([config], c, c.gpus, shards, memory, "ppo", c.gpus_per_node)
     c = replace(c, sampler=sampler)
@@ -139,7 +140,7 @@ def verdict(config, c, shards, stage):
 
 
 def step_lines(config, c, shards):
-    """A PPO step: its FLOPs and seconds."""
+    """Lines with the FLOPs and seconds of a PPO step."""
     work = plan.flops(config, c, c.mean_prompt, c.mean_response)
     took = plan.seconds(config, c, c.gpus, shards, c.mean_prompt, c.mean_response, c.gpus_per_node)
     total = sum(took.values())
@@ -152,7 +153,7 @@ def step_lines(config, c, shards):
 
 
 def recipe_lines(config, c, shards):
-    """The recipe's stages as a table of hours, GPU-hours, dollars and disk, and what in it is assumed."""
+    """The stages as a table of hours, GPU-hours, dollars and disk, followed by what it assumes."""
     took = stage_seconds(config, c, shards)
     tested = models_tested(c)
     what = {"sft": f"{c.sft_examples} demonstrations of {c.sft_tokens:.0f} tokens, {c.sft_epochs} epochs",

@@ -242,7 +242,7 @@ def test_a_thinking_models_null_is_read_past(tmp_path, field):
     assert outcome(lambda r, h: thinking(draft, ""), tmp_path)[0] == pytest.approx(0.6)
     assert outcome(lambda r, h: thinking(draft, json.dumps(EIGHTS)), tmp_path)[0] == pytest.approx(0.8)
     effort, error, *_ = outcome(lambda r, h: thinking(draft, finish="length"), tmp_path)  # a draft is no grade
-    assert effort is None and "the token limit cut it off before its grades, see --judge-tokens" in error
+    assert effort is None and "the token limit cut it off before its grades; see --judge-tokens" in error
     assert "unusable reply" in outcome(lambda r, h: thinking("nothing to say"), tmp_path)[1]
     started = time.monotonic()
     assert outcome(lambda r, h: thinking('{"a' * 300_000), tmp_path, delays=())[0] is None and time.monotonic() - started < 3
@@ -453,7 +453,7 @@ def test_a_run_that_the_judge_stopped_resumes_with_its_cache_bit_for_bit(rlsp_pp
     refusal = 401, {}, f"bad key {KEY}".encode()
     with serve(lambda r, h: refusal if r["number"] >= stop else grades(depth=r["number"] % 11)) as (url, requests):
         status, error = rlsp_ppo("broken", url)
-        assert status == 1 and re.search(r"step 4: \d of 6 responses stay unjudged, 0 may: \S+/v1/chat/completions: HTTP 401: bad key \[key\]",
+        assert status == 1 and re.search(r"step 4: \d of 6 responses are unjudged, expected at most 0: \S+/v1/chat/completions: HTTP 401: bad key \[key\]",
                                          error)
         assert len(requests) == stop + 1 and len(logged(tmp_path / "broken")) == 3
     with serve(lambda r, h: grades(depth=(stop + r["number"]) % 11)) as (url, requests):  # the judge has moved
@@ -481,7 +481,7 @@ def test_unjudged_responses_get_no_effort_and_are_counted(folder, tmp_path, quic
         exactly = trainer(folder, tmp_path / "b", judge_failures=len(failed) / 12, **settings)
         assert len(exactly.rollout()) == 12
         t = trainer(folder, tmp_path / "c", judge_failures=(len(failed) - 1) / 12, **settings)
-        with pytest.raises(guards.TrainingError, match=r"step 1: \d+ of 12 responses stay unjudged, \d may: http://.* HTTP 500: busy"):
+        with pytest.raises(guards.TrainingError, match=r"step 1: \d+ of 12 responses are unjudged, expected at most \d: http://.* HTTP 500: busy"):
             t.rollout()
     # a refusal stops the run however many may fail
     with serve(lambda r, h: (403, {}, b"never") if reply(r, h)[0] == 500 else grades()) as (url, _):
@@ -537,7 +537,7 @@ def test_two_processes_judge_the_same_and_stop_together(rlsp_ppo, folder, tmp_pa
         ranks = [subprocess.Popen(command, text=True, stderr=subprocess.PIPE, env=os.environ | group | {"RANK": r, "LOCAL_RANK": r})
                  for r in "01"]
         errors = [p.communicate(timeout=60)[1] for p in ranks]
-    assert re.search(r"rlsp\.py: step 2: \d of 6 responses stay unjudged, 0 may: .*HTTP 401: no more\n", errors[0])
+    assert re.search(r"rlsp\.py: step 2: \d of 6 responses are unjudged, expected at most 0: .*HTTP 401: no more\n", errors[0])
     assert "rlsp.py:" not in errors[1] and [p.returncode for p in ranks] == [1, 1]  # an error of all ranks is said once
     one, two = logged(tmp_path / "one"), logged(tmp_path / "two")
     assert len(two) == 1 and len(requests) >= 6
