@@ -340,7 +340,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0
             model.decode(stepper.rows[0, :1], stepper.rows[1, :1], cache, (1,))
     if stats is not None:
         stats |= tally.shares(cache, sum(map(len, scheduler.out)))
-        if graphs:
+        if stepper.graphs is not None:
             stats["graph_seconds"] = stepper.capture_seconds
     return (scheduler.out, scheduler.logprobs) if return_logprobs else scheduler.out
 

@@ -243,7 +243,8 @@ def offload(args):
 
 
 class Kernels(TorchDispatchMode):
-    """Notes the names of operations that would be kernels: those that are no views."""
+    """Notes the names of operations that would be kernels: those that are no views. Under inference mode an
+    operation that consists of others, such as aten::item, comes whole."""
 
     def __init__(self):
         super().__init__()
@@ -383,12 +384,12 @@ def peers(args):
     if not args.model or not CUDA:
         say("no --model or no GPU: not run")
         return
-    command = [sys.executable, "-m", "tests.tools.bench", "rollout", "--model", args.model]
-    for name in ("transformers", "vllm"):
+    for name in ("transformers", "vllm"):  # one after the other: not all of them fit on one card
         if subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True).returncode == 0:
-            command += ["--peer", name]
-    say(" ".join(command[1:]))
-    subprocess.run(command, check=True, cwd=ROOT, timeout=900)
+            command = [sys.executable, "-m", "tests.tools.bench", "rollout", "--model", args.model]
+            command += ["--peer", name, "--vllm-python", sys.executable]
+            say(" ".join(command[1:]))
+            subprocess.run(command, check=True, cwd=ROOT, timeout=900)
 
 
 CHECKS = dict(environment=environment, forward=forward, sampling=sampling, pages=pages, ppo=ppo_steps, resume=resume, offload=offload,

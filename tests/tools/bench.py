@@ -190,6 +190,23 @@ def decode_step(name, net, n, dtype=torch.bfloat16):
               f"{n / took:9.0f}", flush=True)
 
 
+def decode_steps(args, folder, net):
+    """The table of decode steps on CPU; with --growth also of other sizes."""
+    print(f"{'model':14} {'rows':>5} {'ms/step':>10} {'limit':>8} {'share':>6} {'tokens/s':>9}   "
+          "at 200 positions; limit: the linear layers alone")
+    for n in (1, 8) if args.toy else (1, 2, 4, 8, 16, 32, 64, 128):
+        decode_step(folder.name, net, n)
+    if args.growth:
+        with tempfile.TemporaryDirectory() as out:
+            for dtype in (torch.float32, torch.bfloat16):
+                for n in (1, 96):  # the tiny recipe's 96 sequences; at one row the calls are nearly all of it
+                    tiny = hf.load(TINY, M.Llama, dtype, init_seed=0).eval()
+                    decode_step(f"tiny {str(dtype)[6:]}", tiny, n, dtype)
+            for name in SIZES:
+                random = hf.load(sized_folder(Path(out), name), M.Llama, torch.bfloat16).eval()
+                decode_step(name, random, 32)
+
+
 def rollout_prompts(asked, count):
     file = SHARED.parent / "gsm8k" / "test.jsonl"
     if file.is_file():
@@ -201,23 +218,25 @@ def rollout_prompts(asked, count):
 
 
 def rollout(args):
-    """generate beside peers, then a decode step from 1 to 128 rows beside its limit."""
+    """generate beside peers, and on CPU a decode step from 1 to 128 rows beside its limit. (For a GPU's steps
+    there is `python -m tests.gpu decode`.)"""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parallel.keep_freed_memory()  # as rlsp.py does; transformers, in the same process, has it also
     threads.share_cores()
     folder = TINY if args.toy else Path(args.model)
     asked = chat.Chat(folder)
-    net = hf.load(folder, M.Llama, torch.bfloat16, init_seed=0 if args.toy else None).eval()
+    net = hf.load(folder, M.Llama, torch.bfloat16, device, init_seed=0 if args.toy else None).eval()
     prompts = rollout_prompts(asked, 8 if args.toy else args.prompts)
     max_new = 8 if args.toy else args.max_new
     rounds = 1 if args.toy else args.rounds
     eos = asked.eos
     stats = {}
-    print(peaks())
-    if not args.toy:
+    print(parallel.memory()[2] if device.type == "cuda" else peaks())
+    if device.type == "cpu" and not args.toy:
         limit = args.slots / linear_seconds(net, args.slots)
         print(f"linear layers alone: {limit:.0f} tokens/s at {args.slots} rows")
     length = max(map(len, prompts)) + max_new
-    cache = decode.KVCache(net.config, min(args.slots, len(prompts)), length, torch.bfloat16, "cpu")
+    cache = decode.new_cache(net.config, min(args.slots, len(prompts)), length, torch.bfloat16, device, 0)
 
     def ours(i):
         out = decode.generate(net, prompts, max_new, 0.7, eos, seed=i, slots=args.slots, cache=cache,
@@ -227,7 +246,8 @@ def rollout(args):
     runs = {"rlsp": ours}
     if "transformers" in args.peer:
         import transformers
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        theirs = theirs.eval().to(device)
 
         def peer(i, size=32):
             torch.manual_seed(i)
@@ -235,8 +255,8 @@ def rollout(args):
             for a in range(0, len(prompts), size):
                 batch = prompts[a : a + size]
                 T = max(map(len, batch))
-                ids = torch.tensor([[eos[0]] * (T - len(p)) + p for p in batch])
-                mask = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in batch])
+                ids = torch.tensor([[eos[0]] * (T - len(p)) + p for p in batch], device=device)
+                mask = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in batch], device=device)
                 out = theirs.generate(ids, attention_mask=mask, do_sample=True, temperature=0.7, top_k=0,
                                       top_p=1.0, max_new_tokens=max_new, eos_token_id=eos,
                                       pad_token_id=eos[0])
@@ -246,8 +266,9 @@ def rollout(args):
         runs["transformers"] = peer
     if "vllm" in args.peer:
         job = tempfile.NamedTemporaryFile("w", suffix=".json")
+        memory = {"gpu_memory_utilization": 0.5} if device.type == "cuda" else {}  # ours is on the card also
         json.dump(dict(model=str(folder), prompts=prompts, max_new=max_new, temperature=0.7, eos=eos,
-                       slots=args.slots), job)
+                       slots=args.slots, memory=memory), job)
         job.flush()
         server = subprocess.Popen([args.vllm_python, str(HERE / "vllm_peer.py"), job.name],
                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -277,24 +298,13 @@ def rollout(args):
     middle = {name: statistics.median(s) for name, s in speeds.items()}
     print(f"{len(prompts)} prompts, up to {max_new} tokens, {args.slots} slots; "
           f"useful tokens/s, median of {rounds} interleaved rounds; "
-          + ", ".join(f"{k} {100 * v:.1f} %" for k, v in stats.items()))
+          + ", ".join(f"{k} {v:.2f}" if "seconds" in k else f"{k} {100 * v:.1f} %" for k, v in stats.items()))
     print(f"{'':14} {'tokens/s':>9} {'ours is':>8}   rounds")
     for name, s in speeds.items():
         print(f"{name:14} {middle[name]:9.1f} {middle['rlsp'] / middle[name]:7.2f}x   "
               + " ".join(f"{x:.1f}" for x in s))
-    print(f"{'model':14} {'rows':>5} {'ms/step':>10} {'limit':>8} {'share':>6} {'tokens/s':>9}   "
-          "at 200 positions; limit: the linear layers alone")
-    for n in (1, 8) if args.toy else (1, 2, 4, 8, 16, 32, 64, 128):
-        decode_step(folder.name, net, n)
-    if args.growth:
-        with tempfile.TemporaryDirectory() as out:
-            for dtype in (torch.float32, torch.bfloat16):
-                for n in (1, 96):  # the tiny recipe's 96 sequences; at one row the calls are nearly all of it
-                    tiny = hf.load(TINY, M.Llama, dtype, init_seed=0).eval()
-                    decode_step(f"tiny {str(dtype)[6:]}", tiny, n, dtype)
-            for name in SIZES:
-                random = hf.load(sized_folder(Path(out), name), M.Llama, torch.bfloat16).eval()
-                decode_step(name, random, 32)
+    if device.type == "cpu":
+        decode_steps(args, folder, net)
     if "vllm" in runs:
         server.stdin.close()
         server.wait()

@@ -8,7 +8,7 @@ from vllm import LLM, SamplingParams
 
 def main():
     job = json.load(open(sys.argv[1]))
-    llm = LLM(job["model"], dtype="bfloat16", max_model_len=1024, max_num_seqs=job["slots"])
+    llm = LLM(job["model"], dtype="bfloat16", max_model_len=1024, max_num_seqs=job["slots"], **job["memory"])
     params = SamplingParams(temperature=job["temperature"], max_tokens=job["max_new"], stop_token_ids=job["eos"])
     prompts = [{"prompt_token_ids": p} for p in job["prompts"]]
     llm.generate(prompts[:4], params, use_tqdm=False)
