@@ -345,10 +345,8 @@ def product(a, b):
     Logits and attention scores are summed in float32; a result in bfloat16 would round them to
     three digits afterwards.
     """
-    if a.dtype == torch.float32:
-        return a @ b
-    if not a.is_cuda:
-        return a.float() @ b.float()
+    if not a.is_cuda or a.dtype == torch.float32:
+        return a.float() @ b.float()  # float() copies nothing that is float32
     if a.dim() == 2:
         return torch.mm(a, b, out_dtype=torch.float32)
     stacked = torch.bmm(a.flatten(0, -3), b.flatten(0, -3), out_dtype=torch.float32)
@@ -356,7 +354,7 @@ def product(a, b):
 
 
 class TokenLogprob(torch.autograd.Function):
-    """log softmax(h Wᵀ / temperature) at the targets, and the softmax's entropy or zeros.
+    """log softmax(h Wᵀ / temperature) at the targets, and the softmax's entropy or None.
 
     h [N, D], W [V, D], targets [N] -> [N], [N], in nats. Logits are float32 and exist for
     LOGIT_CHUNK tokens at a time; the backward pass computes them again, which makes four products
@@ -365,44 +363,47 @@ class TokenLogprob(torch.autograd.Function):
     """
 
     @staticmethod
-    def chunks(h, weight):
+    def chunks(h, weight, temperature):
         for start in range(0, len(h), LOGIT_CHUNK):
             part = slice(start, start + LOGIT_CHUNK)
-            yield part, product(h[part], weight.T)  # [chunk, V]
+            yield part, product(h[part], weight.T).div_(temperature)  # [chunk, V]
 
     @staticmethod
     def forward(ctx, h, weight, targets, temperature, with_entropy):
         logprob, total, entropy = torch.zeros(3, len(h), device=h.device).unbind()
-        for part, logits in TokenLogprob.chunks(h, weight):
-            logits.div_(temperature)
+        for part, logits in TokenLogprob.chunks(h, weight, temperature):
             total[part] = logits.logsumexp(-1)
             logprob[part] = logits.gather(-1, targets[part, None])[:, 0] - total[part]
             if with_entropy:
                 # the [chunk, V] product gets no name, so its memory is free for the next chunk
                 mean = (logits - total[part, None]).exp_().mul_(logits).sum(-1)
                 entropy[part] = total[part] - mean
-        ctx.save_for_backward(h, weight, targets, total)
+        ctx.save_for_backward(h, weight, targets, total, entropy)
         ctx.temperature = temperature
-        ctx.mark_non_differentiable(entropy)  # logged, not trained
-        return logprob.clone(), entropy
+        return logprob.clone(), entropy.clone() if with_entropy else None
 
     @staticmethod
-    def backward(ctx, grad, _):
-        """d logprob / d logits = onehot(target) - softmax."""
-        h, weight, targets, total = ctx.saved_tensors
-        grad = grad.contiguous()
+    def backward(ctx, grad, grad_entropy):
+        """d logprob / d logits = onehot(target) - softmax, and
+        d entropy / d logits = -softmax * (log softmax + entropy)."""
+        h, weight, targets, total, entropy = ctx.saved_tensors
+        grad = grad[:, None] / ctx.temperature
         grad_h = torch.empty_like(h)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for part, d in TokenLogprob.chunks(h, weight):
-            g = grad[part, None] / ctx.temperature
-            d.div_(ctx.temperature).sub_(total[part, None]).exp_().mul_(-g)
-            d = d.scatter_add_(-1, targets[part, None], g).to(h.dtype)
+        for part, d in TokenLogprob.chunks(h, weight, ctx.temperature):
+            d.sub_(total[part, None])  # log softmax
+            if grad_entropy is None:
+                d.exp_().mul_(-grad[part])
+            else:  # the softmax is taken first, then d is changed in place
+                slope = grad_entropy[part, None] / -ctx.temperature
+                d = d.exp().mul_(d.add_(entropy[part, None]).mul_(slope).sub_(grad[part]))
+            d = d.scatter_add_(-1, targets[part, None], grad[part]).to(h.dtype)
             torch.mm(d, weight, out=grad_h[part])
             if h.dtype == torch.float32:
                 grad_weight.addmm_(d.T, h[part])
             else:  # dozens of chunks are summed; in bfloat16 the sum would lose small ones
-                for rows, d_rows in zip(grad_weight.split(8192), d.split(8192, dim=1)):
-                    rows.add_(product(d_rows.T, h[part]))
+                for i in range(0, len(weight), 8192):
+                    grad_weight[i : i + 8192].add_(product(d[:, i : i + 8192].T, h[part]))
         return grad_h, grad_weight.to(weight.dtype), None, None, None
 
 
@@ -417,8 +418,7 @@ class Llama(nn.Module):
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def head_weight(self):  # [V, D]
-        tied = self.config.tie_word_embeddings
-        return self.model.embed_tokens.weight if tied else self.lm_head.weight
+        return getattr(self, "lm_head", self.model.embed_tokens).weight  # the same one if tied
 
     def head(self, h):  # [..., D] -> float32 logits [..., V]
         logits = product(h.flatten(0, -2), self.head_weight().to(h.dtype).T)
@@ -449,15 +449,16 @@ class Llama(nn.Module):
 
         Both are [B, T], and zero elsewhere. The hidden state at t - 1 scores token t, so
         mask[:, 0] must be False. Logits are float32, divided by the temperature that the sampler
-        used. Without `entropy` it is all zeros, and its passes over the logits are saved.
+        used. Both results can be trained. Without `entropy` its passes over the logits are saved,
+        and None takes its place.
         """
         h = self.model.states(tokens, mask)
         scores = self.token_logprobs(h, tokens[mask], temperature, entropy)
         zeros = torch.zeros(mask.shape, device=mask.device)
-        return tuple(zeros.masked_scatter(mask, x) for x in scores)
+        return tuple(x if x is None else zeros.masked_scatter(mask, x) for x in scores)
 
     def token_logprobs(self, h, targets, temperature, entropy):
-        """Log-probabilities of targets [N] after hidden states h [N, D], and entropies or zeros."""
+        """Log-probabilities of targets [N] after hidden states h [N, D], and entropies or None."""
         return TokenLogprob.apply(h, self.head_weight().to(h.dtype), targets, temperature, entropy)
 
     def reshard(self):

@@ -449,15 +449,26 @@ void token_logprob(int64_t n, int64_t size, int64_t first, float factor, const b
     }
 }
 
-/* grad [n] of the log-probabilities -> of this piece's logits, in their place; total [n]: the log of the whole sum of exponentials */
-void token_logprob_backward(int64_t n, int64_t size, int64_t first, float factor, bf16 *logits, const int64_t *targets, const float *total, const float *grad) {
+/* grad [n] of the log-probabilities, and grad_entropy [n] of the entropies [n] or NULL -> of this piece's logits, in their place;
+   total [n]: the log of the whole sum of exponentials */
+void token_logprob_backward(int64_t n, int64_t size, int64_t first, float factor, bf16 *logits, const int64_t *targets, const float *total, const float *grad,
+                            const float *entropy, const float *grad_entropy) {
 #pragma omp parallel for
     for (int64_t r = 0; r < n; r++) {
         bf16 *row = logits + r * size;
         int64_t target = targets[r] - first, inside = target >= 0 && target < size;
         float g = grad[r] * factor, at_target = inside ? get(row[target]) * factor - total[r] : 0;
-        for (int64_t i = 0; i < size; i++) row[i] = put(-g * exp_(get(row[i]) * factor - total[r]));
-        if (inside) row[target] = put(g * (1 - exp_(at_target)));
+        if (!grad_entropy) {
+            for (int64_t i = 0; i < size; i++) row[i] = put(-g * exp_(get(row[i]) * factor - total[r]));
+            if (inside) row[target] = put(g * (1 - exp_(at_target)));
+            continue;
+        }
+        float e = grad_entropy[r] * factor, shift = entropy[r] - total[r];
+        for (int64_t i = 0; i < size; i++) {
+            float x = get(row[i]) * factor;
+            row[i] = put(-(g + e * (x + shift)) * exp_(x - total[r]));
+        }
+        if (inside) row[target] = put(g * (1 - exp_(at_target)) - e * (at_target + entropy[r]) * exp_(at_target));
     }
 }
 

@@ -49,7 +49,7 @@ class Pointer:
 # The arguments of each kernel: l is an int64, f a float, p a tensor.
 ARGUMENTS = dict(rms_norm="llfppp", rms_norm_backward="llfppppppp", swiglu="llpp", swiglu_backward="llppp",
                  attention="llpppppplpl", attention_backward="llpppppppplpl", turn="llpp", add="lpp",
-                 add_turned="llllpp", token_logprob="lllfpppppp", token_logprob_backward="lllfpppp",
+                 add_turned="llllpp", token_logprob="lllfpppppp", token_logprob_backward="lllfpppppp",
                  sample="llfpppp", decode_attention="llpppppplp")
 
 
@@ -240,27 +240,28 @@ class TokenLogprobFunction(Function):
             library.token_logprob(*logits.shape, first, 1 / temperature, logits, targets, top, exp_sum,
                                   weighted if with_entropy else None, logit)
         total = top + exp_sum.log()
-        ctx.save_for_backward(h, targets, total)
+        entropy = exp_sum.log() - weighted / exp_sum if with_entropy else None
+        ctx.save_for_backward(h, targets, total, entropy)
         ctx.library = library
         ctx.temperature = temperature
         ctx.weight = weight
-        entropy = exp_sum.log() - weighted / exp_sum if with_entropy else weighted
-        ctx.mark_non_differentiable(entropy)
         return logit - total, entropy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad, _):
-        h, targets, total = ctx.saved_tensors
+    def backward(ctx, grad, grad_entropy):
+        h, targets, total, entropy = ctx.saved_tensors
         weight = ctx.weight
         library = ctx.library
         grad = grad.contiguous()
+        grad_entropy = None if grad_entropy is None else grad_entropy.contiguous()
         grad_h = torch.zeros(h.shape)  # in float32
         h_turned = turned(library, h)
         master = is_master(weight)
         grad_weight = gradient_of(weight) if master else torch.empty_like(weight)
         for first, w, d in TokenLogprobFunction.pieces(h, weight):
-            library.token_logprob_backward(*d.shape, first, 1 / ctx.temperature, d, targets, total, grad)
+            library.token_logprob_backward(*d.shape, first, 1 / ctx.temperature, d, targets, total, grad,
+                                           entropy, grad_entropy)
             library.add(h.numel(), d @ w, grad_h)
             product = h_turned @ d  # [D, VOCABULARY]
             part = grad_weight[first : first + len(w)]

@@ -47,26 +47,26 @@ def some_batch(vocab=97, lengths=(1, 150, 33, 64, 2, 97)):
     return ppo.pad(rows, torch.long), ppo.pad([[False] + [True] * n for n in lengths], torch.bool)
 
 
-def scores_and_gradients(net, tokens, mask):
+def scores_and_gradients(net, tokens, mask, bonus=0.0):
     net.zero_grad()
     logprob, entropy = net.logprobs(tokens, mask, 0.7)
-    (logprob * torch.linspace(-1, 1, logprob.numel()).view(logprob.shape)).sum().backward()
-    return logprob.detach(), entropy, {name: p.grad for name, p in net.named_parameters()}
+    ((logprob * torch.linspace(-1, 1, logprob.numel()).view(logprob.shape)).sum() + bonus * entropy.sum()).backward()
+    return logprob.detach(), entropy.detach(), {name: p.grad for name, p in net.named_parameters()}
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute, bonus", [(False, 0.5), (True, 0.0)])
 @pytest.mark.parametrize("config", CONFIGS, ids=CONFIG_NAMES)
-def test_scores_and_gradients_are_as_near_to_float32_as_the_plain_ones(config, recompute, monkeypatch):
+def test_scores_and_gradients_are_as_near_to_float32_as_the_plain_ones(config, recompute, bonus, monkeypatch):
     kernels(tiny_llama(**config).bfloat16())
     monkeypatch.setattr(cpu, "VOCABULARY", 40)  # several pieces
     net, (tokens, mask) = tiny_llama(**config), some_batch()
     for name, p in net.named_parameters():
         p.data += torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.1
     net.model.recompute = recompute
-    exact = scores_and_gradients(net, tokens, mask)
+    exact = scores_and_gradients(net, tokens, mask, bonus)
     net.model.dtype = torch.bfloat16  # of float32 masters
-    plain = scores_and_gradients(net, tokens, mask)
-    fast = scores_and_gradients(cpu.accelerate(net), tokens, mask)
+    plain = scores_and_gradients(net, tokens, mask, bonus)
+    fast = scores_and_gradients(cpu.accelerate(net), tokens, mask, bonus)
     rms = lambda x: x.double().pow(2).mean().sqrt()
     for i in (0, 1):
         assert 0 < rms(fast[i] - exact[i]) < 1.2 * rms(plain[i] - exact[i]) < 0.1 * rms(exact[i])
@@ -223,11 +223,14 @@ def test_log_probs_of_logits_equal_float64(scale):
         (logprob, entropy), (without, _) = found
         assert torch.equal(logprob, without) and torch.allclose(logprob.double(), expected, atol=2e-5)
         assert torch.allclose(entropy.double(), -(p.exp() * p).sum(-1), atol=2e-5)
-        (expected * grad).sum().backward()
-        for first, x in pieces:
-            library.token_logprob_backward(*x.shape, first, 1 / 0.7, x, targets, top + sum.log(), grad)
-        theirs = exact.grad / 0.7
-        assert ((torch.cat([x for _, x in pieces], 1).double() - theirs).abs() <= 0.0041 * theirs.abs() + 1e-6).all()
+        (expected * grad).sum().backward(retain_graph=True)
+        without = exact.grad.clone()
+        (-(p.exp() * p).sum(-1) * grad.flip(0)).sum().backward()
+        for grad_entropy, theirs in ((None, without / 0.7), (grad.flip(0).contiguous(), exact.grad / 0.7)):
+            ours = [x.clone() for _, x in pieces]
+            for (first, _), x in zip(pieces, ours):
+                library.token_logprob_backward(*x.shape, first, 1 / 0.7, x, targets, top + sum.log(), grad, entropy, grad_entropy)
+            assert ((torch.cat(ours, 1).double() - theirs).abs() <= 0.0041 * theirs.abs() + 1e-5).all()
 
 
 def test_a_number_that_is_not_finite_is_never_lost():

@@ -223,6 +223,28 @@ def test_checklist_2_chunked_logprobs_equal_unchunked(monkeypatch):
         assert (g - dense_grad).abs().max() <= 1e-6 * max(1.0, dense_grad.abs().max())
 
 
+def test_the_entropy_can_be_trained_and_is_never_silently_left_out(monkeypatch):
+    """Its gradient, alone and beside that of the log-probs, is that of the definition -sum p log p over whole float64 logits."""
+    net, exact = tiny_llama(), tiny_llama().double()
+    tokens = torch.randint(0, 97, (4, 21), generator=torch.Generator().manual_seed(2))
+    mask = torch.arange(21).expand(4, -1) % 9 > 3
+    log_p = torch.log_softmax(exact.model(tokens)[:, :-1] @ exact.lm_head.weight.T / 0.7, -1)
+    chosen = log_p.gather(-1, tokens[:, 1:, None])[..., 0][mask[:, 1:]]
+    weight = torch.linspace(-1, 2, mask.sum())
+    bonus = (weight * -(log_p.exp() * log_p).sum(-1)[mask[:, 1:]]).sum()
+    for chunk in (7, 1024):
+        monkeypatch.setattr(M, "LOGIT_CHUNK", chunk)
+        for with_logprob in (False, True):
+            net.zero_grad()
+            exact.zero_grad()
+            logprob, entropy = net.logprobs(tokens, mask, 0.7)
+            ((weight * entropy[mask]).sum() + with_logprob * logprob.sum()).backward()
+            (bonus + with_logprob * chosen.sum()).backward(retain_graph=True)
+            for (name, p), q in zip(net.named_parameters(), exact.parameters()):
+                assert 0 < q.grad.abs().max() and (p.grad - q.grad).abs().max() < 1e-5 * q.grad.abs().max(), name
+    assert net.logprobs(tokens, mask, entropy=False)[1] is None  # a loss that adds it is an error, and not a bonus of nothing
+
+
 def test_checklist_2_logits_are_float32_before_the_softmax():
     net = tiny_llama().to(torch.bfloat16)
     tokens = torch.arange(12)[None]
