@@ -53,7 +53,7 @@ class PPOConfig(judge.Judge, evaluation.HeldOut):
                         choices=("auto", "whole", "tensor", "sharded"), resume="any")
     # Eq. 1
     exploration: str = flag("reward", "length", "exploration reward R_ex",
-                            choices=("none", "length", "steps", "judge"))
+                            choices=rewards.EXPLORATIONS)
     alpha: float = flag("reward", 0.8, "weight of correctness; unused if R_ex is none", 0, 1)
     alpha_end: float | None = flag("reward", None, "alpha moves linearly to this value", 0, 1)
     length_scale: float = flag("reward", 1000.0, "C of the length reward -C/|o|, tokens", 1e-9)

@@ -63,6 +63,7 @@ CONVENTIONS = {
     "words": "words match without regard to case, spaces and punctuation",
 }
 NO_ANSWER = -0.5           # c of a response without a \boxed answer (official code, not the paper)
+EXPLORATIONS = ("none", "length", "steps", "judge")  # of R_ex, by `score`
 
 
 # -- 2. Extraction --------------------------------------------------------------------------------
@@ -291,8 +292,8 @@ def score(response: str, gold: str, *, exploration: str = "none", alpha: float =
     response that starts with \\boxed divides by zero there and earns 0.0, more than an honest short
     answer.  NO_ANSWER has the value of the official code; the paper has none.
     """
-    if exploration not in ("none", "length", "steps", "judge"):
-        raise ValueError(f"exploration {exploration!r}: choose one of none, length, steps, judge")
+    if exploration not in EXPLORATIONS:
+        raise ValueError(f"exploration {exploration!r}: choose one of {', '.join(EXPLORATIONS)}")
     if exploration == "judge" and (effort is None or not 0 <= effort <= 1):
         raise ValueError(f"effort {effort!r} is not in [0, 1]")
     if not 0 <= alpha <= 1:

@@ -15,11 +15,11 @@ PAGES = [*commands.PAGES, ROOT / "docs/results/README.md"]
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 CODE = re.compile(r"`([^`\n]+)`")
-# Flags of other programs: hf, pip, torchrun, sbatch, docker, apptainer, pytest.
+# Flags of other programs: hf, pip, torchrun, sbatch, docker, apptainer, pytest, vllm, llama-server.
 FOREIGN = """--local-dir --repo-type --include --exclude --no-cache-dir --no-deps --no-install-recommends --nnodes --nproc_per_node --no-python
     --standalone --shutdown-timeout --job-name --nodes --ntasks-per-node --gpus-per-node --exclusive --mem --time --requeue --open-mode
-    --signal --gpus --ipc --stop-timeout --nv --env --version""".split()
-VARIABLES = "PIP_EXTRA_INDEX_URL TORCH_LOGS PYTHONIOENCODING OMP_NUM_THREADS".split()  # of pip, torch, Python, OpenMP
+    --signal --gpus --ipc --stop-timeout --nv --env --version --port --max-model-len --ctx-size --parallel""".split()
+VARIABLES = "PIP_EXTRA_INDEX_URL TORCH_LOGS PYTHONIOENCODING OMP_NUM_THREADS WANDB_PROJECT WANDB_MODE".split()  # of pip, torch, Python, OpenMP, wandb
 LOGGED_SOMETIMES = {"judge_failed", "math_accuracy", "warnings", "graph_seconds", "eval_seconds", "eval_pass@k", "eval_maj@k",
                     "loss", "grad_norm", "lr", "tokens"}  # with a judge, with --reward, on a GPU, with --eval-data, by sft
 
@@ -91,9 +91,15 @@ def test_files_that_are_named_exist(page):
     assert not [file for file in sorted(named - made) if not (ROOT / file).exists()]
 
 
+def flags_of_diffs(page):
+    """The flags of ppo that a page's own changes of the code make (docs/hack.md)."""
+    fields = re.findall(r"^\+    (\w+): \w+ = flag\(", read(page), re.M)
+    return {"--" + field.replace("_", "-") for field in fields}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_flags_that_are_named_exist(page):
-    known = set(FOREIGN).union(*flags_of_commands().values())
+    known = set(FOREIGN).union(*flags_of_commands().values(), flags_of_diffs(page))
     known |= quoted_flags("data/*.py", "tests/*.py", "tests/tools/*.py", "docs/results/*.py")
     assert not sorted(set(FLAG.findall(read(page))) - known)
 
@@ -101,6 +107,7 @@ def test_flags_that_are_named_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_flags_of_a_command_are_flags_of_that_command(page):
     known = flags_of_commands()
+    known["train"] = known["train"] | flags_of_diffs(page)
     found = re.compile(r"rlsp\.py (?P<one>\w+)(?= )(?P<words>[^#|&;]*)|data/(?P<two>prepare)\.py (?P<more>[^#|&;]*)"
                        r"|bash (?P<three>train)\.sh (?P<rest>[^#|&;]*)")
     wrong = []
