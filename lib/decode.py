@@ -1,11 +1,11 @@
 """Sampling with a KV cache and slots that are refilled as sequences finish: model.generate, but faster.
 
     1. KVCache     keys and values of many sequences, and attention over them
-    2. sample      one token per row, by a number in [0, 1) that belongs to its sequence alone
-    3. Stepper     the state of the rows on the device, and one step of it, on a GPU as CUDA graphs
+    2. sample      one token per row, by a random number in [0, 1) that belongs only to its sequence
+    3. Stepper     the state of the rows on the device, and one decoding step, on a GPU as CUDA graphs
     4. generate    prompts are prefilled once, and all sequences are decoded together
 
-Which sequence sits in which row of the cache is the business of lib/scheduler.py, without tensors.
+lib/scheduler.py decides which sequence is in which row of the cache; it needs no tensors.
 
 Shapes: n sequences, T tokens, S positions, V vocabulary, H query heads, K key/value heads, d = head size.
 References: continuous batching (Orca, OSDI 2022), blocks of keys (PagedAttention, 2309.06180).
@@ -33,11 +33,11 @@ class KVCache:
     """Keys and values of `slots` sequences of up to `length` tokens, for any number of calls of `generate`.
 
     Both are [layers, blocks, slots, K, BLOCK, d]: position p lies in block p // BLOCK. Decoding reads each
-    block for the rows that reach it and no further, and each such read is one contiguous piece, which matrix
-    products on CPU take without a copy. lib.paged.PagedCache, for GPUs, has the same methods.
+    block only for the rows that reach it, and each such read is one contiguous piece, which matrix products
+    on CPU take without a copy. lib.paged.PagedCache, for GPUs, has the same methods.
     """
     block = BLOCK
-    shares_prefix = True  # rows that nobody has yet may hold the beginning that all prompts share
+    shares_prefix = True  # free rows may hold the beginning that all prompts share
 
     def __init__(self, config, slots, length, dtype, device):
         K = config.num_key_value_heads
@@ -80,7 +80,7 @@ class KVCache:
         """Put the first `length` positions of row `source` into row `target`."""
         self.copy(source, slice(target, target + 1), length)
 
-    # Every row has all of its positions from the start.
+    # Every row has all of its positions from the start, so these methods have nothing to do.
 
     def clear(self):
         pass
@@ -103,10 +103,10 @@ class KVCache:
     def attention(self, row, positions, counts):
         """The attention of new tokens at positions [n or 1, T] in rows from `row` on, for model.Attention.
 
-        counts[j] of these rows reach block j. The function that is returned stores the new keys and values,
-        and takes plain products and one softmax, block by block. On CPU this is twice as fast at one query as
-        scaled_dot_product_attention, which copies keys. The shapes of the products are fixed, so that a row's
-        numbers are the same, bit for bit, whatever else is computed with it.
+        counts[j] of these rows reach block j. The returned function stores the new keys and values and
+        computes attention by plain products, block by block, and one softmax. For one query on CPU this is
+        twice as fast as scaled_dot_product_attention, which copies keys. The shapes of the products are
+        fixed, so a row's numbers are the same, bit for bit, whatever other rows are computed with it.
         """
         device = positions.device
         S = len(counts) * BLOCK
@@ -124,7 +124,7 @@ class KVCache:
             values = self.v[layer]
             keys[new] = k.transpose(1, 2)
             values[new] = v.transpose(1, 2)
-            # the query heads of one key head are rows of one product, so that no key is read twice
+            # the query heads that share a key head are rows of one product, so that no key is read twice
             q = q.reshape(n, K, H // K * T, d)
             scores = torch.full((n, K, H // K * T, S), -math.inf, device=device)
             for (m, first, end), block in zip(spans, keys):
@@ -150,8 +150,8 @@ def new_cache(config, slots, length, dtype, device, gb):
 def sample(logits, temperature, u):
     """One token per row of logits [n, V] and its log-probability in nats: [n], [n], computed in float32.
 
-    It is the likeliest one at temperature 0, else the first one whose cumulative probability passes u [n].
-    That one is found in two steps, by sums over blocks of tokens and then inside of the block.
+    At temperature 0 it is the likeliest, otherwise the first whose cumulative probability exceeds u [n]. That
+    token is found in two steps: first its block, by sums over blocks of tokens, then the token in the block.
     """
     logits = logits.float()
     if temperature == 0:
@@ -173,8 +173,8 @@ def sample(logits, temperature, u):
 
 
 class Decoder:
-    """Decoding by the model's own forward pass, which defines it. lib.cpu.CPUDecoder is faster for bfloat16
-    on CPU."""
+    """Decoding by the model's own forward pass, the definition. lib.cpu.CPUDecoder is faster for bfloat16 on
+    CPU."""
 
     def __init__(self, model):
         self.model = model
@@ -184,8 +184,8 @@ class Decoder:
         return self.model.decode(tokens, positions, cache, counts)
 
     def sample(self, logits, temperature, u):
-        """As the function `sample`; on CPU for as many logits at a time as the processor's own caches
-        hold."""
+        """The same as the function `sample`; on CPU it takes only as many rows at a time as fit into the
+        processor's caches."""
         n = len(logits)
         size = n if logits.is_cuda else 16
         parts = []
@@ -200,11 +200,11 @@ class Decoder:
 # 3. Stepper
 
 class Stepper:
-    """The last token, position, count of new tokens and stream of each row on the device, and one step of all
-    rows.
+    """The last token, position, number of new tokens and random stream of each row, on the device, and one
+    step of all rows.
 
-    The host looks at nothing inside `step`, so that on a GPU a graph can be captured of it: one launch
-    replaces thousands.
+    The host reads nothing inside `step`, so that on a GPU it can be captured as a CUDA graph, whose single
+    launch replaces thousands.
     """
 
     def __init__(self, decoder, cache, slots, temperature, max_new_tokens, noise, graphs):
@@ -220,14 +220,14 @@ class Stepper:
         self.capture_seconds = 0.0
 
     def write(self, state, prefix):
-        """Tell the device what sits in its rows.
+        """Copy the state of the rows to the device.
 
-        Under a graph, rows without a sequence decode also, at position `prefix`."""
+        In a CUDA graph, rows without a sequence also decode, at position `prefix`."""
         rows = state + [(0, prefix, 0, 0)] * (self.slots - len(state))
         self.rows.copy_(to_device(torch.tensor(rows).T.contiguous(), self.rows.device), non_blocking=True)
 
     def run(self, n, counts):
-        """One token more in the first n rows, of which counts[j] reach block j.
+        """Sample one more token in each of the first n rows, of which counts[j] reach block j.
 
         Returns tokens and log-probs, float64 [2, n]."""
         return self.step(n, counts) if self.graphs is None else self.replay(n, counts)
@@ -247,7 +247,7 @@ class Stepper:
         size = -(-self.slots // 8)
         n = min(self.slots, -(-n // size) * size)
         counts = self.cache.graph_counts(n, counts)
-        if counts not in self.graphs:  # the first time without: libraries allocate memory then
+        if counts not in self.graphs:  # not captured the first time, when libraries allocate memory
             self.graphs[counts] = None
             return self.step(n, counts)
         if self.graphs[counts] is None:
@@ -264,7 +264,7 @@ class Stepper:
 
 @dataclass
 class Tally:
-    """What one call of `generate` has done; shares() is what is logged."""
+    """Counts of what one call of `generate` has done; shares() is logged."""
     held: int = 0  # positions of the cache in use, summed over steps
     steps: int = 0
     row_steps: int = 0  # rows decoded, summed over steps
@@ -272,9 +272,8 @@ class Tally:
     padded: int = 0  # the same with padding
 
     def shares(self, cache, tokens):
-        """Shares between 0 and 1: of the cache's positions those in use, of the decoded rows and of the
-        prefilled tokens those that were computed for nothing. `tokens` is the number of tokens that were
-        sampled."""
+        """Shares between 0 and 1: the cache's positions in use, the decoded rows that were wasted, and the
+        prefilled tokens that were padding. `tokens` is the number of sampled tokens."""
         return dict(kv_use=self.held / max(1, self.steps * cache.positions),
                     decode_waste=(self.row_steps - tokens) / max(1, self.row_steps),
                     prefill_padding=(self.padded - self.prefilled) / max(1, self.padded))
@@ -291,24 +290,23 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, eos_ids=(), seed=0
 
     prompts are token lists of any lengths >= 1. Returns the new tokens as lists in the same order, EOS kept;
     with return_logprobs also the log-probability of each in nats, as lists of floats, at the sampling
-    temperature. Temperature 0 is greedy. Every sequence draws from its own stream of numbers, (seed,
-    streams[i]), by default (seed, i): a response depends neither on what else is in the batch, nor on `slots`
-    (the sequences decoded at once), nor on the number of processes. Raises ValueError for requests that make
-    no sense and for a cache that does not fit.
+    temperature. Temperature 0 is greedy. Every sequence draws from its own stream of random numbers, (seed,
+    streams[i]), by default (seed, i). So a response depends neither on the rest of the batch, nor on `slots`
+    (the number of sequences decoded at once), nor on the number of processes. Raises ValueError for invalid
+    requests and for a cache that does not fit.
 
-    cache: a KVCache to use again, which bounds `slots`.
-    lockstep: the weights are sharded, so that each forward pass is a collective; every rank calls, even
-    without prompts.
-    look: the number of steps between two looks of the host at the new tokens.
+    cache: a KVCache to reuse, which bounds `slots`.
+    lockstep: the weights are sharded, so that each forward pass is a collective, and every rank makes this
+    call, even without prompts.
+    look: the number of steps after which the host reads the new tokens.
     stats: a dict to fill with kv_use, decode_waste and prefill_padding (see Tally.shares).
-    decoder: what takes a step of the model, by default Decoder(model); lib.cpu.CPUDecoder.of(model) is
-    another.
-    progress: a tqdm bar; it counts finished sequences.
+    decoder: makes the steps, by default Decoder(model); lib.cpu.CPUDecoder.of(model) is another.
+    progress: a tqdm bar that counts finished sequences.
     """
     check_request(prompts, max_new_tokens, temperature, slots)
     weight = model.model.embed_tokens.weight
     device = weight.device
-    length = max(map(len, prompts), default=1) + max_new_tokens - 1  # nothing looks back at the last token
+    length = max(map(len, prompts), default=1) + max_new_tokens - 1  # nothing attends to the last token
     if cache is None:
         cache = new_cache(model.config, max(1, min(slots, len(prompts))), length, weight.dtype, device, 0)
     check_cache(cache, model.config, weight.dtype, length)
@@ -388,8 +386,8 @@ def prefill_group(model, scheduler, cache, tally):
 
 
 def decode_rows(scheduler, stepper, look, tally):
-    """At most `look` steps of all rows, then one look of the host at the new tokens. Returns how many
-    finished."""
+    """At most `look` steps of all rows, after which the host reads the new tokens. Returns the number of
+    sequences that finished."""
     ahead = scheduler.ahead(look)
     scheduler.make_room(stepper.cache, ahead)
     stepper.cache.tell()

@@ -1,8 +1,8 @@
-"""A KV cache of pages for GPUs: memory holds tokens, not rows that wait for the longest response.
+"""A paged KV cache for GPUs: memory is used for tokens, not reserved for the longest response.
 
-lib.decode.KVCache reserves every row at its full length, which suits the matrix products of a CPU. Here a
-row takes pages of PAGE positions as its sequence grows and gives them back when it ends (PagedAttention,
-2309.06180). Where pages run out, the sequence that came last is put back and goes on later from its tokens
+lib.decode.KVCache reserves the full length of every row, which suits the matrix products of a CPU. Here a row
+takes pages of PAGE positions as its sequence grows and returns them when it ends (PagedAttention,
+2309.06180). If pages run out, the last sequence is put back and continues later from its tokens
 (lib/scheduler.py). Attention of a decode step is one call per layer (lib/varlen.py).
 """
 import torch
@@ -27,11 +27,11 @@ def position_bytes(config, dtype):
 class PagedCache:
     """Keys and values of up to `slots` sequences of up to `length` tokens, in `pages` pages that they share.
 
-    Both are [layers, pages + 1, PAGE, K, d]. Page 0 belongs to nobody: rows without a sequence and pads of
-    prompts write there, and nobody reads it. The methods are those of lib.decode.KVCache.
+    Both are [layers, pages + 1, PAGE, K, d]. Page 0 belongs to no row: rows without a sequence and pads of
+    prompts write there, and it is never read. The methods are those of lib.decode.KVCache.
     """
     block = PAGE
-    shares_prefix = False  # a beginning that all prompts share would keep pages for rows that nobody has yet
+    shares_prefix = False  # copies of a shared beginning would take pages for rows that are still free
 
     def __init__(self, config, slots, length, pages, dtype, device):
         shape = (config.num_hidden_layers, pages + 1, PAGE, config.num_key_value_heads, config.head_dim)
@@ -41,8 +41,8 @@ class PagedCache:
         self.slots = slots
         self.length = length
         self.positions = pages * PAGE
-        # The page of each PAGE positions of each row: on the host, and its copy on the device, whose address
-        # stays the same, so that CUDA graphs read what is current.
+        # The pages of each row, on the host, and a copy on the device. The copy keeps its address, so that
+        # CUDA graphs read the current table.
         self.held = [[] for _ in range(slots)]
         self.table = torch.zeros(slots, self.blocks(length), dtype=torch.int32, device=device)
         self.starts = torch.arange(slots + 1, dtype=torch.int32, device=device)  # of queries, one per row
@@ -57,7 +57,7 @@ class PagedCache:
 
         Raises ValueError if not even one row fits."""
         page = PAGE * position_bytes(config, dtype)
-        least = cls.blocks(length) + 1  # see Scheduler.refill: a new row asks for one page more
+        least = cls.blocks(length) + 1  # a new row asks for one more page: see Scheduler.refill
         if gb and gb * 1e9 < (least + 1) * page:
             raise ValueError(f"--kv-gb is {gb:g}, expected at least {(least + 1) * page / 1e9:.3g}: "
                              f"keys and values of one sequence of {length} tokens")
@@ -76,17 +76,17 @@ class PagedCache:
         return -(-length // PAGE)
 
     def clear(self):
-        """Take all pages back, also those of a call that was interrupted."""
+        """Free all pages, including those of an interrupted call."""
         self.free = list(range(self.k.shape[1] - 1, 0, -1))
         self.held = [[] for _ in self.held]
         self.changed = True
 
     def room(self):
-        """How many pages nobody holds."""
+        """The number of free pages."""
         return len(self.free)
 
     def hold(self, row, length):
-        """Give the row pages for `length` positions; False, and nothing is given, where they are missing."""
+        """Give the row pages for `length` positions. Returns False, and gives none, if too few are free."""
         missing = self.blocks(length) - len(self.held[row])
         if missing > len(self.free):
             return False
@@ -96,7 +96,7 @@ class PagedCache:
         return True
 
     def cut(self, row, length):
-        """Take back the pages behind the first `length` positions of a row."""
+        """Free the pages of a row after its first `length` positions."""
         kept = self.blocks(length)
         self.free.extend(reversed(self.held[row][kept:]))
         del self.held[row][kept:]
@@ -115,7 +115,7 @@ class PagedCache:
             x[:, pages] = x[:, self.held[source][:n] * len(targets)]
 
     def tell(self):
-        """Bring the table on the device up to date."""
+        """Update the table on the device."""
         if self.changed:
             rows = torch.zeros(self.table.shape, dtype=torch.int32)
             for row, pages in enumerate(self.held):
@@ -124,13 +124,13 @@ class PagedCache:
             self.changed = False
 
     def graph_counts(self, n, counts):
-        """What a CUDA graph for n rows depends on: with one call per layer on n alone."""
+        """What a CUDA graph for n rows depends on: only n, if attention is one call per layer."""
         return (n,) if self.one_call else (n,) * len(counts)
 
     def attention(self, row, positions, counts):
         """The attention of new tokens at positions [n or 1, T] in the counts[0] rows from `row` on, for
-        model.Attention. No row is longer than len(counts) pages. The function that is returned stores the new
-        keys and values."""
+        model.Attention. No row is longer than len(counts) pages. The returned function stores the new keys
+        and values."""
         n = counts[0]
         table = self.table[row : row + n]  # [n, pages of a row]
         positions = positions.expand(n, -1)  # [n, T]

@@ -1,13 +1,13 @@
-"""The rollout's copy of the policy, by --sampler: whole on each rank, one that the ranks of a node share
-(lib/tensor.py), or sharded; its cache, and sampling from it."""
+"""The rollout's copy of the policy, its cache, and sampling from it. By --sampler the copy is whole on each
+rank, shared by the ranks of a node (lib/tensor.py), or sharded."""
 import torch.distributed as dist
 
 from lib import cpu, decode, parallel, tensor
 
 
 def mesh_of(sampler, config, mesh):
-    """What lib.hf.load takes as the mesh of a sampler: None for a whole copy, the mesh of training for a
-    sharded one. Raises ValueError where a model cannot be split."""
+    """The mesh that lib.hf.load takes for a sampler: None for a whole copy, the mesh of training for a
+    sharded one. Raises ValueError if a model cannot be split."""
     if sampler != "tensor":
         return mesh if sampler == "sharded" else None
     n = tensor.ranks(sampler, mesh["shard"].size(), parallel.environment()[3])
@@ -18,7 +18,7 @@ def mesh_of(sampler, config, mesh):
 
 
 def new_cache(config, c, responses, length, dtype, device, mesh):
-    """The KV cache of a rank for its share of `responses` sequences, up to c.slots of them and c.kv_gb; of a
+    """The KV cache of a rank for its share of `responses` sequences, limited by c.slots and c.kv_gb. For a
     split network it has this rank's heads of all sequences of the group."""
     n = tensor.ranks(c.sampler, mesh["shard"].size(), parallel.environment()[3])
     rows = n * -(-responses // parallel.world_size())
@@ -29,8 +29,8 @@ def new_cache(config, c, responses, length, dtype, device, mesh):
 def generate(net, prompts, *how, streams, progress=None, return_logprobs=False, **more):
     """decode.generate with the fastest decoder of the network.
 
-    The ranks that share a split network bring their prompts together, decode all of them, and each takes the
-    responses to its own.
+    The ranks that share a split network gather their prompts, decode all of them together, and each keeps the
+    responses to its own prompts.
     """
     if not hasattr(net, "mesh"):
         return decode.generate(net, prompts, *how, streams=streams, progress=progress,

@@ -1,4 +1,5 @@
-"""Which sequence sits in which row of the cache, and what each has produced so far; no tensors."""
+"""Decides which sequence is in which row of the cache, and holds what each has produced. It uses no
+tensors."""
 import math
 import os
 from collections import deque
@@ -11,12 +12,12 @@ PREFILL_TOKENS = 4096  # prompt tokens in one forward pass
 class Scheduler:
     """The rows of one call of lib.decode.generate.
 
-    A prompt is prefilled without its last token, which is the first one that decoding takes. A finished
-    sequence leaves at once: its row goes to the next sample of its own prompt, whose keys are there, or to
-    the last active sequence.
+    A prompt is prefilled without its last token, with which decoding begins. A finished sequence leaves at
+    once, and its row goes to the next sample of the same prompt, whose keys are already there, or to the last
+    active sequence.
 
-    Where the cache runs out of memory, the last sequence is put back. It is prefilled again later, with what
-    it has produced, and goes on with the same numbers.
+    If the cache runs out of memory, the last sequence is put back. Later it is prefilled again together with
+    what it has produced, and continues with the same random numbers.
     """
 
     def __init__(self, prompts, slots, max_new_tokens, eos, shares_prefix=True):
@@ -26,16 +27,16 @@ class Scheduler:
         self.eos = eos
         self.out = [[] for _ in prompts]
         self.logprobs = [[] for _ in prompts]
-        first = {}  # equal prompts have the number of the first of them
+        first = {}  # equal prompts share the index of the first of them
         self.prompt_of = [first.setdefault(tuple(p), i) for i, p in enumerate(prompts)]
         # Longest first: neighbours are of similar length. Samples of one prompt stand side by side.
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), self.prompt_of[i], i))
         self.waiting = deque(order)
         self.active = []  # active[row] = index of the prompt that sits in this row of the cache
-        self.moved = False  # whether rows have changed hands since the device was told
-        self.prefills = deque()  # (first row, tokens of each row, positions that these rows hold before)
+        self.moved = False  # whether rows have changed since the device was last updated
+        self.prefills = deque()  # (first row, tokens of each row, positions that these rows already hold)
         self.copies = []  # (row, rows, positions) to copy once the prefills are done
-        self.prefix = 0  # how many tokens all prompts begin with alike: they are computed once
+        self.prefix = 0  # the number of first tokens that all prompts share; they are computed once
         if prompts and shares_prefix:
             self.prefix = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
         if self.prefix:
@@ -49,14 +50,14 @@ class Scheduler:
         return self.waiting and not self.prefills and (not self.active or free >= max(1, self.slots // 8))
 
     def length(self, i):
-        """The tokens of sequence i, prompt and response."""
+        """The number of tokens of sequence i, prompt and response."""
         return len(self.prompts[i]) + len(self.out[i])
 
     def refill(self, cache):
-        """Put waiting sequences into free rows, as many as the cache has room for, with a block to grow for
-        each row.
+        """Put waiting sequences into free rows, as many as the cache has room for, with one more block for
+        each row to grow into.
 
-        First come those to be prefilled: sequences that were put back, and prompts that are in no row yet.
+        Sequences to be prefilled come first: those that were put back, and prompts that are in no row yet.
         Then come those that copy the row of their prompt."""
         start = len(self.active)
         room = cache.room() - start
@@ -72,7 +73,7 @@ class Scheduler:
             prompt = self.prompt_of[i]
             (others if prompt in seated and not self.out[i] else fresh).append(i)
             seated.add(prompt)
-        fresh.sort(key=self.length, reverse=True)  # they are in this order but for those that were put back
+        fresh.sort(key=self.length, reverse=True)  # only sequences that were put back are out of order
         self.active += fresh
         row_of = {self.prompt_of[i]: row for row, i in enumerate(self.active)}
         targets = {}  # row of a prompt: rows of its other samples
@@ -87,8 +88,8 @@ class Scheduler:
         self.moved |= len(self.active) > start
 
     def make_room(self, cache, ahead):
-        """Hold memory for `ahead` tokens more of each active sequence; the last ones are put back where it
-        does not suffice."""
+        """Hold memory for `ahead` more tokens of each active sequence. If it does not suffice, the last
+        sequences are put back."""
         row = 0
         while row < len(self.active):
             if cache.hold(row, self.length(self.active[row]) + ahead - 1):
@@ -118,7 +119,7 @@ class Scheduler:
         return [self.length(i) for i in self.active]
 
     def ahead(self, look):
-        """How many steps to take until the host looks again.
+        """The number of steps until the host reads the new tokens.
 
         They are at most `look`, and none follows a sequence's last token."""
         return min(look, min(self.max_new_tokens - len(self.out[i]) for i in self.active))

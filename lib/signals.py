@@ -1,8 +1,8 @@
-"""What comes from outside at any moment: signals, and standard streams that are closed or that nobody reads.
+"""Events from outside that may come at any time: signals, and standard streams that are closed or not read.
 
-A run that is asked to stop ends at the next place where its weights are those of a finished step. What is
-printed is a comfort, and what cannot be printed ends no run. rlsp.py prepares for both before it imports
-torch, which takes seconds; therefore nothing here imports it.
+A run that is asked to stop ends as soon as its weights are those of a finished step. A failure to print never
+ends a run. rlsp.py prepares for both before it imports torch, which takes seconds, so this module must not
+import torch when it is loaded.
 """
 import contextlib
 import errno
@@ -19,15 +19,15 @@ PERSONAL = (signal.SIGTERM, signal.SIGINT)  # a second one of these ends the pro
 
 
 class Stopped(BaseException):
-    """A signal asked the run to stop. It is not an Exception, so that no `except Exception` of a reward
-    function swallows it."""
+    """A signal asked the run to stop. It is not an Exception, so that no `except Exception` in a reward
+    function catches it."""
 
 
 class Signals:
-    """Before training there is nothing to save, and a signal leaves at once; during training it is noted, and
-    all ranks stop together at the next place where the weights are those of a finished step. A second TERM or
-    INT ends the process. (Others come again by themselves: XCPU each second, TERM some time after a batch
-    system's USR1.)"""
+    """The handler of signals. Before training there is nothing to save, and a signal ends the run at once.
+    During training it is only noted, and all ranks stop together as soon as the weights are those of a
+    finished step. A second TERM or INT ends the process. (A repetition of other signals does not, since they
+    repeat by themselves: XCPU each second, TERM some time after a batch system's USR1.)"""
 
     def __init__(self):
         self.received = 0  # number of the first signal
@@ -36,7 +36,8 @@ class Signals:
         self.importing = False
 
     def install(self, importing=False):
-        """importing: until this is unset a signal ends the process, since no import expects one."""
+        """importing: while this is set, a signal ends the process, because imports are not prepared for
+        one."""
         self.importing = importing
         for number in ASKED:
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores it
@@ -61,7 +62,8 @@ class Signals:
                 raise Stopped
 
     def uninstall(self):
-        """In a child that a user function forked: it ends as processes do, for which a pool waits."""
+        """Restore the default handlers in a child that a user's function forked, so that a pool can end
+        it."""
         for number in ASKED:
             if signal.getsignal(number) == self.handle:
                 signal.signal(number, signal.SIG_DFL)
@@ -71,7 +73,7 @@ class Signals:
 
     @contextlib.contextmanager
     def may_interrupt(self):
-        """For long work of this rank alone: a signal breaks it off. Call stop_if_asked after it, since the
+        """Let a signal interrupt long work of this rank alone. Call stop_if_asked afterwards, since the
         result may be missing."""
         before = self.leave
         try:
@@ -101,8 +103,8 @@ os.register_at_fork(after_in_child=signals.uninstall)
 
 
 class Stream(io.FileIO):
-    """Standard output or error whose failures (nobody reads it, its disk is full, its terminal is gone) raise
-    nothing: what cannot be written is lost. The first failure other than a reader who has left is kept."""
+    """Standard output or error whose failures (no reader, a full disk, a closed terminal) raise nothing: what
+    cannot be written is lost. The first failure other than a missing reader is kept."""
     failure = None
 
     def write(self, data):
@@ -116,9 +118,9 @@ class Stream(io.FileIO):
 
 
 def keep_streams():
-    """Make print and progress bars safe: no failure of theirs ends the process, and no character that the
-    terminal lacks. A stream that was closed becomes /dev/null: otherwise the next file that is opened would
-    get its number, and with it the messages of libraries."""
+    """Make print and progress bars safe: neither their failures nor characters that the terminal lacks end
+    the process. A closed stream is replaced by /dev/null; otherwise the next opened file would get its
+    number, and with it the messages of libraries."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -131,8 +133,9 @@ def keep_streams():
 
 
 def end(status, output_matters):
-    """End the process, without waiting for threads: of a silent judge, of a function that does not return, of
-    libraries. Where the output is what was asked for, losing it is a failure."""
+    """End the process without waiting for threads, such as those of a silent judge, of a function that does
+    not return, or of libraries. If the output is the command's purpose (output_matters), losing it is a
+    failure."""
     sys.stdout.flush()
     lost = sys.stdout.buffer.raw.failure
     if lost and output_matters and not status:

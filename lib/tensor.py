@@ -5,9 +5,9 @@ vocabulary. Every rank computes its part of each token, and sums over the ranks 
 one for the embedding, and a gathering of the logits. So a rank reads only its share of the weights and of the
 cache for a token, and the ranks of a group decode the same sequences in lock-step.
 
-The model is that of model.py, which knows of nothing: `split` cuts a finished network. Its weights are
-DTensors, so that loading and refreshing find which part is whose. The sums are plain collectives over their
-local parts: by parallelize_module a product of a small decode step takes 0.36 ms of Python instead of 0.01.
+model.py knows nothing of this: `split` cuts a finished network. Its weights become DTensors, so that loading
+and refreshing know which rank has which part. The sums are plain collectives over the local parts, because
+with parallelize_module a product of a small decode step takes 0.36 ms of Python instead of 0.01.
 """
 import functools
 import math
@@ -29,8 +29,8 @@ from model import product
 # Who shares a copy
 
 def ranks(sampler, shards, node):
-    """How many ranks share a copy of the policy: those of a node, or of a shorter --shard-ranks; one, unless
-    the sampler is "tensor"."""
+    """The number of ranks that share a copy of the policy: those of a node, or fewer by --shard-ranks; one,
+    unless the sampler is "tensor"."""
     return math.gcd(shards, node) if sampler == "tensor" else 1
 
 
@@ -43,7 +43,7 @@ def objection(config, n):
 
 
 def part(config, n):
-    """The Config of what one of n ranks computes: its heads and channels, but all of the logits."""
+    """The Config of the part that one of n ranks computes: its heads and channels, but all logits."""
     return replace(config, num_attention_heads=config.num_attention_heads // n,
                    num_key_value_heads=config.num_key_value_heads // n,
                    intermediate_size=config.intermediate_size // n)
@@ -94,14 +94,14 @@ def by_outputs(module, ranks, x):
 
 
 def by_inputs(module, ranks, x):
-    """x [..., in / ranks] -> [..., out]: the sum of what each rank's inputs give."""
+    """x [..., in / ranks] -> [..., out]: the sum over the ranks of their inputs' contributions."""
     y = F.linear(x, local(module.weight))
     dist.all_reduce(y, group=ranks)
     return y if module.bias is None else y + module.bias
 
 
 def by_vocabulary(module, ranks, tokens):
-    """tokens [...] -> [..., D]: the one rank that has a token's row gives it, the others add zeros."""
+    """tokens [...] -> [..., D]: the rank that has a token's row contributes it, the others add zeros."""
     weight = local(module.weight)
     index = tokens - dist.get_rank(ranks) * len(weight)
     elsewhere = (index < 0) | (index >= len(weight))
@@ -111,7 +111,8 @@ def by_vocabulary(module, ranks, tokens):
 
 
 def head(net, ranks, h):
-    """h [n, D] -> float32 logits [n, V], the same bit for bit on every rank: each part is computed once."""
+    """h [n, D] -> float32 logits [n, V], the same bit for bit on every rank, since each part is computed
+    once."""
     logits = product(h, local(net.head_weight()).T)  # [n, V / ranks]
     parts = [torch.empty_like(logits) for _ in range(dist.get_world_size(ranks))]
     dist.all_gather(parts, logits, group=ranks)
@@ -122,8 +123,8 @@ def head(net, ranks, h):
 # Sampling
 
 class Decoder(decode.Decoder):
-    """Decoding of a split network. One rank's tokens are everybody's: the order of a sum over the vocabulary,
-    which a GPU does not fix, cannot lead the ranks apart."""
+    """Decoding of a split network. All ranks take the tokens that the first one samples: a GPU does not fix
+    the order of a sum over the vocabulary, so otherwise ranks could sample different tokens."""
 
     def sample(self, logits, temperature, u):
         token, logprob = super().sample(logits, temperature, u)

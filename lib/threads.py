@@ -1,12 +1,11 @@
 """How this process's threads share the cores with other programs and the other processes of its job.
 
-torch deals an operation out to threads that then wait for each other in a loop (OpenMP). That is quickest
-while each thread has a core to itself. Once another program wants a core it is ruinous: a thread that has
-spent its time waiting is put aside for milliseconds when its turn to compute comes, and the others wait for
-it. On two cores with one other busy program a step of the tiny model took 25 to 40 times as long. Sleeping
-instead costs a third more on a machine that has nothing else to do. The threads therefore wait in a loop
-while they can have their cores, and sleep while they cannot. The work is dealt out in the same way, and no
-number depends on it.
+torch divides an operation among threads that then wait for each other in a loop (OpenMP). This is fastest
+while each thread has a core to itself. When another program needs a core it is disastrous: a thread that has
+used up its time by waiting is suspended for milliseconds just when it should compute, and all others wait for
+it. On two cores with one other busy program, a step of the tiny model took 25 to 40 times as long. Sleeping
+instead costs a third more on an otherwise idle machine. So the threads wait in a loop while they can have
+their cores, and sleep while they cannot. The work is divided in the same way, so no number depends on it.
 """
 import functools
 import os
@@ -25,7 +24,7 @@ def cores():
 
 
 def others_seconds():
-    """Core-seconds that other programs have had of these cores since the machine started, on Linux."""
+    """Core-seconds that other programs have used on these cores since the machine started, on Linux."""
     mine = {f"cpu{i}" for i in cores()}
     ticks = 0
     for line in Path("/proc/stat").read_text().splitlines():
@@ -37,11 +36,11 @@ def others_seconds():
 
 
 class Sleepers:
-    """While these exist, threads of OpenMP that have to wait sleep at once.
+    """While these threads exist, threads of OpenMP that have to wait sleep at once.
 
-    GNU's library, which torch's builds for Linux have, does not wait in a loop when its process has more of
-    the library's threads than there are cores. A Python thread has a team of its own from its first parallel
-    operation to its end. These threads do one such operation, and then nothing.
+    GNU's library, which torch's builds for Linux use, does not wait in a loop if its process has more of the
+    library's threads than there are cores. A Python thread gets a team of them with its first parallel
+    operation and keeps it to its end. These threads make one such operation and then do nothing.
     """
 
     def __init__(self):
@@ -53,7 +52,7 @@ class Sleepers:
             thread.start()
 
     def run(self):
-        torch.ones(2**16).sum()  # large enough to be dealt out
+        torch.ones(2**16).sum()  # large enough to be divided among threads
         self.end.wait()
 
     def leave(self):
@@ -63,9 +62,9 @@ class Sleepers:
 
 
 def watch(stop, pause=0.5, patience=4):
-    """Keep Sleepers while other programs want cores that torch's threads use, until the event `stop` is set.
+    """Keep Sleepers while other programs need cores that torch's threads use, until the event `stop` is set.
 
-    It looks every `pause` seconds, and after `patience` quiet looks the Sleepers leave.
+    It checks every `pause` seconds, and after `patience` quiet checks the Sleepers end.
     """
     sleepers = None
     quiet = 0
@@ -89,7 +88,7 @@ def watch(stop, pause=0.5, patience=4):
 def share_cores():
     """Let torch's threads sleep while other programs are busy, from now on. Returns the event that ends it.
 
-    Only Linux counts what this needs; elsewhere nothing happens.
+    Only Linux has the counts that this needs; elsewhere it does nothing.
     """
     stop = threading.Event()
     if Path("/proc/stat").is_file():

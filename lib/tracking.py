@@ -1,9 +1,9 @@
-"""A run in TensorBoard (--tensorboard) or Weights & Biases (--wandb), as it goes: the numbers of
-metrics.jsonl under their names there, those of timing.jsonl as timing/NAME.
+"""Live logging to TensorBoard (--tensorboard) or Weights & Biases (--wandb): the numbers of metrics.jsonl
+under the same names, those of timing.jsonl as timing/NAME.
 
-The packages are used where they are installed. Rank 0 alone writes. RUN/tracked.json remembers the last step
-of each quantity that a tracker has, so that a resumed run repeats none, and one that is followed from now on
-brings what it had logged before. A tracker that fails is given up with a warning; the run goes on.
+The packages must be installed. Only rank 0 writes. RUN/tracked.json records, for each quantity, the last step
+that a tracker has. So a resumed run repeats no step, and a tracker added later also gets what was logged
+before. A tracker that fails is dropped with a warning, and the run continues.
 """
 import contextlib
 import importlib
@@ -27,15 +27,15 @@ followed = []  # the trackers of this process
 
 @dataclass(kw_only=True)
 class Tracking:
-    """Who else gets the numbers of a run, flags of `rlsp.py sft` and `ppo`."""
+    """Where the numbers of a run are also logged, as flags of `rlsp.py sft` and `ppo`."""
     tensorboard: bool = flag("run", False, "also log to RUN/tensorboard; needs the package tensorboard",
                              resume="any")
-    wandb: bool = flag("run", False, "also log to Weights & Biases, files in RUN/wandb; needs the package "
-                       "wandb", resume="any")
+    wandb: bool = flag("run", False, "also log to Weights & Biases, with files in RUN/wandb; needs the "
+                       "package wandb", resume="any")
 
 
 def check(args):
-    """A ValueError where a package that a flag needs cannot be imported."""
+    """Raise a ValueError if a package that a flag needs cannot be imported."""
     for name, module in PACKAGES.items():
         if getattr(args, name) and parallel.rank() == 0:
             try:
@@ -49,7 +49,7 @@ class TensorBoard:
     name = "tensorboard"
 
     def __init__(self, run, step, state, config):
-        """Of the last start nothing behind `step` shall be seen: the run does it again."""
+        """What an earlier start logged after `step` is dropped, since the run repeats it."""
         self.last = {key: min(n, step) for key, n in state.get(self.name, {}).items()}
         writer = importlib.import_module(PACKAGES[self.name]).SummaryWriter
         self.writer = writer(str(run / self.name), purge_step=step + 1)
@@ -67,8 +67,8 @@ class Wandb:
     name = "wandb"
 
     def __init__(self, run, step, state, config):
-        """The id makes a resumed run the same one there, whose steps cannot be taken back: what was logged
-        stays, and is not repeated."""
+        """The id lets a resumed run continue as the same run there. Logged steps cannot be removed, so they
+        stay and are not repeated."""
         self.last = dict(state.get(self.name, {}))
         os.environ.setdefault("WANDB_CONSOLE", "off")  # standard streams are ours
         self.run = importlib.import_module(PACKAGES[self.name]).init(
@@ -85,7 +85,7 @@ class Wandb:
 
 
 def start(args, run, step):
-    """Follow the run, whose last finished step is `step`, by the flags' trackers."""
+    """Start the trackers that the flags ask for. The run's last finished step is `step`."""
     wanted = [kind for kind in (TensorBoard, Wandb) if getattr(args, kind.name, False)]
     if parallel.rank() or not wanted:
         return
@@ -105,7 +105,7 @@ def start(args, run, step):
 
 
 def log(rows):
-    """Bring the rows {log's name: rows} to the trackers: what is new of the numbers in them."""
+    """Send the new numbers in the rows {log's name: rows} to the trackers."""
     if not followed:
         return
     steps = {}
@@ -126,7 +126,7 @@ def log(rows):
 
 @contextlib.contextmanager
 def giving_up(name):
-    """Whatever a tracker raises, as for a full disk or a network that is away, ends it, not the run."""
+    """If a tracker raises an error, such as for a full disk or a lost network, drop it with a warning."""
     try:
         yield
     except Exception as e:
@@ -137,8 +137,8 @@ def giving_up(name):
 
 @contextlib.contextmanager
 def closing():
-    """Close the trackers at the end of a command. One that sends over a network may take a while, but not for
-    ever, and not long where a run was stopped: a batch system waits for its exit status."""
+    """Close the trackers at the end of a command. One that uses a network may take up to a minute, but only
+    seconds if the run was stopped, since a batch system waits for the exit status."""
     seconds = 5.0
     try:
         yield

@@ -1,9 +1,9 @@
 """One call of attention for sequences of many lengths, on GPUs: FlashAttention by torch's varlen_attn.
 
-What it computes is defined by scaled_dot_product_attention, sequence by sequence or over gathered pages, and
-that is tested on CPU. Whether varlen_attn can be had, and agrees with its definition, is tried on the card
-itself before it is used: its interface grows from torch to torch, and which of its kernels take pages depends
-on the card and on the build.
+Its definition is scaled_dot_product_attention, sequence by sequence or over gathered pages, which is tested
+on CPU. Before varlen_attn is used, a trial on the card itself shows whether it is available and agrees with
+the definition: its interface grows with torch's releases, and which of its kernels accept pages depends on
+the card and the build.
 """
 import functools
 import inspect
@@ -55,7 +55,7 @@ def reads_pages(dtype, device, heads, d, page):
 
 
 def agrees(instead, expected, function):
-    """Whether function() can be had and is `expected` up to rounding; if not, one line says what is done
+    """Whether function() works here and is `expected` up to rounding. If not, one line says what is done
     instead."""
     try:
         error = float((function() - expected).norm() / expected.norm())
@@ -72,8 +72,8 @@ def agrees(instead, expected, function):
 
 @torch.compiler.disable
 def packed(q, k, v, lengths):
-    """model.Attention.packed in one call: q [1, H, N, d], k and v [1, K, N, d], lengths [S] of sum N on the
-    CPU -> [1, H, N, d]."""
+    """model.Attention.packed in one call: q [1, H, N, d], k and v [1, K, N, d], lengths [S] with sum N, on
+    the CPU -> [1, H, N, d]."""
     starts = starts_of(lengths, q.device)
     longest = int(lengths.max())
     y = varlen_attn(*(x[0].transpose(0, 1) for x in (q, k, v)), starts, starts, longest, longest,
@@ -109,8 +109,8 @@ def packs(dtype, device, heads, d):
 
 
 def accelerate(net, dtype, device):
-    """Give a finished Llama or Critic one attention call per layer for sequences that lie end to end, where
-    the device does that in this type."""
+    """Let a finished Llama or Critic make one attention call per layer for sequences that lie end to end, if
+    the device supports that in this type."""
     c = net.config
     if packs(dtype, device, (c.num_attention_heads, c.num_key_value_heads), c.head_dim):
         for layer in net.model.layers:
