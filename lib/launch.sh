@@ -1,11 +1,10 @@
-# How train.sh starts what it runs: signals, stages, and the recipe for large models. train.sh reads this
-# file.
+# How train.sh starts its stages: signals, stages, and the recipe for large models. train.sh reads this file.
 
 die() { echo "train.sh: $1" >&2; exit "${2:-2}"; }
 
-# A batch system may signal this shell alone, and as process 1 of a container a shell without traps hears
-# nothing: what asks for an end is passed on, always as TERM, which rlsp.py, torchrun and pip all know. (HUP
-# or a USR would end torchrun before its ranks.)
+# A batch system may signal only this shell, and as process 1 of a container a shell without traps receives no
+# signals. So every request to stop is passed on to the child, always as TERM, which rlsp.py, torchrun and pip all
+# handle. (HUP or USR would end torchrun before its ranks.)
 signals=0 caught='' child=''
 
 forward() {
@@ -16,48 +15,48 @@ forward() {
 
 for name in TERM INT HUP USR1 USR2; do trap "forward $name" "$name"; done
 
-# The command's exit status, whatever signals come meanwhile; nothing is begun after one.
+# Run a command and return its exit status, whatever signals come meanwhile. After a signal nothing is started.
 run() {
     local before status
     if [ -n "$caught" ]; then exit 75; fi
     "$@" < /dev/null &
     child=$!
-    if [ -n "$caught" ]; then kill -TERM "$child"; fi  # it came before there was a child to tell
+    if [ -n "$caught" ]; then kill -TERM "$child"; fi  # the signal came before the child existed
     while true; do
         before=$signals
         status=0
         wait "$child" || status=$?
-        if [ "$signals" = "$before" ]; then break; fi  # else a signal may have ended the waiting
+        if [ "$signals" = "$before" ]; then break; fi  # otherwise a signal may have ended the wait
     done
     child=''
     return "$status"
 }
 
-# rlsp.py $1 into the folder $2 with the words that follow: begun, or gone on with, so that the same command
-# can be given again after whatever stopped it (rlsp.py leaves alone what is done). $launch is the Python or
-# torchrun that starts it.
+# Run rlsp.py $1 into the folder $2 with the arguments that follow. A run that exists is resumed, so that the same
+# command can be given again, whatever stopped it (rlsp.py does nothing for a run that is done). $launch is the
+# Python or torchrun that starts it.
 stage() {
     local how=--out status=0
-    # an evaluation is kept aside where the PPO run beside it has been made longer since
+    # an evaluation is moved aside if the PPO run beside it has been made longer since
     if [ "$1.${NNODES:-1}.${RANK:-}" = eval.1. ] && [ -e "$2/config.json" ] \
             && [ "$(dirname "$2")/ppo/done" -nt "$2/config.json" ]; then
         mv "$2" "$2-before-$(date +%Y%m%d-%H%M%S)"
     fi
     if [ -e "$2/config.json" ]; then how=--resume; fi
     if [ -n "${RANK:-}" ]; then
-        # each stage's process group meets at a port of its own, the last one's may still be closing
+        # each stage's process group gets its own port, since the last one's may still be closing
         export MASTER_PORT=$((MASTER_PORT + 1)) TORCHELASTIC_USE_AGENT_STORE=False
     else
         rm -f "$2/stopped"
     fi
     run "${launch[@]}" "$HERE/rlsp.py" "$1" $how "$2" "${@:3}" || status=$?
-    if [ "$status" = 1 ] && [ -e "$2/stopped" ]; then status=75; fi  # torchrun makes 1 of every exit status
-    if [ "$status" = 75 ]; then echo "train.sh: the same command with RUN=$RUN goes on" >&2; fi
+    if [ "$status" = 1 ] && [ -e "$2/stopped" ]; then status=75; fi  # torchrun turns every failure into 1
+    if [ "$status" = 75 ]; then echo "train.sh: the same command with RUN=$RUN continues it" >&2; fi
     if [ "$status" != 0 ]; then exit "$status"; fi
 }
 
-# Adds the words of the variable $1 to the array `words`: split as a shell splits them, with quotes, but nothing
-# in them is expanded or run. Python writes all of them and a dot, or says what is wrong.
+# Add the words of the variable $1 to the array `words`. They are split as by a shell, with quotes, but nothing in
+# them is expanded or run. Python writes all words and a dot, or says what is wrong.
 split() {
     local word last
     while IFS= read -r -d '' word; do words+=("$word"); done < <("$python" -c '
@@ -71,8 +70,8 @@ except ValueError as e:
     unset "words[$last]"
 }
 
-# SFT, PPO and evaluation of a Hugging Face model: on one process, through torchrun on all GPUs of one node or
-# of several, or in a job of torchrun.
+# SFT, PPO and evaluation of a Hugging Face model: on one process, through torchrun on all GPUs of one or several
+# nodes, or inside a job of torchrun.
 large() {
     local name n stamp file names=' ' words everywhere sft_flags ppo_flags eval_flags tests models=("$MODEL")
     if [ -z "${DATA:-}" ]; then die "MODEL is given, DATA (a jsonl file of problems) is not"; fi
@@ -89,7 +88,7 @@ large() {
         names="$names$name "
     done
     everywhere=(--seed "$SEED" ${SHARD_RANKS:+--shard-ranks "$SHARD_RANKS"})
-    words=("${everywhere[@]}" --epochs 5 --batch 64 --lr 2e-5 --max-tokens 8192)  # the paper's
+    words=("${everywhere[@]}" --epochs 5 --batch 64 --lr 2e-5 --max-tokens 8192)  # the paper's values
     split SFT_FLAGS
     sft_flags=("${words[@]}")
     everywhere+=(${SAMPLER:+--sampler "$SAMPLER"})
@@ -99,7 +98,7 @@ large() {
     words=("${everywhere[@]}")
     split EVAL_FLAGS
     eval_flags=("${words[@]}")
-    # the same name on all ranks, whose clocks differ: inside torchrun the job's id stands for the time
+    # the name must be the same on all ranks, whose clocks differ: inside torchrun the job's id replaces the time
     stamp=$(date +%Y%m%d-%H%M%S)
     if [ -n "${RANK:-}" ]; then stamp=$TORCHELASTIC_RUN_ID; fi
     if [ "${NNODES:-1}" -gt 1 ] && [ -z "${RANK:-}" ]; then stamp=none; fi
@@ -129,11 +128,11 @@ large() {
     done
 }
 
-# In a process group of its own, so that it hears a Ctrl-C once, from this shell: a second one would break
-# off its wait for the ranks.
+# Start torchrun in a process group of its own, so that it receives a Ctrl-C only once, from this shell; a second
+# one would end its wait for the ranks.
 through_torchrun() {
     local own_group='import os, sys; os.setpgid(0, 0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])'
-    # torchrun would kill its ranks 30 s after it has passed a signal on; a checkpoint of 8B may take longer
+    # by default torchrun kills its ranks 30 s after it has passed on a signal; a checkpoint of 8B may take longer
     export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
     launch=("$python" -c "$own_group" -m torch.distributed.run "$@")
 }

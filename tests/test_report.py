@@ -281,7 +281,7 @@ def break_file(name, text):
 
 @pytest.mark.parametrize("change, words", [
     (shutil.rmtree, "not a run of sft, ppo or eval"), (break_file("config.json", "{"), "config.json: not valid JSON"),
-    (lambda run: (run / "metrics.jsonl").unlink(), "not a run of sft, ppo or eval"), (break_file("metrics.jsonl", ""), "holds no step yet"),
+    (lambda run: (run / "metrics.jsonl").unlink(), "not a run of sft, ppo or eval"), (break_file("metrics.jsonl", ""), "contains no step yet"),
     (break_file("metrics.jsonl", '{"step": 1}\n{"step": \n'), "metrics.jsonl:2: not valid JSON"),
     (break_file("metrics.jsonl", '{"step": 1}\n{"st\n{"step": 3}'), "metrics.jsonl:2: not valid JSON"),
     (break_file("metrics.jsonl", '{"step": "x"}\n'), "metrics.jsonl:1: step is 'x', expected int"),
@@ -335,7 +335,7 @@ def test_a_report_replaces_a_report_and_nothing_else(tmp_path, refused, monkeypa
     (tmp_path / "link").symlink_to(run / "report.html")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "page.html").write_text("<!doctype html><title>mine</title>")
-    for out, words in ((run / "metrics.jsonl", "exists and is no report"), (tmp_path / "page.html", "exists and is no report"),
+    for out, words in ((run / "metrics.jsonl", "exists and is not a report"), (tmp_path / "page.html", "exists and is not a report"),
                        (tmp_path / "link", "no link"), (tmp_path / "pipe", "expected a file"), ("/dev/null", "expected a file"), (tmp_path, "expected a file")):
         there = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
         error = refused("report", run, "--out", out)
@@ -398,7 +398,7 @@ def test_a_table_replaces_a_table_and_nothing_else(tmp_path, refused, monkeypatc
     assert table(run, out=tmp_path / "t.csv") == first
     (tmp_path / "mine.csv").write_text("run,step,accuracy\n")
     (tmp_path / "link").symlink_to(tmp_path / "t.csv")
-    for name, words in (("mine.csv", "exists and is no table of a report; nothing was overwritten, give another --csv"), ("link", "no link"),
+    for name, words in (("mine.csv", "exists and is not a table of a report; nothing was overwritten; give another --csv"), ("link", "no link"),
                         ("t.html", "no table of a report"), ("new.html", "expected another one"), (".", "expected a file")):
         there = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
         error = refused("report", run, "--out", tmp_path / "new.html", "--csv", tmp_path / name)

@@ -123,7 +123,7 @@ def test_a_signal_to_the_shell_alone_reaches_the_stage_and_is_waited_for(checkou
     assert process.returncode == 75 and not alive(child)
     assert (checkout / "mine/ppo/stopped").is_file()  # it has had its time to save
     assert stages(checkout)[-1] == ("ppo", "ppo", "--out")  # no stage began after it
-    assert "the same command with RUN=mine goes on" in error
+    assert "the same command with RUN=mine continues it" in error
     # and goes on: what was begun is resumed (rlsp.py leaves alone what is done), the others begin
     assert train_sh(checkout, RUN="mine").returncode == 0
     again = stages(checkout)[4:]
@@ -460,7 +460,7 @@ def test_a_venv_that_is_broken_or_dangling(checkout, python3, tmp_path):
     venv = checkout / ".venv"
     venv.symlink_to(tmp_path / "unmounted")
     done = train_sh(checkout, "setup", **python3)
-    assert done.returncode == 2 and "unmounted, where there is nothing: remove the link" in done.stderr
+    assert done.returncode == 2 and "unmounted, which does not exist: remove the link" in done.stderr
     venv.unlink()
     assert train_sh(checkout, "setup", **python3).returncode == 0
     (venv / "bin/python").unlink()
@@ -471,7 +471,7 @@ def test_a_venv_that_is_broken_or_dangling(checkout, python3, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter1").write_text("x")
     done = train_sh(checkout, "setup", **python3, VENV=tmp_path / "thesis")
-    assert done.returncode == 2 and "is no virtual environment" in done.stderr and (tmp_path / "thesis/chapter1").exists()
+    assert done.returncode == 2 and "is not a virtual environment" in done.stderr and (tmp_path / "thesis/chapter1").exists()
 
 
 def test_a_checkout_that_cannot_be_written(checkout, python3, tmp_path):
