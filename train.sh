@@ -6,6 +6,7 @@
 #   bash train.sh experiment                  the paper's comparison on the tiny model; takes some hours
 #   SETTING=rare bash train.sh experiment     the same with half as many searches in SFT; SETTING=hacking: rewards that pay for words
 #   MODEL=folder GSM8K=folder bash train.sh gsm8k   SFT and PPO of a small real model on GSM8K; several hours per arm
+#   MODEL=folder SETTING=sums bash train.sh gsm8k   the same on short sums, for processors without bfloat16; half an hour per arm
 #   bash train.sh test ...                    the tests; further arguments go to pytest
 #   bash train.sh setup                       only .venv
 #

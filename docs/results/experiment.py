@@ -18,9 +18,10 @@ from lib import evaluation  # noqa: E402
 import rewards  # noqa: E402
 
 ARMS = {"start": "SFT, before PPO", "none": "outcome only", "length": "+ length", "steps": "+ steps",
-        "anneal": "+ length, fading", "only": "length alone", "unguarded": "words alone", "guarded": "words alone, guarded"}
+        "anneal": "+ length, fading", "only": "length alone", "unguarded": "words alone", "guarded": "words alone, guarded",
+        "group": "outcome only, no critic"}
 COLOURS = {"none": "#000000", "length": "#0072b2", "steps": "#009e73", "anneal": "#e69f00", "only": "#cc79a7",
-           "unguarded": "#d55e00", "guarded": "#56b4e9"}
+           "unguarded": "#d55e00", "guarded": "#56b4e9", "group": "#56b4e9"}
 
 
 def rows(path):
@@ -52,6 +53,8 @@ def curve(folder):
     metrics, file = rows(folder / "metrics.jsonl"), folder / "timing.jsonl"
     timing = rows(file) if file.is_file() else [row["timing"] for row in metrics]  # there in older runs
     for row, took in zip(metrics, timing, strict=True):
+        if "accuracy" not in row:  # an evaluation before the first step
+            continue
         tokens += row["response_length"] * config["rollout_batch"] * config["samples"]
         seconds += took["cpu_seconds"]
         out.append({"step": row["step"], "accuracy": 100 * row["accuracy"], "length": row["response_length"],
@@ -146,16 +149,17 @@ def compare(curves):
     print(table(["arm", "by steps", "by tokens", "by processor seconds"], list(ahead.values())))
 
 
-def votes(folders):
-    """A majority of k responses of the SFT model against one of PPO, k such that both cost as many tokens."""
+def votes(evaluated):
+    """A majority of k responses of the SFT model against one of PPO, k such that both cost as many tokens. evaluated: {arm: {seed:
+    rows of an evaluation's outputs}}."""
     print("\nOne sample after PPO against a majority vote of the SFT model for as many tokens, as far as its samples go (held-out problems):\n")
     lines = []
-    for arm, seeds in folders.items():
+    for arm, seeds in evaluated.items():
         found = []  # (k, tokens of the vote, accuracy of the vote, tokens and accuracy of one sample)
-        for seed, folder in seeds.items():
-            if arm == "start" or seed not in folders["start"]:
+        for seed, trained in seeds.items():
+            if arm == "start" or seed not in evaluated["start"]:
                 continue
-            start, trained = (rows(f / "eval" / "outputs-1.jsonl") for f in (folders["start"][seed], folder))
+            start = evaluated["start"][seed]
             tokens, long = (sum(sum(r["tokens"]) for r in x) / sum(len(r["tokens"]) for r in x) for x in (start, trained))
             k = min(len(start[0]["answers"]), max(1, round(long / tokens)))
             vote, one = 100 * evaluation.maj_at_k(start, k), 100 * evaluation.summarize(trained, 1)["accuracy"]
@@ -187,7 +191,7 @@ def main():
     if "none" in curves:
         compare(curves)
         if "start" in folders:
-            votes(folders)
+            votes({arm: {seed: rows(f / "eval" / "outputs-1.jsonl") for seed, f in seeds.items()} for arm, seeds in folders.items()})
     if args.figure:
         args.figure.write_text(figure(curves), encoding="utf-8")
         print(f"\nwrote {args.figure}")
