@@ -233,6 +233,7 @@ def test_each_stage_is_called_once_and_goes_on(checkout, source):  # noqa: F811
     ppo = [words for words in calls if words[0] == "ppo"]
     assert all(words[-4:] == ["--steps", "7", "--lr", "1e-6"] for words in ppo)
     assert "--advantage" in ppo[1] and "--advantage" not in ppo[0] and ppo[2][ppo[2].index("--seed") + 1] == "1"
+    assert [words[words.index("--rollout-batch") + 1] for words in ppo[:2]] == ["64", "16"]
     assert done.stdout.split("\n")[0] == "gsm8k.py data" and done.stdout.strip().endswith("gsm8k_table.py runs/gsm8k")
     again = train_sh(checkout, "gsm8k", **asked)
     assert again.returncode == 0 and "gsm8k.py data" not in again.stdout
@@ -256,18 +257,19 @@ def test_the_sums_have_the_same_stages_and_settings_of_their_own(checkout):  # n
     assert flags["sft"]["--prompt"] == "{problem}" and flags["sft"]["--epochs"] == "1"
     assert flags["ppo"]["--exploration"] == "length" and flags["ppo"]["--length-scale"] == "10"
     assert all(flags[command]["--max-response"] == "96" for command in ("ppo", "eval"))
+    assert flags["ppo"]["--rollout-batch"] == "48"
 
 
 def test_the_hours_are_said_at_the_start(source, tmp_path, capsys, monkeypatch):
     gsm8k.data(source, tmp_path / "data")
     tiny = str(ROOT / "data/tiny/model")
     monkeypatch.setattr(gsm8k_cost.logs, "matrix_peak", lambda device, dtype: 1e9)
-    gsm8k_cost.hours(tmp_path / "data", tiny, 10, 1)
+    gsm8k_cost.hours(tmp_path / "data", tiny, 1, 10, 64)
     said = capsys.readouterr().out.splitlines()[-1]
     words = r"1e\+09 FLOP/s in \w+; prompts of (\d+) and answers of (\d+) tokens: SFT some 0 minutes, 10 steps of PPO some (\d+) minutes"
     first = re.match(words, said)
     assert first, said
-    gsm8k_cost.hours(tmp_path / "data", tiny, 20_000, 1)
+    gsm8k_cost.hours(tmp_path / "data", tiny, 1, 20_000, 64)
     hours = float(re.search(r"PPO some (\d+\.\d) hours", capsys.readouterr().out)[1])
     assert hours == pytest.approx(int(first[3]) * 2000 / 60, rel=0.5)
 

@@ -12,7 +12,7 @@ A demonstration is a solution of GSM8K line by line, its answer in a box. In a t
 48/2 is not 26, it is 24."); the numbers are those of GSM8K's own marks <<48/2=24>>. A wrong line is given and
 not learned: the model learns to put it right, not to err.
 
-The sums are for machines on which GSM8K takes days: "Calculate 32 - 15 + 63.", three to five numbers between
+The sums are for machines on which GSM8K takes days: "Calculate 32 - 15 + 63.", three or four numbers between
 0 and 100, as the family basic_arithmetic of reasoning-gym makes them, no text twice. Half of the
 demonstrations guess the answer. The others write down the total after each number; a third of these check a
 line ("Check: 71-48=23"), and a third err in a line and put it right ("Wait, 23+48=71"). PPO has to find out
@@ -33,9 +33,9 @@ VALIDATION = 200
 MARK = re.compile(r"<<([^<>=]+)=([^<>=]+)>>")
 NUMBER = re.compile(r"\d+(\.\d+)?")
 # The sums: what reasoning-gym is asked for, and how many problems go into each file.
-SUM = dict(min_terms=3, max_terms=5, min_digits=2, max_digits=2, operators=["+", "-"],
+SUM = dict(min_terms=3, max_terms=4, min_digits=2, max_digits=2, operators=["+", "-"],
            allow_parentheses=False, seed=0)
-SUMS = dict(sft=480, train=2000, validation=200, test=500)
+SUMS = dict(sft=480, train=2000, validation=200, test=400)
 
 
 def plain(line):

@@ -6,7 +6,7 @@
 #   ARMS        "none length"; also steps and group
 #   SEEDS, STEPS, EPOCHS (of SFT), SFT_FLAGS, PPO_FLAGS (the later ones count)
 gsm8k() {
-    local arm words steps response length epochs=${EPOCHS:-3} sft_flags=() ppo_flags=()
+    local arm words steps batch response length epochs=${EPOCHS:-3} sft_flags=() ppo_flags=()
     if [ -z "${MODEL:-}" ]; then die "gsm8k: give MODEL=folder of a model such as SmolLM2-135M-Instruct"; fi
     SETTING=${SETTING:-gsm8k}
     RUN=${RUN:-runs/$SETTING}
@@ -15,12 +15,12 @@ gsm8k() {
             if [ -z "${GSM8K:-}" ]; then
                 die "gsm8k: give GSM8K=folder with train.jsonl and test.jsonl, or SETTING=sums"
             fi
-            steps=${STEPS:-60} response=256 length=50
+            steps=${STEPS:-60} batch=64 response=256 length=50
             sft_flags=(--batch 32 --save-every 50 --max-tokens 1024 --drop-long --micro-tokens 3000)
             ppo_flags=(--train-batch 32 --lr 2e-6 --critic-lr 1e-5 --kl-coef 0.02 --freeze-steps 3
                        --micro-tokens 3000 --save-every 5 --eval-every 10) ;;
         sums)
-            steps=${STEPS:-16} response=96 length=10
+            steps=${STEPS:-16} batch=48 response=96 length=10
             sft_flags=(--prompt '{problem}' --batch 16 --save-every 15 --max-tokens 256 --micro-tokens 1000)
             ppo_flags=(--train-batch 16 --lr 1e-5 --critic-lr 5e-5 --kl-coef 0.01 --freeze-steps 1
                        --micro-tokens 1000 --save-every 3 --keep 1 --eval-every 8) ;;
@@ -30,7 +30,7 @@ gsm8k() {
     words=(); split PPO_FLAGS; ppo_flags+=(--steps "$steps" ${words[@]+"${words[@]}"})
     finished "$RUN/data" gsm8k_data
     run "$python" "$HERE/docs/results/gsm8k_cost.py" hours "$RUN/data" --model "$MODEL" \
-        --steps "$steps" --epochs "$epochs"
+        --epochs "$epochs" --steps "$steps" --batch "$batch"
     stage sft "$RUN/sft" --model "$MODEL" --data "$RUN/data/sft.jsonl" \
         --epochs "$epochs" --lr 1e-4 --no-recompute "${sft_flags[@]}"
     gsm8k_test "$RUN/sft-test" "$RUN/sft/model"
@@ -55,10 +55,10 @@ gsm8k_data() {
 gsm8k_arm() {
     local flags
     case $1 in
-        none) flags=(--exploration none --rollout-batch 64) ;;
-        length) flags=(--exploration length --length-scale "$length" --length-floor 1 --rollout-batch 64) ;;
-        steps) flags=(--exploration steps --steps-scale 8 --rollout-batch 64) ;;
-        group) flags=(--exploration none --advantage group --samples 4 --rollout-batch 16) ;;
+        none) flags=(--exploration none --rollout-batch "$batch") ;;
+        length) flags=(--exploration length --length-scale "$length" --length-floor 1 --rollout-batch "$batch") ;;
+        steps) flags=(--exploration steps --steps-scale 8 --rollout-batch "$batch") ;;
+        group) flags=(--exploration none --advantage group --samples 4 --rollout-batch $((batch / 4))) ;;
         *) die "ARMS has $1, expected none, length, steps or group" ;;
     esac
     echo "== seed $SEED, $1"

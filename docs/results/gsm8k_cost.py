@@ -1,6 +1,6 @@
 """What the runs of `bash train.sh gsm8k` cost: in time here, in hours on a GPU, and where a step's time goes.
 
-    python docs/results/gsm8k_cost.py hours DATA --model M --steps N --epochs N   SFT and an arm, here
+    python docs/results/gsm8k_cost.py hours DATA --model M --epochs N --steps N --batch N   here
     python docs/results/gsm8k_cost.py profile DATA --model M     a PPO step by phase and operation
     python docs/results/gsm8k_cost.py plans                      larger models on GSM8K, on one GPU
 
@@ -33,11 +33,11 @@ MODELS = {
         model_type="qwen2", vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
         num_attention_heads=14, num_key_value_heads=2, max_position_embeddings=32768, rms_norm_eps=1e-6,
         rope_theta=1000000.0, tie_word_embeddings=True)}
-# GSM8K's recipe in the flags of `rlsp.py plan`: an arm and seed with its SFT and the last evaluation. Lengths
-# are those of the demonstrations in the tokens of SmolLM2.
-GSM8K = dict(steps=60, rollout_batch=64, train_batch=32, max_response=256, mean_prompt=66, mean_response=150,
+# GSM8K's recipe in the flags of `rlsp.py plan`: an arm and seed with its SFT and the last evaluation. Prompts
+# and demonstrations (120) have these tokens in SmolLM2's; responses are taken to be half as long again.
+GSM8K = dict(steps=60, rollout_batch=64, train_batch=32, max_response=256, mean_prompt=72, mean_response=180,
              sft_examples=3636, sft_tokens=200, sft_max_tokens=1024, sft_epochs=3, sft_batch=32,
-             test_problems=1319, test_samples=5, test_response=150, test_max_response=256, gpus=1,
+             test_problems=1319, test_samples=5, test_response=180, test_max_response=256, gpus=1,
              gpus_per_node=1)
 
 
@@ -53,8 +53,8 @@ def duration(seconds):
     return f"{seconds / 3600:.1f} hours" if seconds >= 2 * 3600 else f"{seconds / 60:.0f} minutes"
 
 
-def hours(folder, model, steps, epochs):
-    """Print how long SFT and an arm of PPO should take here. Responses of PPO are taken to be half as long
+def hours(folder, model, epochs, steps, batch):
+    """Print how long SFT and an arm of PPO should take here, without the evaluations. Responses of PPO are taken to be half as long
     again as demonstrations."""
     config = hf.read_config(model)
     dtype = parallel.compute_type()
@@ -62,7 +62,7 @@ def hours(folder, model, steps, epochs):
     peak = logs.matrix_peak(device, getattr(torch, dtype))
     rate = REACHED[dtype] * peak
     shown, prompt, answer = lengths(folder, chat.Chat(model))
-    c = ppo.PPOConfig(rollout_batch=64, recompute=False)
+    c = ppo.PPOConfig(rollout_batch=batch, recompute=False)
     sft = epochs * shown * 3 * (prompt + answer) * plan.flops_token(config, prompt + answer) / rate
     arm = steps * sum(plan.flops(config, c, prompt, 1.5 * answer).values()) / rate
     print(f"{peak:.2g} FLOP/s in {dtype}; prompts of {prompt:.0f} and answers of {answer:.0f} tokens: "
@@ -116,8 +116,8 @@ def main():
         ask.add_argument("data", type=Path)
         ask.add_argument("--model", required=True)
         if name == "hours":
-            ask.add_argument("--steps", type=int, required=True)
-            ask.add_argument("--epochs", type=int, required=True)
+            for flag in ("--epochs", "--steps", "--batch"):
+                ask.add_argument(flag, type=int, required=True)
         else:
             ask.add_argument("--responses", type=int, default=32)
     commands.add_parser("plans")
@@ -126,7 +126,7 @@ def main():
     if command == "plans":
         plans()
     elif command == "hours":
-        hours(args["data"], args["model"], args["steps"], args["epochs"])
+        hours(args["data"], args["model"], args["epochs"], args["steps"], args["batch"])
     else:
         profile(args["data"], args["model"], args["responses"])
 
