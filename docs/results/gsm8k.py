@@ -35,7 +35,7 @@ NUMBER = re.compile(r"\d+(\.\d+)?")
 # The sums: what reasoning-gym is asked for, and how many problems go into each file.
 SUM = dict(min_terms=3, max_terms=4, min_digits=2, max_digits=2, operators=["+", "-"],
            allow_parentheses=False, seed=0)
-SUMS = dict(sft=480, train=2000, validation=200, test=400)
+SUMS = dict(sft=320, train=2000, validation=200, test=400)
 
 
 def plain(line):

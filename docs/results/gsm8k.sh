@@ -16,12 +16,13 @@ gsm8k() {
                 die "gsm8k: give GSM8K=folder with train.jsonl and test.jsonl, or SETTING=sums"
             fi
             steps=${STEPS:-60} batch=64 response=256 length=50
-            sft_flags=(--batch 32 --save-every 50 --max-tokens 1024 --drop-long --micro-tokens 3000)
+            sft_flags=(--batch 32 --lr 1e-4 --save-every 50 --max-tokens 1024 --drop-long --micro-tokens 3000)
             ppo_flags=(--train-batch 32 --lr 2e-6 --critic-lr 1e-5 --kl-coef 0.02 --freeze-steps 3
                        --micro-tokens 3000 --save-every 5 --eval-every 10) ;;
         sums)
             steps=${STEPS:-16} batch=48 response=96 length=10
-            sft_flags=(--prompt '{problem}' --batch 16 --save-every 15 --max-tokens 256 --micro-tokens 1000)
+            sft_flags=(--prompt '{problem}' --batch 16 --lr 2e-4 --save-every 15 --max-tokens 256
+                       --micro-tokens 1000)
             ppo_flags=(--train-batch 16 --lr 1e-5 --critic-lr 5e-5 --kl-coef 0.01 --freeze-steps 1
                        --micro-tokens 1000 --save-every 3 --keep 1 --eval-every 8) ;;
         *) die "SETTING is $SETTING, expected gsm8k or sums" ;;
@@ -32,7 +33,7 @@ gsm8k() {
     run "$python" "$HERE/docs/results/gsm8k_cost.py" hours "$RUN/data" --model "$MODEL" \
         --epochs "$epochs" --steps "$steps" --batch "$batch"
     stage sft "$RUN/sft" --model "$MODEL" --data "$RUN/data/sft.jsonl" \
-        --epochs "$epochs" --lr 1e-4 --no-recompute "${sft_flags[@]}"
+        --epochs "$epochs" --no-recompute "${sft_flags[@]}"
     gsm8k_test "$RUN/sft-test" "$RUN/sft/model"
     for SEED in ${SEEDS:-0 1 2}; do
         for arm in ${ARMS:-none length}; do
