@@ -113,7 +113,7 @@ def sums(out):
         import reasoning_gym
     except ImportError as e:
         sys.exit(f"gsm8k.py: reasoning-gym, which makes the sums, cannot be imported ({e}): "
-                 "pip install reasoning-gym matplotlib")
+                 "pip install reasoning-gym")
     out.mkdir(parents=True)
     found = {}
     for row in reasoning_gym.create_dataset("basic_arithmetic", size=2 * sum(SUMS.values()), **SUM):

@@ -56,16 +56,16 @@ gsm8k_data() {
 gsm8k_arm() {
     local flags
     case $1 in
-        none) flags=(--exploration none --rollout-batch "$batch") ;;
-        length) flags=(--exploration length --length-scale "$length" --length-floor 1 --rollout-batch "$batch") ;;
-        steps) flags=(--exploration steps --steps-scale 8 --rollout-batch "$batch") ;;
+        none) flags=(--exploration none) ;;
+        length) flags=(--exploration length --length-scale "$length" --length-floor 1) ;;
+        steps) flags=(--exploration steps --steps-scale 8) ;;
         group) flags=(--exploration none --advantage group --samples 4 --rollout-batch $((batch / 4))) ;;
         *) die "ARMS has $1, expected none, length, steps or group" ;;
     esac
     echo "== seed $SEED, $1"
     stage ppo "$2" --model "$RUN/sft/model" --data "$RUN/data/train.jsonl" --seed "$SEED" \
         --max-response "$response" --temperature 1 --no-recompute --eval-data "$RUN/data/validation.jsonl" \
-        "${flags[@]}" "${@:3}"
+        --rollout-batch "$batch" "${flags[@]}" "${@:3}"
 }
 
 # The test problems: four samples at the temperature of training, and greedy.

@@ -34,8 +34,9 @@ MODELS = {
         num_attention_heads=14, num_key_value_heads=2, max_position_embeddings=32768, rms_norm_eps=1e-6,
         rope_theta=1000000.0, tie_word_embeddings=True)}
 # GSM8K's recipe in the flags of `rlsp.py plan`: an arm and seed with its SFT and the last evaluation. Prompts
-# and demonstrations (120) have these tokens in SmolLM2's; responses are taken to be half as long again.
-GSM8K = dict(steps=60, rollout_batch=64, train_batch=32, max_response=256, mean_prompt=72, mean_response=180,
+# and demonstrations (120) have these tokens in SmolLM2's; responses are taken to be half as long again. 60
+# steps are for a processor; a GPU has time for more.
+GSM8K = dict(steps=500, rollout_batch=64, train_batch=32, max_response=256, mean_prompt=72, mean_response=180,
              sft_examples=3636, sft_tokens=200, sft_max_tokens=1024, sft_epochs=3, sft_batch=32,
              test_problems=1319, test_samples=5, test_response=180, test_max_response=256, gpus=1,
              gpus_per_node=1)
@@ -54,8 +55,8 @@ def duration(seconds):
 
 
 def hours(folder, model, epochs, steps, batch):
-    """Print how long SFT and an arm of PPO should take here, without the evaluations. Responses of PPO are taken to be half as long
-    again as demonstrations."""
+    """Print how long SFT and an arm of PPO should take here, without the evaluations. Responses of PPO are
+    taken to be half as long again as demonstrations."""
     config = hf.read_config(model)
     dtype = parallel.compute_type()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -102,7 +103,8 @@ def plans():
     """Print for each larger model the command of its run and what `rlsp.py plan` says of it."""
     flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in GSM8K.items())
     for name, config in MODELS.items():
-        print(f"MODEL={name} GSM8K=gsm8k bash train.sh gsm8k\npython rlsp.py plan --model {name} {flags}\n")
+        print(f"MODEL={name} GSM8K=gsm8k STEPS={GSM8K['steps']} bash train.sh gsm8k\n"
+              f"python rlsp.py plan --model {name} {flags}\n")
         recipe.report(M.Config.from_dict(config), rlsp.Plan(model=name, **GSM8K), 1)
         print()
 
