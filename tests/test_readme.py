@@ -72,7 +72,7 @@ def test_it_is_short():
 
 
 def test_the_names_on_the_walk_through_a_step_exist():
-    walk = README.split("as a walk through the code:")[1].split("```")[1]
+    walk = README.split("walk through the code:")[1].split("```")[1]
     words = re.findall(r"\w{3,}", walk.split("    copy ")[0])
     beside_equations = re.findall(r"\(`([\w.]+)`(?:, `(\w+)`)?\)", README)
     names = {*words, *(name.split(".")[-1] for pair in beside_equations for name in pair if name)}
