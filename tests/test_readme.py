@@ -68,11 +68,11 @@ def test_the_worked_example_is_also_right_by_hand():
 
 def test_it_is_short():
     assert len(README.splitlines()) <= 250
-    assert len(README.split()) <= 2500
+    assert len(re.sub("<!--.*?-->", "", README).split()) <= 2500  # comments are for tests/tools/commands.py
 
 
 def test_the_names_on_the_walk_through_a_step_exist():
-    walk = README.split("walk through the code:")[1].split("```")[1]
+    walk = "rlsp.run_ppo" + README.split("```\nrlsp.run_ppo")[1].split("```")[0]
     words = re.findall(r"\w{3,}", walk.split("    copy ")[0])
     beside_equations = re.findall(r"\(`([\w.]+)`(?:, `(\w+)`)?\)", README)
     names = {*words, *(name.split(".")[-1] for pair in beside_equations for name in pair if name)}
