@@ -176,7 +176,7 @@ def run_block(mark, text, page, work, env):
             download(line, work)
         return ""
     done = subprocess.run(["bash", "-euo", "pipefail", "-c", toy(text, page)], cwd=work, env=env, capture_output=True, text=True,
-                          timeout=900, stdin=subprocess.DEVNULL)
+                          timeout=3600, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise RuntimeError(f"{toy(text, page)}\nexit status {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
     return f"{toy(text, page)}{done.stdout}"
