@@ -14,7 +14,7 @@ from test_ppo import folder, trainer  # noqa: F401
 PAGES = [*commands.PAGES, ROOT / "docs/results/README.md"]
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
-CODE = re.compile(r"`([^`\n]+)`")
+CODE = re.compile(r"`((?:[^`\n]|\n(?!\n))+)`")  # it may go on in the next line
 # Flags of other programs: hf, pip, torchrun, sbatch, docker, apptainer, pytest, vllm, llama-server.
 FOREIGN = """--local-dir --repo-type --include --exclude --no-cache-dir --no-deps --no-install-recommends --nnodes --nproc_per_node --no-python
     --standalone --shutdown-timeout --job-name --nodes --ntasks-per-node --gpus-per-node --exclusive --mem --time --requeue --open-mode
