@@ -336,7 +336,7 @@ def test_a_report_replaces_a_report_and_nothing_else(tmp_path, refused, monkeypa
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "page.html").write_text("<!doctype html><title>mine</title>")
     for out, words in ((run / "metrics.jsonl", "exists and is not a report"), (tmp_path / "page.html", "exists and is not a report"),
-                       (tmp_path / "link", "no link"), (tmp_path / "pipe", "expected a file"), ("/dev/null", "expected a file"), (tmp_path, "expected a file")):
+                       (tmp_path / "link", "not a link"), (tmp_path / "pipe", "expected a regular file"), ("/dev/null", "expected a regular file"), (tmp_path, "expected a regular file")):
         there = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
         error = refused("report", run, "--out", out)
         assert words in error and len(error.splitlines()) == 1
@@ -398,8 +398,8 @@ def test_a_table_replaces_a_table_and_nothing_else(tmp_path, refused, monkeypatc
     assert table(run, out=tmp_path / "t.csv") == first
     (tmp_path / "mine.csv").write_text("run,step,accuracy\n")
     (tmp_path / "link").symlink_to(tmp_path / "t.csv")
-    for name, words in (("mine.csv", "exists and is not a table of a report; nothing was overwritten; give another --csv"), ("link", "no link"),
-                        ("t.html", "no table of a report"), ("new.html", "expected another one"), (".", "expected a file")):
+    for name, words in (("mine.csv", "exists and is not a table of a report; nothing was overwritten; give another --csv"), ("link", "not a link"),
+                        ("t.html", "not a table of a report"), ("new.html", "expected another one"), (".", "expected a regular file")):
         there = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
         error = refused("report", run, "--out", tmp_path / "new.html", "--csv", tmp_path / name)
         assert words in error and len(error.splitlines()) == 1

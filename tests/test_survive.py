@@ -76,7 +76,7 @@ def linked(file):
     (lambda run: (shard(run, 2).parent / ".metadata").write_bytes(pickle.dumps(1)), ".metadata: not in state.json"),
     (lambda run: linked(shard(run, 2)), "of-00001.safetensors: expected a regular file, not a link"),
     (lambda run: os.truncate(run / "checkpoints/step-000002/state.json", 50), "state.json: not valid JSON"),
-    (lambda run: (run / "checkpoints/step-000002/state.json").unlink(), "state.json: expected a file"),
+    (lambda run: (run / "checkpoints/step-000002/state.json").unlink(), "state.json: expected a regular file"),
     (lambda run: flip(run / "checkpoints/step-000002/state.json"), "state.json: "),
     (lambda run: rewrite_state(run, files={"../../config.json": [1, 1]}), "no such file, but state.json names it"),
     (lambda run: rewrite_state(run, files={shard(run, 2).name: 7}), "not the state of a checkpoint"),
