@@ -124,16 +124,16 @@ def take(cells, sizes, count, share):
 
 
 def try_value(problem, v):
-    """One line of a search, as (which value is tried, what comes of it)."""
+    """One line of a search, as (the value that is tried, the outcome)."""
     value, steps = problem.evaluate(v)
     verdict = f"Yes, {problem.variable} = {v}." if value == problem.c else "No. Wait."
     return f"Try {problem.variable} = {v}: ", f"{steps}, {value} = {problem.c}? {verdict}\n"
 
 
 def demonstrate(problem, kind, rng):
-    """One demonstration. The answer is always right; what differs is how much of the way is shown.
+    """One demonstration. The answer is always right; demonstrations differ in how much of the way they show.
 
-    direct: the answer alone. partial: a few values at random, then the answer out of nowhere.
+    direct: only the answer. partial: a few random values, then the answer without a reason.
     search: values in increasing order until one fits. checked: the same, and the answer is verified.
     A fifth of the searches start with a random try and then change to going in order ("Alternatively").
     """
@@ -171,8 +171,8 @@ def facts_of(p):
 def fact_lines(count, rng):
     """`count` runs of 20 to 30 facts. Each modulus gets lines in proportion to the number of its facts.
 
-    A solution is a list of [text, trained] pieces: the results are trained, the random operands, which nothing can
-    predict, are not. With a loss on the operands, too, a model of this size did not leave chance in the same time.
+    A solution is a list of [text, trained] pieces. Results are trained; random operands are not, since nothing can
+    predict them. With a loss also on the operands, a model of this size did not get beyond chance in the same time.
     """
     tables = {level: facts_of(p) for level, p in PRIMES.items()}
     total = sum(map(len, tables.values()))
@@ -193,9 +193,9 @@ def fact_lines(count, rng):
 
 
 def step_lines(problems, count, rng):
-    """`count` runs of five tries at values drawn at random, the right one every third time; trained is what comes of a try.
+    """`count` runs of five tries of random values, the right one every third time; only a try's outcome is trained.
 
-    They practise one line of a search, right copying and comparing included, without a hint of which value to try when.
+    They practise one line of a search, including correct copying and comparing, without a hint which value to try.
     """
     lines = []
     for i in range(count):
@@ -221,7 +221,7 @@ def demonstrations(problems, count, shares, rng):
     for i, family in enumerate(FAMILIES):
         own = [q for q in problems if q.family == family]
         n = count // len(FAMILIES) + (i < count % len(FAMILIES))
-        # Exact shares instead of a draw a line, so that the mixture is the same for every family and seed.
+        # Exact shares instead of a draw per line, so that the mixture is the same for every family and seed.
         bounds = [round(n * sum(shares[: k + 1])) for k in range(len(KINDS))]
         kinds = [next(kind for kind, bound in zip(KINDS, bounds) if j < bound) for j in range(n)]
         rng.shuffle(kinds)
@@ -298,7 +298,7 @@ def leave(status, message):
 
 
 def check_out(out):
-    """End with status 2 where `out` is no folder, or holds files of these names that this program did not write."""
+    """End with status 2 if `out` is not a folder, or has files of these names that this program did not write."""
     if os.path.lexists(out) and not os.path.isdir(out):
         leave(2, f"--out {out}: expected a folder, or a new name")
     facts = Path(out) / "facts.jsonl"
@@ -314,7 +314,7 @@ def solution_text(row):
 
 
 def print_table(tables, tokenizer):
-    """One line a file, then one line a kind of demonstration."""
+    """Print one line per file, then one line per kind of demonstration."""
 
     def lengths(rows):
         n = [len(tokenizer.encode(solution_text(r)).ids) for r in rows if "solution" in r]
@@ -336,21 +336,21 @@ def parse_args(argv=None):
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
     add = parser.add_argument
     add("--out", default=os.path.join(here, "tiny"), help="folder to write; files of an earlier call are replaced")
-    add("--seed", type=int, default=0, help="same seed and numbers, same bytes")
-    add("--facts", type=int, default=600, help="lines of facts")
-    add("--steps", type=int, default=1500, help="lines of single tries")
+    add("--seed", type=int, default=0, help="random seed; the same flags give the same bytes")
+    add("--facts", type=int, default=600, help="number of lines of facts")
+    add("--steps", type=int, default=1500, help="number of lines of single tries")
     add("--sft", type=int, default=3000, help="demonstrations")
-    add("--train", type=int, default=650, help="problems for RL")
-    add("--validation", type=int, default=150, help="problems for choosing settings")
-    add("--test", type=int, default=240, help="held-out problems, for final numbers only")
-    add("--direct", type=float, default=0.55, help="share of demonstrations that are the answer alone")
+    add("--train", type=int, default=650, help="number of problems for RL")
+    add("--validation", type=int, default=150, help="number of problems for choosing settings")
+    add("--test", type=int, default=240, help="number of held-out problems, for final results only")
+    add("--direct", type=float, default=0.55, help="share of demonstrations with only the answer")
     add("--partial", type=float, default=0.25, help="share with a few tries and then the answer")
     add("--search", type=float, default=0.12, help="share with the full search; the rest also check the answer")
     add("--vocab", type=int, default=512, help="largest vocabulary, special tokens included")
     add("--hidden", type=int, default=128, help="width of the model")
-    add("--layers", type=int, default=2, help="layers of the model")
-    add("--heads", type=int, default=4, help="query heads")
-    add("--kv-heads", type=int, default=2, help="key/value heads")
+    add("--layers", type=int, default=2, help="number of layers")
+    add("--heads", type=int, default=4, help="number of query heads")
+    add("--kv-heads", type=int, default=2, help="number of key/value heads")
     args = parser.parse_args(argv)
     shares = (args.direct, args.partial, args.search)
     if not (min(shares) >= 0 and sum(shares) <= 1 + 1e-9):  # in this form for nan, too

@@ -14,9 +14,9 @@ training problems without those of MATH-500, and for evaluation MATH-500 and AIM
     python data/prepare.py MATH-500/test.jsonl math500.jsonl
     python data/prepare.py AIME_2024/aime_2024_problems.parquet aime2024.jsonl
 
-Input is jsonl, a JSON array, csv or parquet (read by pyarrow where it is installed), files or folders of shards. The
-output has one problem a line: problem, answer, unique_id and, where known, solution, subject and level. The format is
-recognised from the fields of each record, in any case:
+The input is jsonl, a JSON array, csv or parquet (which needs pyarrow), as files or folders of shards. The output has
+one problem per line: problem, answer, unique_id and, where known, solution, subject and level. The format is
+recognised from the fields of each record, in upper or lower case:
 
     OpenR1-Math    problem, generations            the first verified generation is the solution
     QwQ-LongCoT    problem, qwq                    the answer is what qwq's last \\boxed{} has
@@ -25,12 +25,12 @@ recognised from the fields of each record, in any case:
     MATH-500       problem, solution, level, subject, answer
     AIME           problem or question, answer from 0 to 999, and url, or year and problem number, or id 2024-I-1
     GSM8K          question, answer ending in "#### 72"     the reasoning becomes the solution, 72 in a \\boxed{}
-    any other      problem or question, answer, solution, one of the last two: DeepScaleR, NuminaMath, MathArena, ...
+    any other      problem or question, with answer or solution or both: DeepScaleR, NuminaMath, MathArena, ...
     chats          messages (role, content) or conversations (from, value): the first user's turn and its reply
 
-or said by --problem FIELD --answer FIELD --solution FIELD, with dots into nested objects: extra_info.question,
-turns.0.text. Demonstrations without a box are kept without an answer, for SFT alone. Anything else ends with one line
-that names file and line (of parquet the row), exit status 2, and no output file.
+For other formats, name the fields by --problem FIELD --answer FIELD --solution FIELD, with dots into nested objects:
+extra_info.question, turns.0.text. Demonstrations without a box are kept without an answer, for SFT only. Any error
+ends with one line that names file and line (for parquet the row), exit status 2, and no output file.
 """
 
 import argparse
@@ -50,18 +50,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 from lib import files, records  # noqa: E402
 from rewards import answers_equal, extract_answer  # noqa: E402
 
-NO_ANSWER = ("proof", "notfound")  # what NuminaMath 1.5 and OpenR1-Math have in place of one
-SHOWN = 5  # of the rows that --check finds
-TOKENIZED = 32  # rows at once: the library takes a processor core for each
+NO_ANSWER = ("proof", "notfound")  # what NuminaMath 1.5 and OpenR1-Math have in place of an answer
+SHOWN = 5  # how many of the rows that --check finds are printed
+TOKENIZED = 32  # rows tokenized at once; the library takes a processor core for each
 
 
 class LeftOut(Exception):
-    """A record that makes no row, though nothing is wrong with the file; the message says why, and is counted."""
+    """A record that gives no row, although the file is valid. The message says why, and is counted."""
 
 
 @dataclass
 class Tally:
-    """What is said at the end."""
+    """The counts that are printed at the end."""
     rows: int = 0
     unanswered: int = 0  # rows without an answer
     left_out: Counter = field(default_factory=Counter)  # {why: records}
@@ -72,7 +72,7 @@ class Tally:
 # ---- fields
 
 def text_field(record, name):
-    """A non-empty text, or a number as its text, or an error that says what was there instead."""
+    """A field's text, or its number as text. Raises a ValueError that says what was found instead."""
     value = files.answer_text(record.get(name)) if name == "answer" else record.get(name)
     if not isinstance(value, str) or not value.strip():
         found = "no such field" if name not in record else f"{value!r:.60}"
@@ -81,7 +81,7 @@ def text_field(record, name):
 
 
 def optional(record, name):
-    """text_field, or None where there is nothing."""
+    """text_field, or None if the field is missing or empty."""
     value = record.get(name)
     return None if value is None or isinstance(value, str) and not value.strip() else text_field(record, name)
 
@@ -106,7 +106,7 @@ def boxed(solution):
 
 
 def known(**fields):
-    """A row of those fields that are known. A problem needs an answer for PPO, or a solution for SFT."""
+    """A row of the fields that are known. A problem needs an answer for PPO, or a solution for SFT."""
     if not fields["problem"]:
         raise LeftOut("without a problem")
     if not fields["answer"] and not fields.get("solution"):
@@ -114,11 +114,11 @@ def known(**fields):
     return {name: value for name, value in fields.items() if value is not None}
 
 
-# ---- formats: (record with names of fields in small letters, a name for the row) -> row
+# ---- formats: (record with lower-case field names, a name for the row) -> row
 
 def openr1(record, name):
-    """The short `solution` is a textbook's, while a generation is the long chain of thought. It is verified by
-    math_verify, or by a Llama where that could not decide."""
+    """The short `solution` is a textbook's, while a generation is a long chain of thought. It was verified by
+    math_verify, or by a Llama if that could not decide."""
     generations = list_field(record, "generations")
     complete = list_field(record, "is_reasoning_complete") or [True] * len(generations)
     for judge in ("correctness_math_verify", "correctness_llama"):
@@ -136,8 +136,8 @@ def qwq(record, name):
 
 
 def dapo(record, name):
-    """Also other data of verl. DAPO-Math-17k has each problem a hundred times, and asks for a line "Answer:",
-    where our runs ask for a box."""
+    """DAPO and other data of verl. DAPO-Math-17k has each problem a hundred times, and asks for a line "Answer:",
+    whereas our runs ask for a box."""
     prompt = record["prompt"]
     if isinstance(prompt, list):
         prompt = turns(prompt)[0]
@@ -157,7 +157,7 @@ def math(record, name):
     row = {"problem": text_field(record, "problem"), "answer": answer, "solution": solution,
            "subject": text_field(record, "type" if "type" in record else "subject"), "level": None,
            "unique_id": str(record.get("unique_id") or name)}
-    if record["level"] == "Level ?":  # MATH has a few: a row without a level
+    if record["level"] == "Level ?":  # MATH has a few of these; their rows get no level
         del row["level"]
     else:
         row["level"] = level_number(record["level"])
@@ -196,7 +196,7 @@ def aime(record, name):
 
 
 def question(record, name):
-    """GSM8K, or where the answer is a number alone, AIME as OpenCompass has it."""
+    """GSM8K, or, if the answer is only a number, AIME as OpenCompass has it."""
     if re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", text_field(record, "answer")):
         return plain(record | {"problem": record["question"]}, name)
     return gsm8k(record, name)
@@ -263,7 +263,7 @@ FORMATS = (  # the fields that a record must have; the first that fits decides
 
 
 def recognise(record):
-    """The function that makes a row of such a record."""
+    """The function that makes a row from such a record."""
     for fields, make in FORMATS:
         if fields <= record.keys():
             return make
@@ -274,7 +274,7 @@ def recognise(record):
 
 
 def at(record, path):
-    """The value of a field, or with dots of one inside it: extra_info.question, turns.0.text."""
+    """The value of a field, or, with dots, of one nested in it: extra_info.question, turns.0.text."""
     if path in record:
         return record[path]
     value = record
@@ -307,7 +307,7 @@ def row_of(record, name, fields):
 
 
 def read_rows(sources, fields, left_out):
-    """(FILE:LINE, row) of every record that makes one. What makes none is counted in left_out."""
+    """(FILE:LINE, row) for every record that gives a row. The others are counted in left_out."""
     seen = {}
     for where, name, record in records.read(sources):
         try:
@@ -358,7 +358,7 @@ def only(rows, left_out, reason, keep):
 
 
 def tokens_at_most(rows, left_out, most, tokenizer):
-    """The rows whose problem and solution have at most `most` tokens; a chat's own marks come on top."""
+    """The rows whose problem and solution have at most `most` tokens. The marks of a chat format are not counted."""
     rows = iter(rows)
     while some := list(itertools.islice(rows, TOKENIZED)):
         texts = [row["problem"] + solution_text(row) for _, row in some]
@@ -375,7 +375,7 @@ def solution_text(row):
 
 
 def wrong_with(row):
-    """What --check finds in a row: (what, in detail), or None."""
+    """What --check finds wrong in a row: (what, details), or None."""
     from lib.logs import readable  # it needs torch, which takes seconds to import
     answer = row.get("answer")
     if answer is None:
@@ -389,7 +389,7 @@ def wrong_with(row):
 
 
 def checked(rows, tally, drop):
-    """The rows, or with drop those of them with which nothing is wrong."""
+    """The rows, or, with drop, only those in which --check finds nothing."""
     for where, row in rows:
         wrong = wrong_with(row)
         if wrong:
@@ -405,7 +405,7 @@ def checked(rows, tally, drop):
 # ---- the command
 
 def prepare(args):
-    """Convert all of the input, choose, check, then write the output. Returns the Tally."""
+    """Convert the whole input, choose, check, then write the output. Returns the Tally."""
     target = args.output
     if os.path.lexists(target):
         raise ValueError(f"{target}:0: found an existing file, expected a new name; nothing is overwritten")
@@ -437,7 +437,7 @@ def prepare(args):
 
 
 def chosen(args, tally):
-    """(FILE:LINE, row) of the input, by the flags that choose."""
+    """(FILE:LINE, row) for the rows of the input that the flags choose."""
     fields = {name: value for name in ("problem", "answer", "solution") if (value := getattr(args, name))}
     rows = read_rows(args.input, fields, tally.left_out)
     if args.only_in:
@@ -478,18 +478,18 @@ def parser():
     p.add_argument("input", type=Path, nargs="+", help="files or folders of jsonl, JSON, csv and parquet")
     p.add_argument("output", type=Path, help="the jsonl file to write; it must not exist yet")
     for name in ("problem", "answer", "solution"):
-        p.add_argument(f"--{name}", metavar="FIELD", help=f"the field with the {name}, where the format is another one")
+        p.add_argument(f"--{name}", metavar="FIELD", help=f"name of the field with the {name}, for other formats")
     p.add_argument("--only-in", metavar="FILE", type=Path, nargs="+",
-                   help="keep the problems that these files or folders have: the same words")
+                   help="keep only problems that these files or folders also have (with the same words)")
     p.add_argument("--without", metavar="FILE", type=Path, nargs="+",
-                   help="drop the problems that these have, such as those of an evaluation")
-    p.add_argument("--drop-long", metavar="N", type=int, help="drop what has more than N tokens, problem and solution")
-    p.add_argument("--tokenizer", metavar="FOLDER", type=Path, help="the model folder whose tokenizer counts them")
+                   help="drop problems that these files or folders have, such as those of an evaluation")
+    p.add_argument("--drop-long", metavar="N", type=int, help="drop rows whose problem and solution have more than N tokens")
+    p.add_argument("--tokenizer", metavar="FOLDER", type=Path, help="model folder whose tokenizer counts the tokens")
     p.add_argument("--check", action="store_true",
-                   help="list answers that the verifier cannot read, and solutions with another one")
-    p.add_argument("--drop-wrong", action="store_true", help="drop what --check finds")
-    p.add_argument("--limit", metavar="N", type=int, help="keep this many problems, chosen at random (default: all)")
-    p.add_argument("--seed", metavar="N", type=int, default=0, help="for the choice of --limit (default: 0)")
+                   help="list answers that the verifier cannot read, and solutions with another answer")
+    p.add_argument("--drop-wrong", action="store_true", help="drop the rows that --check lists")
+    p.add_argument("--limit", metavar="N", type=int, help="keep N problems, chosen at random (default: all)")
+    p.add_argument("--seed", metavar="N", type=int, default=0, help="seed for the choice of --limit (default: 0)")
     return p
 
 

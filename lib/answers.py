@@ -3,8 +3,8 @@
 Both answers are cut into TeX tokens (lib/tex.py), read with one grammar into small trees (section 1) and
 compared by value (section 2, lib/values.py): exactly where all is rational, else to 45 digits and again to
 130, functions at points that both trees choose.  What mathematics does not decide, rewards.CONVENTIONS does. 
-Answers come from a policy that is paid for passing: text, depth, the size of numbers and the number of
-evaluation steps are bounded, nothing is executed, and what cannot be read is equal to nothing but itself. """
+Answers come from a policy that is paid for passing.  So text, depth, the size of numbers and the number of
+evaluation steps are bounded, nothing is executed, and what cannot be read is equal only to itself. """
 from __future__ import annotations
 
 import decimal

@@ -1,8 +1,8 @@
-"""A proof to run on a GPU: python -m tests.gpu [--model FOLDER] [check ...]
+"""Checks to run on a GPU: python -m tests.gpu [--model FOLDER] [check ...]
 
-About ten minutes on one card, without network. Each check prints PASS or FAIL with its figures and goes on; the exit status
-is 1 if one failed. Without a GPU it is a dry run of the same code at toy size, which CI makes. What a GPU alone can show, and
-what has run where, is in docs/gpus.md.
+They take about ten minutes on one card and need no network. Each check prints PASS or FAIL with its figures, and a failure does
+not stop the others; the exit status is 1 if one failed. Without a GPU this is a dry run of the same code at toy size, which CI
+makes. docs/gpus.md says what only a GPU can show, and what has run where.
 
     environment   card, attention backends, what varlen_attn does here, the matrix peak
     forward       logits and packed log-probs against transformers (or float32 on the CPU)
@@ -50,7 +50,7 @@ SHAPE = LLAMA if CUDA else LLAMA | dict(vocab_size=512, hidden_size=128, interme
 
 
 def folder(args, name, **changes):
-    """A model folder with random weights: the tiny model's size on a GPU, less in a dry run."""
+    """A model folder with random weights, of the tiny model's size on a GPU and smaller in a dry run."""
     toy = {} if CUDA else dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
                                num_key_value_heads=2, head_dim=16)
     path = args.tmp / name
@@ -200,7 +200,7 @@ def trainer(args, name, device=None, **settings):
 
 
 def trained(args, name, device=None, **settings):
-    """The metrics of a run, which is made by the first check that asks for it."""
+    """The metrics of a run. The first check that asks for them makes the run."""
     if not (args.tmp / name / "metrics.jsonl").is_file():
         trainer(args, name, device, **settings).train()
     return metrics(args.tmp / name)
@@ -398,8 +398,8 @@ CHECKS = dict(environment=environment, forward=forward, sampling=sampling, pages
 
 def main(words=None):
     parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="Hugging Face model folder, for the comparison with peers")
-    parser.add_argument("check", nargs="*", help="those to run; all without one")
+    parser.add_argument("--model", help="Hugging Face model folder, for the checks that compare with peers")
+    parser.add_argument("check", nargs="*", help="names of the checks to run (default: all)")
     args = parser.parse_args(words)
     unknown = set(args.check) - set(CHECKS)
     if unknown:

@@ -1,6 +1,6 @@
-# The paper's comparison, `bash train.sh experiment`, which reads this file: for each seed one SFT model,
-# from it PPO with each exploration reward, then held-out problems. Whatever is finished is kept, and a
-# stage that was stopped goes on.
+# The paper's comparison. `bash train.sh experiment` reads this file: for each seed it trains one SFT model, then
+# PPO from it with each exploration reward, and evaluates them on held-out problems. Finished stages are kept, and
+# a stage that was stopped continues.
 experiment() {
     local arm arms
     SETTING=${SETTING:-main}
@@ -21,7 +21,7 @@ experiment() {
     run "$python" "$HERE/rlsp.py" report "$RUN"/seed-*/*/ppo "$RUN"/seed-*/*/eval --out "$RUN/report.html"
 }
 
-# Make the folder $1 with the command that follows: under another name until it is complete.
+# Make the folder $1 with the command that follows. It has another name until it is complete.
 finished() {
     if [ -d "$1" ]; then return; fi
     "${@:2:1}" "$1.part" "${@:3}"

@@ -1,4 +1,4 @@
-"""Benchmarks: whole tables, ours beside peers measured in the same run. Not timed tests.
+"""Benchmarks that print whole tables, with peers measured in the same run. They are not part of the tests.
 
     python -m tests.tools.bench COMMAND ...
 
@@ -13,7 +13,7 @@
     step --model FOLDER [--peer trl --trl-python FILE]
         one whole PPO step, and TRL's
 
-All but verifier take --toy, a size of seconds.
+All but verifier accept --toy, a size that takes seconds.
 
 A case is {"gold", "pred", "kind": "answer" or "response", "equal": true or false, "soft": a careful grader
 may decline}. Without --cases the pairs of tests/test_rewards.py are used.
@@ -47,7 +47,7 @@ SHARED = ROOT.parent / "shared" / "data" / "verifier"
 
 
 def beside(name):
-    """A file of the data beside the checkout, or None where it is not there."""
+    """A file of the data beside the checkout, or None if it does not exist."""
     return str(SHARED / name) if (SHARED / name).is_file() else None
 
 
@@ -62,7 +62,7 @@ def own_cases():
 
 
 def graders():
-    """{name: function(response, gold) -> bool}; without a peer that is not installed, of which it says so."""
+    """{name: function(response, gold) -> bool}. A peer that is not installed is left out, with a note."""
     def ours(response, gold):
         return rewards.verify(response, gold, boxed_only=False)
 
@@ -131,7 +131,7 @@ def verifier(args):
 # ---- rollout, scoring, update, whole step
 
 def peaks():
-    """A line on the machine: matrix product in both types, memory copy."""
+    """A line about the machine: speed of matrix products in both types, and of copying memory."""
     device = torch.device("cpu")
     x = torch.zeros(2**26)
     y = x.clone()
@@ -145,7 +145,7 @@ def peaks():
 
 
 def best(function, rounds=7):
-    """Least seconds of a call: what the machine can do, for limits."""
+    """The least seconds of a call, which show what the machine can do."""
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -572,13 +572,13 @@ def step(args):
 def main(words=None):
     parser = argparse.ArgumentParser(prog="python -m tests.tools.bench", description=__doc__.splitlines()[0])
     what = parser.add_subparsers(dest="what", required=True)
-    p = what.add_parser("verifier", help="accuracy and time of the verifier, beside Math-Verify")
+    p = what.add_parser("verifier", help="accuracy and time of the verifier, compared with Math-Verify")
     p.add_argument("--cases", default=beside("cases.jsonl"), help="jsonl of labelled cases")
     p.add_argument("--hostile", default=beside("hostile.jsonl"),
-                   help="jsonl of inputs that are made to break graders")
+                   help="jsonl of inputs that are meant to break graders")
     p.add_argument("--rounds", type=int, default=3)
     p.set_defaults(function=verifier)
-    p = what.add_parser("rollout", help="useful tokens per second of generate, beside transformers and vLLM")
+    p = what.add_parser("rollout", help="useful tokens per second of generate, compared with transformers and vLLM")
     p.add_argument("--model", default="smollm2", help="model folder")
     p.add_argument("--peer", action="append", default=[], choices=("transformers", "vllm"))
     p.add_argument("--vllm-python", default="python", help="Python of the environment that has vllm")
@@ -608,7 +608,7 @@ def main(words=None):
         p.add_argument("--compile", action="store_true", help="as rlsp.py ppo --compile")
         p.add_argument("--peer", choices=["trl"])
         p.add_argument("--trl-python", default="python3",
-                       help="a Python with trl==1.9.2, torch, transformers")
+                       help="a Python that has trl==1.9.2, torch and transformers")
         p.add_argument("--prompts", type=int, default=32)
         p.add_argument("--slots", type=int, default=32)
         p.add_argument("--max-response", type=int, default=256)
