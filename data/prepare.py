@@ -483,7 +483,8 @@ def parser():
                    help="keep only problems that these files or folders also have (with the same words)")
     p.add_argument("--without", metavar="FILE", type=Path, nargs="+",
                    help="drop problems that these files or folders have, such as those of an evaluation")
-    p.add_argument("--drop-long", metavar="N", type=int, help="drop rows whose problem and solution have more than N tokens")
+    p.add_argument("--drop-long", metavar="N", type=int,
+                   help="drop rows whose problem and solution have more than N tokens")
     p.add_argument("--tokenizer", metavar="FOLDER", type=Path, help="model folder whose tokenizer counts the tokens")
     p.add_argument("--check", action="store_true",
                    help="list answers that the verifier cannot read, and solutions with another answer")

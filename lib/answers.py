@@ -165,7 +165,7 @@ class Parser:
         return -1 if self.in_bars and token in (":", "\\mid") else _RANK.get(token, -1)
 
     def lone_bar(self) -> bool:
-        """Does a bar stand alone, as in P(A|B)?"""
+        """Whether a bar stands alone, as in P(A|B)."""
         return not self.in_bars and "|" not in self.tokens[self.at + 1:]
 
     def minus(self, sign: str) -> bool:
@@ -249,7 +249,7 @@ class Parser:
         return node
 
     def postfix(self, node: tuple) -> tuple:
-        """What follows an operand: factorials, percent, degrees, primes, indices and units."""
+        """The suffixes of an operand: factorials, percent, degrees, primes, indices and units."""
         if self.next in _ENDS or node[0] == "text" or self.raised:
             return node
         for _ in range(4):                                # 9!!!!!!! is no answer

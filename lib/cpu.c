@@ -1,14 +1,14 @@
-/* What the model does on CPU in bfloat16 beside its matrix products: RMSNorm, SwiGLU, RoPE, attention of training and of a decode step
-   over the KV cache, log-probs of tokens; for training, with what their gradients need.
+/* Everything that the model computes on CPU in bfloat16 except its matrix products: RMSNorm, SwiGLU, RoPE, attention in training and in
+   a decode step over the KV cache, log-probs of tokens; for training also the gradients.
 
-   The definition is model.py with KVCache.attention (decode.py); tests/test_cpu.py holds this file to it. Each kernel reads its
-   numbers once or from the processor's cache, where torch's operations go through memory several times. Plain loops: the compiler
-   makes vectors of them; only the products inside attention (`block`) name the processor's instructions. cpu.py compiles this file for
-   the machine and the model's D, G and BLOCK, and passes contiguous tensors.
+   The definition is model.py with KVCache.attention (decode.py); tests/test_cpu.py compares this file with it. Each kernel reads its
+   numbers once, or from the processor's cache, whereas torch's operations go through memory several times. The loops are plain, and the
+   compiler vectorises them; only the products inside attention (`block`) name the processor's instructions. cpu.py compiles this file
+   for the machine and the model's D, G and BLOCK, and passes contiguous tensors.
 
    Shapes: n rows, H query heads, K key heads, G = H / K, D = head size, BLOCK = positions of a block of the cache. */
 #ifdef __AVX512F__
-#pragma GCC target("prefer-vector-width=512")  /* gcc takes half of that by itself */
+#pragma GCC target("prefer-vector-width=512")  /* by default gcc takes half of that */
 #endif
 #include <math.h>
 #include <omp.h>
@@ -22,7 +22,7 @@
 #include <unistd.h>
 #endif
 
-typedef uint16_t bf16;  /* the upper half of a float; computing is in float, rounded to nearest even where it is stored */
+typedef uint16_t bf16;  /* the upper half of a float; numbers are computed in float and rounded to nearest even when they are stored */
 
 static inline float get(bf16 x) {
     uint32_t bits = (uint32_t)x << 16;
@@ -37,10 +37,10 @@ static inline bf16 put(float x) {
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
-/* e^x for x <= 0, 2e-7 of it at most off: 2^n e^t, and e^t by its series. expf() would be a call for each number. */
+/* e^x for x <= 0, with a relative error of at most 2e-7: 2^n e^t, and e^t by its series. expf() would be a call per number. */
 static inline float exp_(float x) {
     x = x < -87 ? -87 : x;
-    float n = rintf(x * 1.44269504f), t = x - n * 0.693359375f + n * 2.12194440e-4f;  /* ln 2 in two parts: n times it is exact */
+    float n = rintf(x * 1.44269504f), t = x - n * 0.693359375f + n * 2.12194440e-4f;  /* ln 2 in two parts, so that n times the first is exact */
     float y = 1 + t * (1 + t * (1 / 2.f + t * (1 / 6.f + t * (1 / 24.f + t * (1 / 120.f + t * (1 / 720.f))))));
     uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
     float power;
@@ -189,7 +189,7 @@ static int tiles;  /* whether products take the processor's matrix unit */
 
 #ifdef __AMX_BF16__
 int use_tiles(int wanted) {
-    return tiles = wanted && !syscall(SYS_arch_prctl, 0x1023, 18);  /* Linux keeps its registers only for a process that asks */
+    return tiles = wanted && !syscall(SYS_arch_prctl, 0x1023, 18);  /* Linux saves its registers only for a process that asks */
 }
 
 static void start_tiles(void) {  /* in each thread: eight tiles of 16 rows of 64 bytes */
@@ -484,7 +484,7 @@ void sample(int64_t n, int64_t V, float factor, const bf16 *logits, const float 
             float sum = 0;
             for (int64_t i = start; i < end; i++) {
                 float x = (get(row[i]) - top) * factor;
-                sum += x <= -87 ? 0 : exp_(x);  /* such a token must not be taken, not even by a u of 0 */
+                sum += x <= -87 ? 0 : exp_(x);  /* such a token must not be taken, not even for u = 0 */
             }
             total += sums[start / 256] = sum;
         }
@@ -532,7 +532,7 @@ void decode_attention(int64_t n, int64_t K, const bf16 *qkv, const bf16 *cosine,
                 int size = position + 1 - start < BLOCK ? position + 1 - start : BLOCK;
                 for (int j = 0; j < size; j++) {
                     const bf16 *key = keys + at + j * D;
-                    for (int i = 0; i < D; i += 32) __builtin_prefetch(key + 32 * D + i);  /* 32 positions ahead hide memory's delay */
+                    for (int i = 0; i < D; i += 32) __builtin_prefetch(key + 32 * D + i);  /* 32 positions ahead, to hide the memory's latency */
                     for (int g = 0; g < G; g++) {
                         float dot = 0;
                         for (int i = 0; i < D; i++) dot += q[g][i] * get(key[i]);

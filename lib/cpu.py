@@ -1,12 +1,13 @@
-"""The model on CPU in bfloat16, but faster: equal up to rounding, with cpu.c between the matrix products.
+"""A faster version of the model on CPU in bfloat16, equal up to rounding: cpu.c computes what lies between
+the matrix products.
 
     1. kernels     cpu.c, compiled for this machine at first use
     2. accelerate  forward and backward passes of a block and of the token head, for scoring and training
     3. CPUDecoder  a decode step by packed weights
 
-model.py is the definition of all of it, and a reader of the recipe needs nothing of this file: elsewhere than
-on CPU, in float32 or without a C compiler the definitions run. It is there because on processors with fast
-products in bfloat16 torch's attention and the operations between products take most of the time.
+model.py defines all of it, and a reader of the recipe does not need this file: on other devices, in float32
+or without a C compiler the definitions run. This file exists because, on processors with fast products in
+bfloat16, torch's attention and the operations between products take most of the time.
 
 Shapes: N tokens of sequences that lie end to end, D hidden size, V vocabulary, H query heads, K key/value
 heads, G = H / K, d = head size.
@@ -57,7 +58,7 @@ ARGUMENTS = dict(rms_norm="llfppp", rms_norm_backward="llfppppppp", swiglu="llpp
 def compiled(D, G):
     """cpu.c as a ctypes library, compiled for this machine, head size D and G query heads per key head.
 
-    Where that fails, it prints a line that says why, and returns None.
+    If that fails, it prints a line that says why, and returns None.
     """
     source = Path(__file__).with_name("cpu.c")
     with tempfile.TemporaryDirectory() as folder:  # a private one: nobody else's binary is ever loaded
@@ -89,10 +90,10 @@ def compiled(D, G):
 
 @torch.compiler.disable
 def kernels(x, config):
-    """The library for a tensor x of a model of this Config, or None where there is none for it.
+    """The library for a tensor x of a model of this Config, or None.
 
-    That is elsewhere than on CPU, in float32 (whose numbers are the definition's, bit for bit), where oneDNN
-    has no products in bfloat16, and without a compiler.
+    There is none for other devices than the CPU, for float32 (whose numbers are the definition's, bit for
+    bit), if oneDNN has no products in bfloat16, and without a compiler.
     """
     if x.dtype != torch.bfloat16 or x.device.type != "cpu":
         return None
@@ -132,7 +133,7 @@ class RMSNormFunction(Function):
 
 
 def is_master(weight):
-    """Whether it is a float32 master, and not FSDP's copy of one, whose gradient FSDP wants to see."""
+    """Whether p is a float32 master, and not FSDP's copy of one, whose gradient FSDP needs."""
     return weight.is_leaf and weight.dtype == torch.float32 and weight.requires_grad
 
 
@@ -147,7 +148,7 @@ def gradient_of(master):
 
 
 def turned(library, x):
-    """The transpose [m, n] of x [n, m], contiguous; torch's copy takes three times as long."""
+    """The transpose [m, n] of x [n, m], contiguous. (torch's copy takes three times as long.)"""
     out = x.new_empty(x.shape[1], x.shape[0])
     library.turn(*x.shape, x, out)
     return out
@@ -204,7 +205,8 @@ class LinearFunction(Function):
 
 
 class EmbeddingFunction(Function):
-    """Rows of a master, in a type: tokens [B, T] -> [B, T, D]. The gradient is added to these rows alone."""
+    """Rows of a master, in a given type: tokens [B, T] -> [B, T, D]. The gradient is added only to these
+    rows."""
 
     @staticmethod
     def forward(ctx, weight, tokens, dtype):
@@ -448,7 +450,7 @@ class CPUDecoder(Decoder):
 
     @staticmethod
     def of(model):
-        """A decoder of the model, or None where there are no kernels for it or its weights are sharded."""
+        """A decoder for the model, or None if there are no kernels for it or its weights are sharded."""
         weight = model.model.embed_tokens.weight
         library = None if isinstance(weight, DTensor) else kernels(weight, model.config)
         return library and CPUDecoder(model, library)

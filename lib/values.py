@@ -69,7 +69,7 @@ def whole_names(node: tuple) -> set[str]:
     return found
 
 def edges(node: tuple) -> set[tuple]:
-    """What must not change its sign if a function is to stay the same formula."""
+    """The terms whose sign must not change if a function is to keep the same formula."""
     found = {edge for child in children(node) for edge in edges(child)}
     if node[0] == "call" and node[1] in ("abs", "log", "sgn"):
         found |= factors(node[2])

@@ -2,10 +2,10 @@
 
     python docs/results/experiment.py runs/experiment [--figure FILE.svg]
 
-Reads RUN/seed-*/{start,none,length,steps,anneal,only}/{ppo,eval}; arms that are not there (yet) are left out. Held-out numbers
-come from eval/ (problems that no stage was trained on), curves from ppo/*.jsonl (rollouts on training problems). Arms run beside
-each other, so their time is the processor's: on a machine with one idle core it is the time on the clock.
-A standard error is over seeds; differences are taken seed by seed, so what a seed's SFT model was like cancels.
+Reads RUN/seed-*/{start,none,length,steps,anneal,only}/{ppo,eval}; missing arms are left out. Held-out numbers come from eval/
+(problems that no stage was trained on), curves from ppo/*.jsonl (rollouts on training problems). Arms run in parallel, so their time
+is processor time, which on a machine with one idle core equals wall-clock time. Standard errors are over seeds. Differences are
+taken seed by seed, so that the quality of a seed's SFT model cancels out.
 """
 import argparse
 import json

@@ -1,22 +1,22 @@
 """Real problems for a real model: the data of `bash train.sh gsm8k`.
 
     python docs/results/gsm8k.py data GSM8K OUT     demonstrations, problems to train on, validation, test
-    python docs/results/gsm8k.py sums OUT           the same of sums that the package reasoning-gym makes
+    python docs/results/gsm8k.py sums OUT           the same for sums that the package reasoning-gym makes
 
-GSM8K is a folder with train.jsonl and test.jsonl as OpenAI publishes them. Of the training problems 200 are
-for validation, on which every choice is made; half of the others are demonstrated, the other half is for
-PPO, so that PPO never meets an answer that SFT has shown. The test problems are evaluated once, at the end.
+GSM8K is a folder with train.jsonl and test.jsonl as OpenAI publishes them. Of the training problems, 200 are
+for validation, on which every choice is made. Half of the others are demonstrated and the other half is for
+PPO, so that PPO never sees an answer that SFT has shown. The test problems are evaluated once, at the end.
 
-A demonstration is a solution of GSM8K line by line, its answer in a box. In a third of them a line is checked
-("Let me check: 48/2 = 24."), in a third of them a line first comes out wrong and is then put right ("Wait,
-48/2 is not 26, it is 24."); the numbers are those of GSM8K's own marks <<48/2=24>>. A wrong line is given and
-not learned: the model learns to put it right, not to err.
+A demonstration is a solution of GSM8K, line by line, with its answer in a box. In a third of them a line is
+checked ("Let me check: 48/2 = 24."); in another third a line is first wrong and is then corrected ("Wait,
+48/2 is not 26, it is 24."). The numbers are those of GSM8K's own marks <<48/2=24>>. A wrong line is given and
+not learned, so the model learns to correct mistakes, not to make them.
 
 The sums are for machines on which GSM8K takes days: "Calculate 32 - 15 + 63.", three or four numbers between
-0 and 100, as the family basic_arithmetic of reasoning-gym makes them, no text twice. Half of the
+0 and 100, as the family basic_arithmetic of reasoning-gym makes them, without duplicates. Half of the
 demonstrations guess the answer. The others write down the total after each number; a third of these check a
-line ("Check: 71-48=23"), and a third err in a line and put it right ("Wait, 23+48=71"). PPO has to find out
-that the work pays.
+line ("Check: 71-48=23"), and a third make a mistake in a line and correct it ("Wait, 23+48=71"). PPO has to
+find out that the work pays.
 """
 import argparse
 import itertools

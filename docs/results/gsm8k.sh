@@ -1,6 +1,6 @@
-# A real model on real problems, `MODEL=folder bash train.sh gsm8k`, which reads this file: SFT, from it PPO
-# with and without an exploration reward for each seed, then the test problems. Whatever is finished is kept,
-# and a stage that was stopped goes on.
+# A real model on real problems. `MODEL=folder bash train.sh gsm8k` reads this file: SFT, then for each seed PPO
+# with and without an exploration reward, then the test problems. Finished stages are kept, and a stage that was
+# stopped continues.
 #   SETTING     gsm8k, with GSM8K=folder of its files; or sums, for slow machines: short problems, which the
 #               package reasoning-gym makes
 #   ARMS        "none length"; also steps and group

@@ -3,7 +3,7 @@
     python tests/tools/graders.py [CASES.jsonl ...] [--rounds N]
 
 Run it with a Python that has math-verify (pip install math-verify, in an environment of its own);
-without it the verifier is measured alone. A case is {"gold", "pred", "kind": "answer" or "response",
+without it only our verifier is measured. A case is {"gold", "pred", "kind": "answer" or "response",
 "equal", "soft": a careful grader may decline, "boxed_only"}. Both get the same texts, a bare answer in a
 box; times are of the processor.
 """

@@ -1,13 +1,13 @@
-"""A recipe that is killed again and again, and must not be different from one that never was.
+"""Kill a recipe repeatedly, and check that its results do not differ from those of an unbroken run.
 
     python -m tests.tools.kill --kills 20 --ranks 1 2 --out FOLDER         (--seed picks the moments)
 
-Runs SFT, PPO and evaluation of a tiny model on --ranks processes: once unbroken, then once with --kills SIGKILLs at random moments, each
-followed by --resume. In the end metrics.jsonl, rollouts.jsonl, tokens.jsonl, the evaluation's outputs and every file of the models
-must be equal byte for byte. Prints a line of JSON with the kills by phase; exits 1 if anything differs.
+It runs SFT, PPO and evaluation of a tiny model on --ranks processes: once unbroken, then once with --kills SIGKILLs at random moments,
+each followed by --resume. In the end metrics.jsonl, rollouts.jsonl, tokens.jsonl, the evaluation's outputs and every file of the
+models must be equal byte for byte. It prints a line of JSON with the kills by phase, and exits with 1 if anything differs.
 
-To know in which phase a kill fell, the processes are started through this file (kill.py --child), which writes down which of
-rlsp.py's functions is running. rlsp.py itself has nothing for it. Every third kill hits one process of several, not all of them.
+To learn the phase of a kill, the processes are started through this file (kill.py --child), which records which of rlsp.py's functions
+is running; rlsp.py itself knows nothing of it. Every third kill hits one of several processes, not all of them.
 """
 import argparse
 import collections

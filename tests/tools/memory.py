@@ -1,4 +1,4 @@
-"""Measurements that test_plan.py holds against lib/plan.py; each prints one JSON object.
+"""Measurements with which test_plan.py compares lib/plan.py; each prints one JSON object.
 
     python tests/tools/memory.py simulate CONFIG.json TOKENS SHARDS
         a training pass of policy and critic on SHARDS fake ranks, by PyTorch's own FSDP memory tracker on

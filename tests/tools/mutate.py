@@ -1,12 +1,11 @@
-"""What does the verifier accept that it should not, and refuse that it should not?  Two checks on real golds.
+"""Two checks of the verifier on real golds: what does it accept wrongly, and what does it refuse wrongly?
 
     python -m tests.tools.mutate changed   [--golds FILE] [--list]      each gold changed in one place
     python -m tests.tools.mutate rewritten [--golds FILE] [--list]      each gold written in other ways
 
-`changed` replaces, drops or adds one digit, sign, name, bracket, bound, index, function or word at each place
-in turn, and compares with the gold as it was; --list shows what is accepted with the rule that decided, to be
-looked at one by one. `rewritten` spells each gold in up to thirty ways that mean the same, and counts what is
-refused.
+`changed` replaces, drops or adds one digit, sign, name, bracket, bound, index, function or word at each place in
+turn, and compares the result with the original gold; --list shows each accepted change with the rule that
+decided, for inspection. `rewritten` spells each gold in up to thirty equivalent ways and counts refusals.
 """
 import argparse
 import json
