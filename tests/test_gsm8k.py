@@ -172,7 +172,8 @@ def test_the_tables_of_finished_runs_and_what_is_kept_of_them(tmp_path, monkeypa
     evaluated(run / "seed-1/length-test", [[worked, worked, worked, worked], [right, worked, worked, wrong]])
     trained(run / "seed-1/none", 0.5)
     trained(run / "seed-1/length", 1.0)
-    (run / "seed-2/none-test/sampled").mkdir(parents=True)  # not finished
+    evaluated(run / "seed-2/none-test", [[wrong, wrong, right, none], [wrong, right, worked, wrong]])  # no gain
+    (run / "seed-3/none-test/sampled").mkdir(parents=True)  # not finished
     gym(monkeypatch)
 
     def printed(*words):
@@ -184,15 +185,15 @@ def test_the_tables_of_finished_runs_and_what_is_kept_of_them(tmp_path, monkeypa
     # by hand: SFT has 1 and 2 of 4 right, outcome only 3 and 3: differences 50 and 25, deviation 17.68, / sqrt 2
     assert "| SFT, before PPO |  | 37.5 |  | 0.0 |  | 87.5 | 42.9 | 12.5 | 100.0 | 9.5 |" in said
     assert "| outcome only | 1 | 75.0 | +37.50 ± 12.50 | 100.0 | +100.00 ± 0.00 | 100.0 | 75.0 | 50.0 | 100.0 | 12.0 |" in said
-    assert "- outcome only, sampled: over SFT by at least 3 standard errors in 1 of 1 seeds" in said  # 37.5 = 3 * 12.5
+    assert "- outcome only, sampled: over SFT by at least 3 standard errors in 1 of 2 seeds" in said  # 37.5 = 3 * 12.5
     assert "- + length, sampled: over SFT by at least 3 standard errors in 1 of 1 seeds" not in said  # 75 and 25
     assert "| + length | sampled | 1: +12.50 ± 12.50 | +12.50 |" in said
     assert "| outcome only | 1 | 4 | 0: 25.0, 4: 75.0 | 12.5 to 50 | 50 to 50 | 11 to 14 | 0.01 to 0.04 | 0.1 to 0.4 |" in said
     assert "| - to 2 |" in said
     # 12 s of evaluation and 4 steps of 12 s
     assert "| outcome only | 1 | 1.0 | 1.3 | 20 | 20 | 40 | 0 | 20 | 40 | 50 |" in said
-    assert "exactly where the verifier says right in 30 of 30 responses" in said
-    assert "| step 4 | +37.5 |" in said and "| outcome only | 1.0 |" in said.split("majority vote")[1]
+    assert "exactly where the verifier says right in 40 of 40 responses" in said
+    assert "| step 4 | +37.5 |" in said and "| outcome only | 1.0 ± 0.0 |" in said.split("majority vote")[1]
 
     kept = tmp_path / "kept"
     texts = [file.read_text() for file in kept.rglob("*") if file.is_file()]

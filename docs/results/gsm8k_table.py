@@ -128,7 +128,7 @@ def verdicts(found):
     for arm, seeds in found.items():
         for how in WAYS if arm != "start" else ():
             pairs = [paired(kinds[how], found["start"][""][how]) for kinds in seeds.values()]
-            passed = sum(mean >= 3 * error for mean, error in pairs)
+            passed = sum(mean > 0 and mean >= 3 * error for mean, error in pairs)
             lines.append(f"- {ARMS[arm]}, {how}: over SFT by at least 3 standard errors in {passed} of "
                          f"{len(pairs)} seeds")
     return "\n".join(lines)
