@@ -74,8 +74,8 @@ class PPOConfig(judge.Judge, evaluation.HeldOut):
     epochs: int = flag("update", 1, "passes over a rollout", 1)
     lr: float = flag("update", 2e-7, "learning rate of the policy", 0)
     critic_lr: float = flag("update", 2e-6, "learning rate of the critic", 0)
-    warmup: float = flag("update", 0.03, "share of the updates in which the rate rises", 0, 1)
-    lr_end: float = flag("update", 0.1, "the rate's cosine decay ends at this share", 0, 1)
+    warmup: float = flag("update", 0.03, "share of updates in which the learning rate rises", 0, 1)
+    lr_end: float = flag("update", 0.1, "the cosine decay ends at this share of the rate", 0, 1)
     clip: float = flag("update", 0.2, "clip range of the probability ratio", 0)
     value_clip: float = flag("update", 0.2, "clip range of the value around the old value", 0)
     adam_eps: float = flag("update", 1e-8, "epsilon of Adam; it damps gradients that are not far "
@@ -92,7 +92,7 @@ class PPOConfig(judge.Judge, evaluation.HeldOut):
     compile: bool = flag("memory", False, "torch.compile each block; needs a C++ compiler, on GPUs "
                          "also Triton; not for bfloat16 on CPU (lib/cpu.py)")
     seed: int = flag("run", 0, "seed of everything random", 0)
-    save_every: int = flag("run", 20, "steps between checkpoints; 0: only a last", 0, resume="any")
+    save_every: int = flag("run", 20, "steps between checkpoints; 0: last only", 0, resume="any")
     keep: int = flag("run", 2, "newest checkpoints to keep", 1, resume="any")
     log_rollouts: int = flag("run", 16, "responses per step in rollouts.jsonl", 0, resume="any")
     log_tokens: int = flag("run", 2, "responses per step in tokens.jsonl", 0, resume="any")

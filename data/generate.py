@@ -178,7 +178,7 @@ def fact_lines(count, rng):
     total = sum(map(len, tables.values()))
     lines = []
     for level, facts in tables.items():
-        deck = []  # dealt out whole before it is shuffled anew: every fact comes up equally often
+        deck = []  # used up before it is shuffled again, so that every fact comes up equally often
         for _ in range(round(count * len(facts) / total)):
             pieces = []
             for _ in range(rng.randint(20, 30)):

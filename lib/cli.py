@@ -53,8 +53,8 @@ def resumed(flags, given):
         raise ValueError(f"--resume: expected the run's folder: rlsp.py {flags.command} --resume RUN")
     file = Path(run) / "config.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file, no run to resume "
-                                "(one that was killed before it wrote this starts anew)")
+        raise FileNotFoundError(f"{file}: no such file; expected the folder of a run to resume "
+                                "(without this file the run had not begun: start it again)")
     if Path(given.setdefault("run", run)) != Path(run):
         raise ValueError(f"--out {given['run']}: the run goes on in its own folder, --resume {run}")
     saved = saved_flags(flags, file)

@@ -61,7 +61,7 @@ def compiled(D, G):
     If that fails, it prints a line that says why, and returns None.
     """
     source = Path(__file__).with_name("cpu.c")
-    with tempfile.TemporaryDirectory() as folder:  # a private one: nobody else's binary is ever loaded
+    with tempfile.TemporaryDirectory() as folder:  # private, so that no other user's binary is loaded
         # Sums may take any order, or loops could not become vectors. -ffast-math would change the floats of
         # the whole process, and with -ffinite-math-only a NaN could get lost.
         flags = ["-O3", "-march=native", "-funroll-loops", "-fopenmp", "-shared", "-fPIC",

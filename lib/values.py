@@ -128,7 +128,7 @@ def label(node: tuple) -> bool:
 
 def real_set(node: tuple, part: bool = False) -> tuple[set, list, list] | None:
     """({the unknown}, [end points], [relations that hide theirs]) of a set of real numbers, else None.
-    As a part of a union 'x = 1' and {1, 2} are such sets, too."""
+    As parts of a union, 'x = 1' and {1, 2} are also such sets."""
     op = node[0]
     if op in ("num", "+", "*", "neg", "^"):               # most answers
         return None

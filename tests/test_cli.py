@@ -329,7 +329,7 @@ def test_a_second_model_that_does_not_fit_is_named_before_the_first_is_evaluated
 
 
 def test_a_resumed_run_with_links_leads_nowhere(folder, tmp_path, refused):  # noqa: F811
-    """A stranger's run whose model/ or metrics.jsonl is a link would have us write at its other end; a pipe would have us wait."""
+    """If model/ or metrics.jsonl of an untrusted run is a link, we would write where it leads; on a pipe we would wait."""
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     data = bad(tmp_path, GOOD)
     args = rlsp.read_flags(["ppo", "--model", str(folder), "--data", str(data), "--out", str(run), "--max-response", "8"])
@@ -549,7 +549,7 @@ def test_nothing_in_a_file_decides_what_code_runs_or_who_gets_a_key(tmp_path):
 
 
 def test_torchrun_takes_none_of_our_flags_for_its_own():
-    """torchrun reads flags behind the script's name, too, where they abbreviate its own: --run was --run-path to it."""
+    """torchrun also reads flags after the script's name if they abbreviate its own: it took --run for --run-path."""
     from torch.distributed.run import get_args_parser
     for name, command in rlsp.parser()._subparsers._group_actions[0].choices.items():
         for flag in (f for a in command._actions for f in a.option_strings if f not in ("-h", "--help")):

@@ -335,7 +335,7 @@ def test_the_cpu_decoder_is_as_near_to_float32_as_the_plain_step(config):
 
 
 def test_attention_of_the_kernels_equals_a_softmax_in_float64():
-    """At both ends of blocks, where one score is far above all others, too, and where all are far below zero."""
+    """At both ends of blocks, also where one score is far above all others and where all are far below zero."""
     net = tiny_llama(num_attention_heads=6, num_key_value_heads=2, head_dim=40).bfloat16()
     library, g = kernels(net), torch.Generator().manual_seed(0)
     lengths = torch.tensor([1, 2, 127, 128, 129, 256, 257, 300])

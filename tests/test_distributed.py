@@ -103,7 +103,7 @@ def test_a_checkpoint_resumes_on_any_number_of_ranks(folder, alone, tmp_path, wr
 
 
 def test_a_checkpoint_of_a_frozen_policy_has_its_float32_weights(folder, tmp_path):
-    """Only scored, not trained: FSDP's root then holds whole bfloat16 copies, which are not what a resumed run shall start from."""
+    """Only scored, not trained: FSDP's root then holds whole bfloat16 copies, from which a resumed run must not start."""
     run(2, folder, tmp_path / "run", "dtype=bfloat16", "freeze_steps=3", "save_every=1")
     before, saved = load_file(folder / "model.safetensors"), tmp_path / "run" / "checkpoints" / "step-000002"
     shards = [load_file(saved / f"shard-0000{r}-model-00001-of-00001.safetensors") for r in (1, 2)]

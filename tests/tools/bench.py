@@ -394,7 +394,7 @@ def score_and_update(args):
             peak = 0
             for _ in range(args.rounds + 1):  # the first warms up
                 trainer.step = 0
-                # measured anew, because it changes with the hour
+                # measured again, because it changes over time
                 peak = max(peak, logs.matrix_peak.__wrapped__(torch.device("cpu"), trainer.dtype))
                 started = time.perf_counter()
                 batch = trainer.experience(samples)
