@@ -99,6 +99,43 @@ def score_after_the_end(plain):
     return token_rewards
 
 
+@mistake("the KL penalty has the wrong sign: the reward is larger the farther the policy is from the reference",
+         ppo, "kl_estimates", "test_ppo.py::test_checklist_10_k1_and_k3_both_estimate_the_kl")
+def kl_sign(plain):
+    def kl_estimates(logprob, ref_logprob):
+        k1, k3 = plain(logprob, ref_logprob)
+        return -k1, k3
+    return kl_estimates
+
+
+@mistake("returns are made from the advantages after these were whitened",
+         ppo, "gae", "test_ppo.py::test_checklist_8_gae_equals_its_definition")
+def returns_whitened(plain):
+    def gae(rewards, values, mask, gamma, lam):
+        advantages, _ = plain(rewards, values, mask, gamma, lam)
+        advantages = ppo.whiten(advantages, mask)
+        return advantages, (advantages + values) * mask
+    return gae
+
+
+@mistake("the critic's value of an action is read after the action, not before it",
+         M.Critic, "forward", "test_model.py::test_checklist_5_token_t_is_scored_by_the_state_before_it")
+def values_off_by_one(plain):
+    def forward(self, tokens, mask):
+        one = torch.zeros_like(tokens[:, :1])
+        later = torch.cat((one.bool(), mask), dim=1)  # [B, T + 1]: the state before t + 1 stands behind t
+        return plain(self, torch.cat((tokens, one), dim=1), later)[:, 1:]
+    return forward
+
+
+@mistake("advantages are not whitened",
+         ppo, "whiten", "test_ppo.py::test_checklist_9_whitened_advantages_have_masked_mean_0_and_variance_1")
+def not_whitened(plain):
+    def whiten(x, mask, most=None):
+        return x * mask
+    return whiten
+
+
 @mistake("the mask is `token != pad` with the EOS as pad: prompts are trained, the EOS is not",
          ppo, "as_batch", "test_ppo.py::test_checklist_3_and_4_the_eos_is_an_action_and_masks_come_from_lengths")
 def mask_by_id(plain):
@@ -132,13 +169,17 @@ def temperature_1(plain):
     return logprobs
 
 
-@mistake("the KL penalty has the wrong sign: the reward is larger the farther the policy is from the reference",
-         ppo, "kl_estimates", "test_ppo.py::test_checklist_10_k1_and_k3_both_estimate_the_kl")
-def kl_sign(plain):
-    def kl_estimates(logprob, ref_logprob):
-        k1, k3 = plain(logprob, ref_logprob)
-        return -k1, k3
-    return kl_estimates
+@mistake("old log-probs at the sampling temperature 0.7, new ones at 1",
+         ppo.Trainer, "policy_step", "test_ppo.py::test_checklist_11_the_first_ratio_is_1_or_training_stops",
+         beside="sound-cool", stops="the ratio on the first minibatch is off 1")
+def temperature_in_half(plain):
+    def policy_step(self, part, count):
+        config = self.config
+        self.config = replace(config, temperature=1.0)
+        found = plain(self, part, count)
+        self.config = config
+        return found
+    return policy_step
 
 
 @mistake("the reference is refreshed with the policy's weights after each step, as the sampler is",
@@ -149,43 +190,6 @@ def reference_follows(plain):
         parallel.copy_weights(self.policy, self.reference)
         return found
     return train_step
-
-
-@mistake("the critic's value of an action is read after the action, not before it",
-         M.Critic, "forward", "test_model.py::test_checklist_5_token_t_is_scored_by_the_state_before_it")
-def values_off_by_one(plain):
-    def forward(self, tokens, mask):
-        one = torch.zeros_like(tokens[:, :1])
-        later = torch.cat((one.bool(), mask), dim=1)  # [B, T + 1]: the state before t + 1 stands behind t
-        return plain(self, torch.cat((tokens, one), dim=1), later)[:, 1:]
-    return forward
-
-
-@mistake("returns are made from the advantages after these were whitened",
-         ppo, "gae", "test_ppo.py::test_checklist_8_gae_equals_its_definition")
-def returns_whitened(plain):
-    def gae(rewards, values, mask, gamma, lam):
-        advantages, _ = plain(rewards, values, mask, gamma, lam)
-        advantages = ppo.whiten(advantages, mask)
-        return advantages, (advantages + values) * mask
-    return gae
-
-
-@mistake("advantages are not whitened",
-         ppo, "whiten", "test_ppo.py::test_checklist_9_whitened_advantages_have_masked_mean_0_and_variance_1")
-def not_whitened(plain):
-    def whiten(x, mask, most=None):
-        return x * mask
-    return whiten
-
-
-@mistake("the policy's loss is a mean over each micro-batch, and these means are summed",
-         ppo, "policy_loss", "test_ppo.py::test_checklist_13_the_micro_batch_size_does_not_change_the_update",
-         flags="--micro-tokens 500")
-def mean_per_micro_batch(plain):
-    def policy_loss(logprob, old_logprob, advantage, mask, clip=0.2, count=None):
-        return plain(logprob, old_logprob, advantage, mask, clip)
-    return policy_loss
 
 
 @mistake("the old log-probs are computed anew before each update, so that the ratio is always 1",
@@ -207,7 +211,16 @@ def clip_wrong_side(plain):
     return policy_loss
 
 
-@mistake("the last token of a response that was cut off is overwritten by an EOS, and it is paid as finished",
+@mistake("the policy's loss is a mean over each micro-batch, and these means are summed",
+         ppo, "policy_loss", "test_ppo.py::test_checklist_13_the_micro_batch_size_does_not_change_the_update",
+         flags="--micro-tokens 500")
+def mean_per_micro_batch(plain):
+    def policy_loss(logprob, old_logprob, advantage, mask, clip=0.2, count=None):
+        return plain(logprob, old_logprob, advantage, mask, clip)
+    return policy_loss
+
+
+@mistake("the last token of every response is set to the EOS, and those that were cut off are paid as finished",
          ppo.Trainer, "sample", "test_ppo.py::test_checklist_7_truncated_responses_are_counted_and_scored_as_they_stand")
 def truncated_as_finished(plain):
     def sample(self, chosen, streams, title):
@@ -232,19 +245,6 @@ def critic_lr(plain):
         plain(self, mesh)
         self.lr["critic"] = self.config.lr
     return load_networks
-
-
-@mistake("old log-probs at the sampling temperature 0.7, new ones at 1",
-         ppo.Trainer, "policy_step", "test_ppo.py::test_checklist_11_the_first_ratio_is_1_or_training_stops",
-         beside="sound-cool", stops="the ratio on the first minibatch is off 1")
-def temperature_in_half(plain):
-    def policy_step(self, part, count):
-        config = self.config
-        self.config = replace(config, temperature=1.0)
-        found = plain(self, part, count)
-        self.config = config
-        return found
-    return policy_step
 
 
 @contextlib.contextmanager
@@ -319,7 +319,7 @@ def numbers(folder):
 
 
 def in_a_process(function, *arguments, folder):
-    """Call a function of this file, its last argument but for `words` being the folder, in a process of its own."""
+    """Call a function of this file in a process of its own, which writes what it says to folder/log.txt."""
     shutil.rmtree(folder, ignore_errors=True)  # what was stopped in the middle
     folder.mkdir(parents=True)
     code = "import json, sys; from tests import lab; getattr(lab, sys.argv[1])(*json.loads(sys.argv[2]))"
@@ -395,7 +395,7 @@ def signs(runs, sound):
     found = {name: leaves(metrics(runs, name), metrics(sound, name)) for name in names
              if all(metrics(runs, name)) and all(metrics(sound, name))}
     return sorted(((step, name, far) for name, (step, far) in ((n, f) for n, f in found.items() if f)),
-                  key=lambda sign: (sign[0], -abs(sign[2])))
+                  key=lambda sign: (sign[0], -abs(sign[2]), sign[1]))
 
 
 def percent(runs):
@@ -417,23 +417,30 @@ def table(found):
         if name in SOUND:
             lines.append([f"`{name}` {SOUND[name]}".strip(), str(len(runs)), shown, "", "", ""])
             continue
-        mistake, sound = MISTAKES[name], found[MISTAKES[name].beside]
+        mistake = MISTAKES[name]
+        sound = found[mistake.beside]
         both = {seed: run for seed, run in runs.items() if seed in sound}
         given = [f"`{metric}` {'above' if far > 0 else 'below'}, step {step}"
                  for step, metric, far in signs(both, sound)[:2]] if both else []
-        lines.append([f"`{name}`", str(len(runs)), shown, experiment.shown(differences(runs, sound), "+") if both else "",
-                      "; ".join(given) or "none", f"`{mistake.test.partition('::')[2]}`"])
-    return experiment.table(["mistake", "seeds", "accuracy %", "minus sound", "given away by", "test that fails"], lines)
+        points = differences(runs, sound)
+        each = ", ".join(f"{x:+.1f}" for x in points)
+        harm = f"{each}: {experiment.shown(points, '+')}" if len(points) > 1 else each
+        test = mistake.test.partition("::")[2]
+        lines.append([f"`{name}`", str(len(runs)), shown, harm, "; ".join(given) or "none", f"`{test}`"])
+    head = ["mistake", "seeds", "accuracy %", "minus sound, seed by seed: mean", "given away by", "test that fails"]
+    return experiment.table(head, lines)
 
 
 def figure(found):
-    """Held-out accuracy minus the sound run's as SVG: a point for each seed, a bar for their mean."""
+    """Held-out accuracy minus the sound run's as SVG, the most harmful mistake first: a point for each seed, a bar
+    for their mean."""
     rows = {name: differences(runs, found[MISTAKES[name].beside]) for name, runs in found.items() if name in MISTAKES}
     rows = {name: points for name, points in rows.items() if points}
-    numbers = [x for points in rows.values() for x in points]
-    left = experiment.ticks(max(1.0, -min(numbers)))
+    rows = dict(sorted(rows.items(), key=lambda row: experiment.mean_error(row[1])[0]))
+    everything = [x for points in rows.values() for x in points]
+    left = experiment.ticks(max(1.0, -min(everything)))
     step = left[1]
-    right = [step * (i + 1) for i in range(math.ceil(max(1.0, max(numbers)) / step))]
+    right = [step * (i + 1) for i in range(math.ceil(max(1.0, max(everything)) / step))]
     low, high = -left[-1], right[-1]
     x0, y0, width, line = 200, 50, 560, 26
     place = lambda x: x0 + width * (x - low) / (high - low)
@@ -444,7 +451,7 @@ def figure(found):
     for x in [-x for x in reversed(left)] + right:
         colour = "#555555" if x == 0 else "#dddddd"
         out.append(f'<path d="M{place(x):.1f} {y0 - 8}V{bottom}" stroke="{colour}"/>'
-                   f'<text x="{place(x):.1f}" y="{bottom + 18}" text-anchor="middle">{x + 0.0:+g}</text>')
+                   f'<text x="{place(x):.1f}" y="{bottom + 18}" text-anchor="middle">{f"{x:+g}" if x else 0}</text>')
     for i, (name, points) in enumerate(rows.items()):
         y = y0 + line * i + line / 2
         mean, _ = experiment.mean_error(points)
@@ -472,10 +479,12 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, default=ROOT / "runs/lab", help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one core")
-    parser.add_argument("--sft", type=Path, help="folder with seed-N/sft/model; without it these are trained, too")
+    parser.add_argument("--sft", type=Path, help="folder with seed-N/sft/model; without it these are trained first")
     parser.add_argument("--figure", type=Path, help="SVG file to write")
     parser.add_argument("--test", action="store_true", help="only show that the test of each mistake catches it")
     args, words = parser.parse_known_args(argv)
+    args.out = args.out.resolve()
+    args.sft = args.sft and args.sft.resolve()
     names = list(MISTAKES) if "all" in args.names else args.names
     if args.test:
         missed = [name for name in names if not caught(name)]
@@ -487,6 +496,9 @@ def main(argv=None):
     print(table(found))
     if args.figure:
         args.figure.write_text(figure(found), encoding="utf-8")
+    missing = [f"seed {seed}: {name}" for name in names for seed in args.seeds if seed not in found[name]]
+    if missing:
+        sys.exit(f"not there: {', '.join(missing)}")
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def test_a_mistake_can_be_tried_on_a_toy(folder, tmp_path):  # noqa: F811
     assert len(kept["metrics"]["reward"]) == 4 and kept["metrics"]["policy_loss"][0] is None and kept["accuracy"] == 0.0
     assert "| `temperature-1` | 1 | 0.0 | -25.0 | `sampler_logprob_diff` above, step 1" in done.stdout
     texts = [e.text for e in xml.etree.ElementTree.parse(tmp_path / "f.svg").getroot() if e.tag.endswith("text")]
-    assert "temperature-1" in texts and {"-25", "+0"} <= set(texts)
+    assert "temperature-1" in texts and {"-25", "0"} <= set(texts)
     config = json.loads((out / "temperature-1/ppo/config.json").read_text())["flags"]
     assert (config["temperature"], config["steps"], config["seed"], config["kl_coef"]) == (0.7, 4, 7, 0.02)
 
