@@ -365,7 +365,8 @@ def leaves(runs, sound):
 
     runs and sound: its values step by step for each seed. Sound values of all seeds, two steps before to two
     steps after, span a range; half of its width more on either side is the margin. The metric has left it at the
-    first of three steps in which all seeds are outside, on the same side. (1e-5 is rounding.)
+    first of three steps in which all seeds are outside, on the same side. (1e-5 is rounding.) It has also left
+    where all seeds have one and the same number in all three steps, and no sound run has it: infinitely far.
     """
     def outside(step):
         """How many margins all seeds are outside, with the sign of the side; 0 if one is not."""
@@ -385,6 +386,10 @@ def leaves(runs, sound):
         three = distances[step : step + 3]
         if all(x > 0 for x in three) or all(x < 0 for x in three):
             return step + 1, distances[step]
+        found = {x for values in runs for x in values[step : step + 3]}
+        others = {x for values in sound for x in values[step : step + 3]}
+        if len(found) == 1 and None not in found | others and not found & others:
+            return step + 1, math.copysign(math.inf, found.pop() - min(others))
     return None
 
 

@@ -1,8 +1,11 @@
 """tests/lab.py: each of its mistakes is still one, a test catches it, and docs/lab.md says what the kept numbers say."""
 import importlib
 import inspect
+import itertools
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree
@@ -15,6 +18,9 @@ from lib import guards
 
 sys.path.insert(0, str(ROOT))
 from tests import lab  # noqa: E402
+
+KEPT = ROOT / "docs" / "results" / "lab"
+PAGE = (ROOT / "docs" / "lab.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", lab.MISTAKES)
@@ -82,4 +88,30 @@ def test_a_metric_gives_a_mistake_away_when_all_seeds_stay_outside():
     assert lab.leaves([[1.0, 1.0, 1.0, 0.0, 0.0, 0.0]] * 3, sound) == (4, pytest.approx(-2.0, rel=1e-4))
     assert lab.leaves([[3.0] * 6, [3.0] * 6, [2.4] * 6], sound) is None  # one seed is not
     assert lab.leaves([[3.0, 3.0, 0.0, 3.0, 3.0, 0.0]] * 3, sound) is None  # not three steps on one side
+    assert lab.leaves([[1.5, 1.6, 1.7, 1.7, 1.7, 1.8]] * 3, sound) == (3, math.inf)  # stuck at what no sound run has
+    assert lab.leaves([[1.5, 1.5, 1.5, 1.6]] * 3, sound) is None
     assert lab.leaves([[None, 3.0, 3.0, 3.0, None, 3.0]] * 3, sound)[0] == 2  # not logged while the policy is frozen
+
+
+def test_sound_runs_do_not_give_each_other_away():
+    """Five sound runs, any three against the other two: of 10 x 32 metrics over 20 steps two leave, as docs/lab.md says."""
+    runs = {}
+    for seed in range(5):
+        file = ROOT / f"docs/results/experiment/seed-{seed}/length/metrics.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()[:20]]
+        names = {name for row in rows for name in row if name not in lab.LEFT_OUT}
+        runs[seed] = {"metrics": {name: [row.get(name) for row in rows] for name in names}}
+    found = []
+    for sound in itertools.combinations(runs, 3):
+        others = {seed: run for seed, run in runs.items() if seed not in sound}
+        found += lab.signs(others, {seed: runs[seed] for seed in sound})
+    assert len(names) == 32 and [name for _, name, _ in found] == ["entropy", "value"]
+
+
+def test_the_page_has_the_table_of_the_kept_numbers():
+    found = lab.read(KEPT, [*lab.SOUND, *lab.MISTAKES], [0, 1, 2])
+    assert lab.table(found) in PAGE
+    assert lab.figure(found) == (KEPT / "figure.svg").read_text(encoding="utf-8")
+    for name in lab.MISTAKES:
+        assert re.search(rf"^### .*`{name}`", PAGE, re.M), f"docs/lab.md says nothing of {name}"
+    assert sum(file.stat().st_size for file in KEPT.rglob("*.json")) < 500_000
