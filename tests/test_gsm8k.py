@@ -258,7 +258,7 @@ def test_the_sums_have_the_same_stages_and_settings_of_their_own(checkout):  # n
     assert flags["sft"]["--prompt"] == "{problem}" and flags["sft"]["--epochs"] == "1"
     assert flags["ppo"]["--exploration"] == "length" and flags["ppo"]["--length-scale"] == "10"
     assert all(flags[command]["--max-response"] == "96" for command in ("ppo", "eval"))
-    assert flags["ppo"]["--rollout-batch"] == "48"
+    assert flags["ppo"]["--rollout-batch"] == "48" and flags["ppo"]["--lam"] == "1"
 
 
 def test_the_hours_are_said_at_the_start(source, tmp_path, capsys, monkeypatch):

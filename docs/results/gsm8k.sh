@@ -23,7 +23,9 @@ gsm8k() {
             steps=${STEPS:-16} batch=48 response=96 length=10
             sft_flags=(--prompt '{problem}' --batch 16 --lr 2e-4 --save-every 15 --max-tokens 256
                        --micro-tokens 1000)
-            ppo_flags=(--train-batch 16 --lr 1e-5 --critic-lr 5e-5 --kl-coef 0.01 --freeze-steps 1
+            # so few steps leave the critic weak, and of a reward lambda 0.95 would bring 0.95^40 = 0.13 to the
+            # first of 40 tokens
+            ppo_flags=(--train-batch 16 --lr 1e-5 --critic-lr 5e-5 --lam 1 --kl-coef 0.01 --freeze-steps 1
                        --micro-tokens 1000 --save-every 3 --keep 1 --eval-every 8) ;;
         *) die "SETTING is $SETTING, expected gsm8k or sums" ;;
     esac
