@@ -433,7 +433,7 @@ def test_a_set_up_that_failed_says_what_to_do_and_is_begun_anew(checkout, python
     failing = "touch \"$here/half-a-package\"; echo WARNING: Retrying >&2; echo 'ERROR: No matching distribution found for torch==2.13.0' >&2; false"
     done = train_sh(checkout, "setup", **python3, PIP=failing)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert "No matching distribution found" in done.stderr and "give the same command again, or VENV=none" in done.stderr
+    assert "No matching distribution found" in done.stderr and "run the same command again, or give VENV=none" in done.stderr
     assert not (checkout / ".venv/installed").exists() and (checkout / ".venv/bin/half-a-package").exists()
     assert train_sh(checkout, RUN="mine", **python3).returncode == 0
     assert (checkout / ".venv/installed").exists() and not (checkout / ".venv/bin/half-a-package").exists()
