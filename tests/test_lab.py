@@ -4,9 +4,7 @@ import inspect
 import itertools
 import json
 import math
-import os
 import re
-import subprocess
 import sys
 import xml.etree.ElementTree
 
@@ -55,7 +53,7 @@ def test_the_guard_that_stops_a_mistake_is_switched_off_to_see_its_harm():
         guards.first_ratio(3, 2.0, 1.0, None)
 
 
-def test_a_mistake_can_be_tried_on_a_toy(folder, tmp_path):  # noqa: F811
+def test_a_mistake_can_be_tried_on_a_toy(folder, tmp_path, monkeypatch, capsys):  # noqa: F811
     """`python -m tests.lab NAME`: it trains with the mistake, evaluates, and compares with the sound run, which is done already."""
     tiny = tmp_path / "tiny"
     tiny.mkdir()
@@ -68,14 +66,14 @@ def test_a_mistake_can_be_tried_on_a_toy(folder, tmp_path):  # noqa: F811
     out.mkdir(parents=True)
     (out / "sound-cool.json").write_text(json.dumps({"accuracy": 0.25, "metrics": {"sampler_logprob_diff": [0.0] * 4}}))
     words = "--steps 4 --rollout-batch 2 --train-batch 2 --max-response 8 --freeze-steps 1"
-    done = subprocess.run([sys.executable, "-m", "tests.lab", "temperature-1", "--seeds", "7", "--out", tmp_path / "out",
-                           "--sft", tmp_path / "sft", "--figure", tmp_path / "f.svg", *words.split()],
-                          cwd=ROOT, env=os.environ | {"TINY": str(tiny)}, capture_output=True, text=True)
-    log = (out / "temperature-1/log.txt").read_text()
-    assert done.returncode == 0 and (out / "temperature-1.json").is_file(), done.stdout + done.stderr + log
+    monkeypatch.setenv("TINY", str(tiny))
+    folders = ["--out", str(tmp_path / "out"), "--sft", str(tmp_path / "sft"), "--figure", str(tmp_path / "f.svg")]
+    lab.main(["temperature-1", "--seeds", "7", *folders, *words.split()])
+    printed = capsys.readouterr().out
+    assert (out / "temperature-1.json").is_file(), printed + (out / "temperature-1/log.txt").read_text()
     kept = json.loads((out / "temperature-1.json").read_text())
     assert len(kept["metrics"]["reward"]) == 4 and kept["metrics"]["policy_loss"][0] is None and kept["accuracy"] == 0.0
-    assert "| `temperature-1` | 1 | 0.0 | -25.0 | `sampler_logprob_diff` above, step 1" in done.stdout
+    assert "| `temperature-1` | 1 | 0.0 | -25.0 | `sampler_logprob_diff` above, step 1" in printed
     texts = [e.text for e in xml.etree.ElementTree.parse(tmp_path / "f.svg").getroot() if e.tag.endswith("text")]
     assert "temperature-1" in texts and {"-25", "0"} <= set(texts)
     config = json.loads((out / "temperature-1/ppo/config.json").read_text())["flags"]
