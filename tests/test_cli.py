@@ -903,7 +903,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused(folder, tmp_path):  # no
     with pytest.raises(ValueError, match="no token '<|eot_id|>', with which .*; give another --chat: llama3, chatml"):
         chat.Chat(tmp_path / "m")
     (tmp_path / "m/tokenizer_config.json").unlink()
-    with pytest.raises(ValueError, match="neither Llama 3's .*; give --chat, one of llama3, chatml"):
+    with pytest.raises(ValueError, match="of no known chat format, such as Llama 3's .*; give --chat, one of llama3, chatml"):
         chat.Chat(tmp_path / "m")
     (tmp_path / "m/tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="not a tokenizer"):
