@@ -813,7 +813,7 @@ def test_sft_goes_on_for_more_epochs(main, tmp_path, refused):  # noqa: F811
 def test_a_run_does_not_go_on_with_other_inputs_unless_told_to(begun, main, tmp_path, refused, change, message):  # noqa: F811
     change(tmp_path)
     error = refused(*begun, "--steps", "2")
-    assert message in error and "--changed-input goes on" in error and len(error.splitlines()) == 1
+    assert message in error and "--changed-input continues" in error and len(error.splitlines()) == 1
     assert len(lines(tmp_path / "run")) == 1 and config_of(tmp_path / "run")["flags"]["steps"] == 1
     main(*begun, "--steps", "2", "--changed-input")
     assert len(lines(tmp_path / "run")) == 2
