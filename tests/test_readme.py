@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import ROOT
-from lib import parallel
+from lib import parallel, report
 import model
 import ppo
 import rewards
@@ -87,3 +87,9 @@ def test_the_metrics_that_it_explains_are_logged():
     names += re.findall(r"is logged \(`(\w+)`\)", README)
     row = json.loads((ROOT / "docs/results/experiment/seed-0/length/metrics.jsonl").read_text().splitlines()[-1])
     assert len(names) >= 7 and set(names) <= set(row), set(names) - set(row)
+
+
+def test_the_sample_report_is_a_page_of_ours_and_small():
+    page = (ROOT / "docs/sample-report.html").read_text(encoding="utf-8")
+    assert report.TITLE in page and len(page.encode()) < 1_000_000
+    assert "runs/tiny/ppo" in page and not re.search(r"/(home|root|tmp|work|Users)/", page)
