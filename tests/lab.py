@@ -313,9 +313,7 @@ def numbers(folder):
     rows = experiment.rows(folder / "ppo/metrics.jsonl")
     names = dict.fromkeys(name for row in rows for name in row if name not in LEFT_OUT)
     scores = {name: summary["all"][name] for name in ("accuracy", "tokens", "answered", "truncated")}
-    shorter = lambda x: x if x is None else float(f"{x:.5g}")
-    return ({name: shorter(x) for name, x in scores.items()}
-            | {"metrics": {name: [shorter(row.get(name)) for row in rows] for name in names}})
+    return experiment.rounded(scores | {"metrics": {name: [row.get(name) for row in rows] for name in names}})
 
 
 def in_a_process(function, *arguments, folder):

@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import commands
 import model as M
 from lib import decode
 from conftest import ROOT, TINY, tiny_llama
@@ -35,9 +36,9 @@ def section(number):
     return re.search(rf"^## {number}\. .*?(?=^## |\Z)", PAGE, re.S | re.M)[0]
 
 
-def blocks(text, head):
-    """The contents of the fenced blocks that begin with ```head."""
-    return re.findall(rf"^```{re.escape(head)}\n(.*?)^```$", text, re.S | re.M)
+def blocks(text, language):
+    """The contents of the fenced blocks of a language."""
+    return [content for _, found, content in commands.BLOCK.findall(text) if found == language]
 
 
 def command(number, of="rlsp.py ppo"):
@@ -49,8 +50,9 @@ def command(number, of="rlsp.py ppo"):
 
 def files_of(number, into):
     """Write the whole files of a recipe into a folder."""
-    for name, content in re.findall(r"^<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", section(number), re.S | re.M):
-        (into / name).write_text(content, encoding="utf-8")
+    for mark, _, content in commands.BLOCK.findall(section(number)):
+        if mark.startswith("file: "):
+            (into / mark.removeprefix("file: ")).write_text(content, encoding="utf-8")
 
 
 def printed(script, *words):

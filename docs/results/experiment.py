@@ -28,6 +28,15 @@ def rows(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def rounded(x):
+    """A value of JSON whose numbers have five digits."""
+    if isinstance(x, dict):
+        return {key: rounded(value) for key, value in x.items()}
+    if isinstance(x, list):
+        return [rounded(value) for value in x]
+    return float(f"{x:.5g}") if isinstance(x, float) else x
+
+
 def mean_error(values):
     """(mean, standard error of the mean; nan for one value)."""
     mean = sum(values) / len(values)

@@ -243,18 +243,9 @@ def responses(found):
     return "\n".join(lines)
 
 
-def rounded(x):
-    """A value of JSON whose numbers have five digits."""
-    if isinstance(x, dict):
-        return {key: rounded(value) for key, value in x.items()}
-    if isinstance(x, list):
-        return [rounded(value) for value in x]
-    return float(f"{x:.5g}") if isinstance(x, float) else x
-
-
 def write_rows(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(path, "".join(json.dumps(rounded(row)) + "\n" for row in rows))
+    files.write_text(path, "".join(json.dumps(experiment.rounded(row)) + "\n" for row in rows))
 
 
 def keep(run, out, found, runs):
