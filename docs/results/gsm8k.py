@@ -12,10 +12,10 @@ checked ("Let me check: 48/2 = 24."); in another third a line is first wrong and
 48/2 is not 26, it is 24."). The numbers are those of GSM8K's own marks <<48/2=24>>. A wrong line is given and
 not learned, so the model learns to correct mistakes, not to make them.
 
-The sums are for machines on which GSM8K takes days: "Calculate 32 - 15 + 63.", three or four numbers between
-0 and 100, as the family basic_arithmetic of reasoning-gym makes them, without duplicates. Half of the
+The sums are for machines on which GSM8K takes days: "Calculate 4 - 1 - 7 + 10.", four or five numbers between
+0 and 10, as the family basic_arithmetic of reasoning-gym makes them, without duplicates. Half of the
 demonstrations guess the answer. The others write down the total after each number; a third of these check a
-line ("Check: 71-48=23"), and a third make a mistake in a line and correct it ("Wait, 23+48=71"). PPO has to
+line ("Check: 17-1=16"), and a third make a mistake in a line and correct it ("Wait, 16+1=17"). PPO has to
 find out that the work pays.
 """
 import argparse
@@ -33,9 +33,9 @@ VALIDATION = 200
 MARK = re.compile(r"<<([^<>=]+)=([^<>=]+)>>")
 NUMBER = re.compile(r"\d+(\.\d+)?")
 # The sums: what reasoning-gym is asked for, and how many problems go into each file.
-SUM = dict(min_terms=3, max_terms=4, min_digits=2, max_digits=2, operators=["+", "-"],
+SUM = dict(min_terms=4, max_terms=5, min_digits=1, max_digits=1, operators=["+", "-"],
            allow_parentheses=False, seed=0)
-SUMS = dict(sft=320, train=2000, validation=200, test=400)
+SUMS = dict(sft=320, train=2000, validation=200, test=250)
 
 
 def plain(line):
@@ -83,7 +83,7 @@ def demonstrate(answer, draw):
 
 
 def demonstrate_sum(expression, draw):
-    """(pieces, gold), as above, of a sum such as "32 - 15 + 63"."""
+    """(pieces, gold), as above, of a sum such as "4 - 1 - 7 + 10"."""
     terms = expression.split()
     total = int(terms[0])
     lines = []  # (sum, its result, the check of it)

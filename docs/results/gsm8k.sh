@@ -20,13 +20,13 @@ gsm8k() {
             ppo_flags=(--train-batch 32 --lr 2e-6 --critic-lr 1e-5 --kl-coef 0.02 --freeze-steps 3
                        --micro-tokens 3000 --save-every 5 --eval-every 10) ;;
         sums)
-            steps=${STEPS:-16} batch=48 response=96 length=10
+            steps=${STEPS:-12} batch=48 response=96 length=10
             sft_flags=(--prompt '{problem}' --batch 16 --lr 2e-4 --save-every 15 --max-tokens 256
                        --micro-tokens 1000)
             # so few steps leave the critic weak, and of a reward lambda 0.95 would bring 0.95^40 = 0.13 to the
             # first of 40 tokens
-            ppo_flags=(--train-batch 16 --lr 1e-5 --critic-lr 5e-5 --lam 1 --kl-coef 0.01 --freeze-steps 1
-                       --micro-tokens 1000 --save-every 3 --keep 1 --eval-every 8) ;;
+            ppo_flags=(--train-batch 16 --lr 3e-5 --critic-lr 1e-4 --lam 1 --kl-coef 0.01 --freeze-steps 1
+                       --micro-tokens 1000 --save-every 3 --keep 1 --eval-every 4) ;;
         *) die "SETTING is $SETTING, expected gsm8k or sums" ;;
     esac
     words=(); split SFT_FLAGS; sft_flags+=(${words[@]+"${words[@]}"})
