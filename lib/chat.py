@@ -6,7 +6,7 @@ writes the same prompt.
 
 Special tokens are placed by their ids, and the text of a problem never becomes one.
 
-One difference to the apply_chat_template of transformers is intended: no default system message, neither
+One difference from transformers' apply_chat_template is intended: there is no default system message, neither
 Llama 3.1's "Cutting Knowledge Date" nor Qwen2.5's "You are Qwen". The paper's prompt is one user turn, and
 --system sets a system message.
 

@@ -262,7 +262,9 @@ def test_one_process_rounds_its_masters_as_fsdp_does():
         (alone, _, gradients), (sharded, _, others) = (scores_and_gradients(net, tokens, mask) for net in nets)
         assert torch.equal(alone, sharded)
         for name, g in gradients.items():  # FSDP adds the gradients of a token's places, and of a tied head, in bfloat16
-            other = parallel.full(others[name]).bfloat16().float()  # FSDP of PyTorch 2.15 leaves those of norms in float32
+            other = parallel.full(others[name])
+            if "norm" in name:  # FSDP of PyTorch 2.15 leaves these in float32
+                other = other.bfloat16().float()
             assert (g - other).abs().max() <= (0.01 if "embed" in name else 0) * g.abs().max(), name
 
 
