@@ -188,12 +188,14 @@ def read_flags(words):
     return cli.read_flags(parser(), COMMANDS, words)
 
 
-def check_memory(folder, config, mesh, stage):
+def check_room(args, size, mesh, stage, steps):
     """Print the plan on rank 0 and return the sampler, which is the same for all ranks. Raises
-    ValueError if the run does not fit."""
+    ValueError if the run, with the settings `size`, does not fit into memory or onto the disk."""
     line, sampler = parallel.together(lambda: plan.check(
-        hf.read_config(folder), config, parallel.world_size(), mesh["shard"].size(),
+        hf.read_config(args.model), size, parallel.world_size(), mesh["shard"].size(),
         *parallel.memory(), stage, parallel.environment()[3]), all_ranks=True)[0]
+    parallel.together(lambda: recipe.check_disk(
+        args.run, hf.read_config(args.model), size, stage, steps))
     if parallel.rank() == 0:
         print(line, flush=True)
     return sampler
@@ -221,8 +223,10 @@ def sft(args):
         device, mesh = parallel.start(args.shard_ranks, args.offload)
         size = PPOConfig(
             max_prompt=longest, max_response=0, train_batch=args.batch, dtype=args.dtype,
-            micro_tokens=args.micro_tokens, recompute=args.recompute, offload=args.offload)
-        check_memory(args.model, size, mesh, "sft")
+            micro_tokens=args.micro_tokens, recompute=args.recompute, offload=args.offload,
+            keep=args.keep, save_every=args.save_every)
+        total = args.epochs * math.ceil(len(examples) / args.batch)
+        check_room(args, size, mesh, "sft", total)
         found = checkpoint.find(args.run, args.checkpoint) if args.resume else None
         dtype = getattr(torch, args.dtype)
         policy = hf.load(args.model, M.Llama, torch.float32, device, mesh, dtype,
@@ -237,7 +241,6 @@ def sft(args):
         trained = {"policy": policy}, {"policy": optimizer}
         first = checkpoint.resume(run, *trained, found)["step"] if args.resume else 0
     signals.leave = False
-    total = args.epochs * math.ceil(len(examples) / args.batch)
     with logs.bar("sft", total, first) as bar:
         for step in range(first + 1, total + 1):
             chosen = examples_of_step(examples, step, args)
@@ -307,7 +310,7 @@ def run_ppo(args):
             chat, problems, held_out, longest, verifier, function = inputs.for_ppo(args)
         device, mesh = parallel.start(args.shard_ranks, args.offload)
         size = dataclasses.replace(args, max_prompt=longest)
-        args.sampler = check_memory(args.model, size, mesh, "ppo")
+        args.sampler = check_room(args, size, mesh, "ppo", args.steps)
         found = checkpoint.find(args.run, args.checkpoint) if args.resume else None
         trainer = ppo.Trainer(args, args.model, problems, chat, args.run, device, mesh,
                               function, verifier, held_out)

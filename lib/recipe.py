@@ -5,7 +5,9 @@ c is a rlsp.Plan: PPO's settings and a Machine. Not counted are the time for loa
 the logs on disk (less than 1 GB per run).
 """
 import math
+import shutil
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from lib import files, plan
 from lib.flags import flag
@@ -97,15 +99,37 @@ def checkpoint_bytes(config, c, stage):
     return plan.weights(nets, 1) + plan.optimizer(nets, 1)
 
 
-def disk(config, c, stage):
-    """(bytes at most, bytes at the end) of a stage's folder. A new checkpoint is complete before the oldest
-    one is removed, and the best one may be an old one. An evaluation writes only texts."""
+def disk(config, c, stage, saves=math.inf):
+    """(bytes at most, bytes at the end) of a stage's folder, into which `saves` checkpoints are written in
+    turn. A new checkpoint is complete before the oldest one is removed, and the best one may be an old one.
+    An evaluation writes only texts."""
     if stage == "eval":
         return 0, 0
     model = plan.frozen_copy(config, c, 1)
     one = checkpoint_bytes(config, c, stage)
     kept = c.keep + (stage == "ppo" and c.keep_best)
-    return (kept + 1) * one + model, kept * one + model
+    return min(kept + 1, saves) * one + model, min(kept, saves) * one + model
+
+
+def check_disk(folder, config, c, stage, steps):
+    """Raises a ValueError if the disk has no room for the checkpoints and the model of a run of `steps` steps
+    in `folder`. What it wrote there before it was stopped counts as its own.
+
+    Without this a run would find the disk full at its second or third checkpoint, and lose all steps since
+    the one before."""
+    saves = math.ceil(steps / c.save_every) if c.save_every else 1
+    most, _ = disk(config, c, stage, saves)
+    parts = [Path(folder) / name for name in ("checkpoints", "model")]
+    most -= sum(file.stat().st_size for part in parts for file in part.rglob("*") if file.is_file())
+    # the folder of the checkpoints, which may be a link to another disk, or the nearest one that is there yet
+    place = next(place for place in (parts[0], *parts[0].absolute().parents) if place.exists())
+    free = shutil.disk_usage(place).free
+    if most > free:
+        one = checkpoint_bytes(config, c, stage)
+        raise ValueError(
+            f"{files.visible(folder, 1000)}: the run needs {most / GB:.4g} GB of disk for checkpoints of "
+            f"{one / GB:.4g} GB and a model, and {free / GB:.4g} GB are free; --keep has {c.keep}, and one "
+            "more checkpoint is there while it is written")
 
 
 def report(config, c, shards):

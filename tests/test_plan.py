@@ -1,9 +1,11 @@
 """plan.py against arithmetic by hand, against PyTorch's memory tracker on the 8B model, and against runs; memory of loading and saving;
 what can be shown of the large models and of train.sh's GPU part without a GPU."""
+import contextlib
 import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -413,6 +415,43 @@ def test_the_disk_of_a_run_is_the_planned_one(folder, tmp_path, monkeypatch, sta
     assert (run / "model/model.safetensors").stat().st_size == pytest.approx(model, rel=0.03)
     assert size() == pytest.approx(kept, rel=0.03)
     assert max(seen) == pytest.approx(most - model, rel=0.03)  # there is no model yet while checkpoints are written
+
+
+@pytest.mark.parametrize("stage", ["sft", "ppo"])
+@pytest.mark.parametrize("every, checkpoints", [(0, 1), (3, 2), (2, 3), (1, 3)])
+def test_a_run_that_the_disk_cannot_hold_does_not_start(folder, tmp_path, monkeypatch, refused, stage, every, checkpoints):  # noqa: F811
+    """Six steps, of which --save-every says how many write a checkpoint, --keep 2 and one more while it is written. With room for all
+    and the model the run begins, which loading shows; with one byte less it is refused before. What a stopped run left counts as its
+    own, also behind a link to another disk."""
+    (tmp_path / "sft.jsonl").write_text("".join((ROOT / "data/tiny/sft.jsonl").read_text().splitlines(True)[:6]))
+    words = {"sft": ["--data", tmp_path / "sft.jsonl", "--batch", 1, "--epochs", 1],
+             "ppo": ["--data", ROOT / "data/tiny/train.jsonl", "--steps", 6, "--rollout-batch", 2, "--train-batch", 2, "--max-response", 8]}[stage]
+    words = [stage, "--model", folder, "--out", tmp_path / "not/yet/run", "--dtype", "float32", "--keep", 2, "--save-every", every, *words]
+    config = hf.read_config(folder)
+    numbers = [sum(p.numel() for p in net(config).parameters()) for net in (M.Llama, M.Critic)][: 1 if stage == "sft" else 2]
+    need = checkpoints * 3 * 4 * sum(numbers) + 4 * numbers[0]  # weights and two moments of each network; the model
+
+    def free(size, where):
+        asked = []
+        monkeypatch.setattr(shutil, "disk_usage", lambda place: (asked.append(place), SimpleNamespace(free=size))[1])
+        monkeypatch.setattr(hf, "load", lambda *a, **k: (_ for _ in ()).throw(ValueError("it begins")))
+        error = refused(*words)
+        assert asked == [where]
+        return error
+
+    short = free(need - 1, tmp_path)
+    assert short.startswith(f"rlsp.py: error: {tmp_path}/not/yet/run: the run needs {need / 1e9:.4g} GB of disk") and short.count("\n") == 1
+    assert "it begins" in free(need, tmp_path)
+    (tmp_path / "big/step-000002").mkdir(parents=True)
+    (tmp_path / "big/step-000002/part").write_bytes(bytes(1000))
+    run = tmp_path / "not/yet/run"
+    run.mkdir(parents=True)
+    (run / "checkpoints").symlink_to(tmp_path / "big")
+    c = ppo.PPOConfig(dtype="float32", keep=2, save_every=every)
+    for size in need - 1000, need - 1001:
+        monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=size if place == run / "checkpoints" else 0))
+        with pytest.raises(ValueError, match="of disk") if size < need - 1000 else contextlib.nullcontext():
+            recipe.check_disk(run, config, c, stage, 6)
 
 
 # ---- train.sh inside a job of torchrun
