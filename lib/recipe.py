@@ -123,13 +123,13 @@ def check_disk(folder, config, c, stage, steps):
     most -= sum(file.stat().st_size for part in parts for file in part.rglob("*") if file.is_file())
     # the folder of the checkpoints, which may be a link to another disk, or the nearest one that is there yet
     place = next(place for place in (parts[0], *parts[0].absolute().parents) if place.exists())
-    free = shutil.disk_usage(place).free
-    if most > free:
+    size = shutil.disk_usage(place)
+    if size.total and most > size.free:  # a total of 0: a file system that does not tell its size
         one = checkpoint_bytes(config, c, stage)
         raise ValueError(
             f"{files.visible(folder, 1000)}: the run needs {most / GB:.4g} GB of disk for checkpoints of "
-            f"{one / GB:.4g} GB and a model, and {free / GB:.4g} GB are free; --keep has {c.keep}, and one "
-            "more checkpoint is there while it is written")
+            f"{one / GB:.4g} GB and a model, and {size.free / GB:.4g} GB are free; --keep is {c.keep}, "
+            "and one checkpoint more is there while it is written")
 
 
 def report(config, c, shards):

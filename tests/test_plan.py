@@ -433,7 +433,7 @@ def test_a_run_that_the_disk_cannot_hold_does_not_start(folder, tmp_path, monkey
 
     def free(size, where):
         asked = []
-        monkeypatch.setattr(shutil, "disk_usage", lambda place: (asked.append(place), SimpleNamespace(free=size))[1])
+        monkeypatch.setattr(shutil, "disk_usage", lambda place: (asked.append(place), SimpleNamespace(free=size, total=1e12))[1])
         monkeypatch.setattr(hf, "load", lambda *a, **k: (_ for _ in ()).throw(ValueError("it begins")))
         error = refused(*words)
         assert asked == [where]
@@ -449,9 +449,12 @@ def test_a_run_that_the_disk_cannot_hold_does_not_start(folder, tmp_path, monkey
     (run / "checkpoints").symlink_to(tmp_path / "big")
     c = ppo.PPOConfig(dtype="float32", keep=2, save_every=every)
     for size in need - 1000, need - 1001:
-        monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=size if place == run / "checkpoints" else 0))
+        monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(
+            free=size if place == run / "checkpoints" else 0, total=1e12))
         with pytest.raises(ValueError, match="of disk") if size < need - 1000 else contextlib.nullcontext():
             recipe.check_disk(run, config, c, stage, 6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=0, total=0))  # a mounted object store may say so
+    recipe.check_disk(run, config, c, stage, 6)
 
 
 # ---- train.sh inside a job of torchrun
