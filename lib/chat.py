@@ -6,8 +6,8 @@ writes the same prompt.
 
 Special tokens are placed by their ids, and the text of a problem never becomes one.
 
-One difference from transformers' apply_chat_template is intended: there is no default system message, neither
-Llama 3.1's "Cutting Knowledge Date" nor Qwen2.5's "You are Qwen". The paper's prompt is one user turn, and
+Unlike apply_chat_template in transformers, this adds no default system message, neither Llama 3.1's "Cutting
+Knowledge Date" nor Qwen2.5's "You are Qwen". That is intended: the paper's prompt is one user turn, and
 --system sets a system message.
 
 A folder that was trained here has a chat_template.jinja whose first line, a comment, records in JSON how the

@@ -9,7 +9,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lib import files, plan
+from lib import checkpoint, files, plan
 from lib.flags import flag
 from lib.plan import GB, GPU_OVERHEAD
 
@@ -117,7 +117,9 @@ def check_disk(folder, config, c, stage, steps):
 
     Without this a run would find the disk full at its second or third checkpoint, and lose all steps since
     the one before."""
-    saves = math.ceil(steps / c.save_every) if c.save_every else 1
+    saved = checkpoint.steps(folder)
+    left = steps - (int(saved[-1].name[5:]) if saved else 0)
+    saves = len(saved) + math.ceil(left / (c.save_every or steps))
     most, _ = disk(config, c, stage, saves)
     parts = [Path(folder) / name for name in ("checkpoints", "model")]
     most -= sum(file.stat().st_size for part in parts for file in part.rglob("*") if file.is_file())
@@ -125,10 +127,10 @@ def check_disk(folder, config, c, stage, steps):
     place = next(place for place in (parts[0], *parts[0].absolute().parents) if place.exists())
     size = shutil.disk_usage(place)
     if size.total and most > size.free:  # a total of 0: a file system that does not tell its size
-        one = checkpoint_bytes(config, c, stage)
+        one = checkpoint_bytes(config, c, stage) / GB
         raise ValueError(
             f"{files.visible(folder, 1000)}: the run needs {most / GB:.4g} GB of disk for checkpoints of "
-            f"{one / GB:.4g} GB and a model, and {size.free / GB:.4g} GB are free; --keep is {c.keep}, "
+            f"{one:.4g} GB and a model, and {size.free / GB:.4g} GB are free; --keep is {c.keep}, "
             "and one checkpoint more is there while it is written")
 
 
@@ -207,9 +209,9 @@ def recipe_lines(config, c, shards):
     add("all", "without a judge", sum(took.values()), gigabytes)
     add("judge", what["judge"], judge)
     add("all", "with --exploration judge", sum(took.values()) + judge, gigabytes)
-    checkpoint = checkpoint_bytes(config, c, "ppo") / GB
+    one = checkpoint_bytes(config, c, "ppo") / GB
     return lines + [
-        f"disk: a checkpoint of PPO has {checkpoint:.1f} GB (--keep {c.keep}{' --keep-best' * c.keep_best}, "
+        f"disk: a checkpoint of PPO has {one:.1f} GB (--keep {c.keep}{' --keep-best' * c.keep_best}, "
         f"and one more while it is written), RUN/model {plan.frozen_copy(config, c, 1) / GB:.1f}; downloads "
         "are not counted",
         "GB and FLOPs are arithmetic on config.json and flags. Assumed, each a flag: numbers and lengths of "

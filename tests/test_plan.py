@@ -1,6 +1,5 @@
 """plan.py against arithmetic by hand, against PyTorch's memory tracker on the 8B model, and against runs; memory of loading and saving;
 what can be shown of the large models and of train.sh's GPU part without a GPU."""
-import contextlib
 import json
 import math
 import os
@@ -442,17 +441,27 @@ def test_a_run_that_the_disk_cannot_hold_does_not_start(folder, tmp_path, monkey
     short = free(need - 1, tmp_path)
     assert short.startswith(f"rlsp.py: error: {tmp_path}/not/yet/run: the run needs {need / 1e9:.4g} GB of disk") and short.count("\n") == 1
     assert "it begins" in free(need, tmp_path)
-    (tmp_path / "big/step-000002").mkdir(parents=True)
-    (tmp_path / "big/step-000002/part").write_bytes(bytes(1000))
+    (tmp_path / "big/.step-000002.part").mkdir(parents=True)
+    (tmp_path / "big/.step-000002.part/part").write_bytes(bytes(1000))
     run = tmp_path / "not/yet/run"
     run.mkdir(parents=True)
     (run / "checkpoints").symlink_to(tmp_path / "big")
     c = ppo.PPOConfig(dtype="float32", keep=2, save_every=every)
-    for size in need - 1000, need - 1001:
+
+    def check(size):
         monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(
             free=size if place == run / "checkpoints" else 0, total=1e12))
-        with pytest.raises(ValueError, match="of disk") if size < need - 1000 else contextlib.nullcontext():
-            recipe.check_disk(run, config, c, stage, 6)
+        recipe.check_disk(run, config, c, stage, 6)
+
+    check(need - 1000)
+    with pytest.raises(ValueError, match="of disk"):
+        check(need - 1001)
+    (tmp_path / "big/step-000006").mkdir()  # after the last checkpoint the model alone is missing
+    with open(tmp_path / "big/step-000006/part", "wb") as f:
+        f.truncate(3 * 4 * sum(numbers) - 1000)
+    check(4 * numbers[0])
+    with pytest.raises(ValueError, match="of disk"):
+        check(4 * numbers[0] - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=0, total=0))  # a mounted object store may say so
     recipe.check_disk(run, config, c, stage, 6)
 
